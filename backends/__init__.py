@@ -1,0 +1,1 @@
+"""Code generators for Loop IR."""

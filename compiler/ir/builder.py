@@ -1,0 +1,121 @@
+"""GraphBuilder: emits typed nodes one by one and folds shape arithmetic while it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
+from compiler.ir.intexpr import Dim, IntExpr
+from compiler.ir.op import lookup
+from compiler.ir.types import DType, TensorType
+
+_FOLD_LIMIT = 1024
+"""Elements up to which integer results are folded while building: enough for any shape computation."""
+
+
+class GraphBuilder:
+    """Collects nodes for one graph. Names are made unique; integer tensors whose content follows from shapes are known as dims.
+
+    ``folding`` evaluates nodes over small known integer operands at once; switch it off to keep a graph as it is written.
+    """
+
+    def __init__(self, name: str, *, folding: bool = True) -> None:
+        self.name = name
+        self.inputs: list[Value] = []
+        self.nodes: list[Node] = []
+        self.constants: dict[Value, Constant] = {}
+        self._folding = folding
+        self._dims: dict[Value, Array] = {}
+        self._names: set[str] = set()
+
+    def unique(self, stem: str) -> str:
+        """A name no value of this graph has yet, from stem."""
+        clean = "".join(c if c.isalnum() or c in "_./-:" else "_" for c in stem) or "v"
+        name, count = clean, 1
+        while name in self._names:
+            name, count = f"{clean}.{count}", count + 1
+        self._names.add(name)
+        return name
+
+    def input(self, name: str, type_: TensorType) -> Value:
+        """A new graph input."""
+        value = Value(self.unique(name), type_)
+        self.inputs.append(value)
+        return value
+
+    def constant(self, array: Array, name: str = "const") -> Value:
+        """A constant by reference to its array."""
+        value = Value(self.unique(name), TensorType(DType.of(array.dtype), tuple(array.shape)))
+        self.constants[value] = Constant(array)
+        return value
+
+    def adopt(self, value: Value, constant: Constant | None = None) -> Value:
+        """Take a value of another graph as it is: an input, or a constant when its data is given."""
+        self._names.add(value.name)
+        if constant is not None:
+            self.constants[value] = constant
+        return value
+
+    def append(self, node: Node) -> None:
+        """Take a finished node as it is."""
+        self._names.update(v.name for v in node.outputs)
+        self.nodes.append(node)
+
+    def emit(self, op: str, *inputs: Value | None, name: str = "", **attrs: Attr) -> Value:
+        """A node with one output; the output."""
+        (value,) = self.emit_multi(op, inputs, attrs, name=name)
+        return value
+
+    def emit_multi(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], *, name: str = "") -> tuple[Value, ...]:
+        """A node with its inferred outputs; folded where its operands are known integers."""
+        definition = lookup(op)
+        types = definition.infer([None if v is None else v.type for v in inputs], attrs)
+        folded = self._fold(op, inputs, attrs, types) if self._folding else None
+        if folded is not None:
+            return (folded,)
+        outputs = tuple(Value(self.unique(name or op), t) for t in types)
+        self.nodes.append(Node(op, tuple(inputs), outputs, attrs, name=name))
+        return outputs
+
+    def array(self, value: Value) -> Array | None:
+        """The data of a value that is constant; None otherwise."""
+        constant = self.constants.get(value)
+        return None if constant is None else constant.array
+
+    def dims(self, value: Value) -> tuple[Dim, ...] | None:
+        """The integers in a value of rank 0 or 1, symbolic ones included; None when they are not known."""
+        known = self._known(value)
+        if known is None or known.ndim > 1 or known.dtype.kind not in "iuO":
+            return None
+        return tuple(d if isinstance(d, IntExpr) else int(d) for d in known.reshape(-1).tolist())
+
+    def set_dims(self, value: Value, content: Array) -> None:
+        """Record what an integer value is known to hold (an object array of dims)."""
+        self._dims[value] = content
+
+    def graph(self, outputs: Sequence[Value]) -> Graph:
+        """The finished graph."""
+        return Graph(self.name, tuple(self.inputs), tuple(outputs), tuple(self.nodes), dict(self.constants))
+
+    def _known(self, value: Value) -> Array | None:
+        return self._dims.get(value, self.array(value))
+
+    def _fold(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], types: tuple[TensorType, ...]) -> Value | None:
+        elements = types[0].elements
+        if len(types) != 1 or types[0].dtype not in (DType.INT64, DType.INT32, DType.BOOL):
+            return None
+        if not isinstance(elements, int) or elements > _FOLD_LIMIT:
+            return None
+        known = [None if v is None else self._known(v) for v in inputs]
+        content = lookup(op).known_content([None if v is None else v.type for v in inputs], known, attrs)
+        if content is None:
+            return None
+        content = content.reshape(types[0].static_shape)
+        if not any(isinstance(d, IntExpr) for d in content.reshape(-1)):
+            return self.constant(content.astype(types[0].dtype.numpy), name=op)
+        value = Value(self.unique(op), types[0])
+        self.nodes.append(Node(op, tuple(inputs), (value,), attrs))
+        self.set_dims(value, content)
+        return value

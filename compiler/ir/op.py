@@ -1,0 +1,235 @@
+"""What an operator is: one class says everything about it, and registering it makes it known everywhere.
+
+Canonical ops have lower-case names and one form each. ONNX operators reach them through the ``forms`` their op files declare:
+a form reads one ONNX node (some range of its versions) and emits canonical ops through a ``FormContext``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from compiler.errors import InternalError
+from compiler.ir.graph import Attr, Node, Region, Value
+from compiler.ir.intexpr import Dim
+from compiler.ir.scalar import Array, Scalar, evaluate
+from compiler.ir.scalar import Arg as ScalarArg
+from compiler.ir.types import DType, TensorType
+
+if TYPE_CHECKING:
+    from compiler.ir.builder import GraphBuilder
+
+
+class Layouts(Enum):
+    """Which layouts of its data operands and result a node can run in."""
+
+    PLAIN = "plain"  # row-major everywhere
+    SAME = "same"  # any layout, the same for every data operand and the result (operands that only broadcast follow)
+    BLOCKED_OUT = "blocked-out"  # any layout of input 0, blocked result; the other inputs are plain constants
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small ONNX node for the test matrix: inputs are arrays (None for an absent one); ``constant`` lists those given as initializers."""
+
+    op_type: str
+    inputs: tuple[Array | None, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    opset: int = 20
+    constant: tuple[int, ...] = ()
+    outputs: int = 1
+    domain: str = ""
+
+
+class UnsupportedForm(Exception):
+    """A form met a node it cannot import; the importer lists all of them in one error."""
+
+
+@dataclass(frozen=True)
+class FormContext:
+    """What a form sees of the ONNX node it imports. Attribute values are int, float, str, tuples of these, or numpy arrays."""
+
+    op_type: str
+    inputs: tuple[Value | None, ...]
+    attrs: Mapping[str, Any]
+    opset: int
+    builder: GraphBuilder
+    outputs: int
+    name: str
+
+    def input(self, index: int) -> Value:
+        """Input ``index``, which must be there."""
+        value = self.optional(index)
+        if value is None:
+            raise UnsupportedForm(f"input {index} is missing")
+        return value
+
+    def optional(self, index: int) -> Value | None:
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def constant(self, index: int) -> Array | None:
+        """The data of input ``index`` when it is known now; None when it is absent or computed at run time."""
+        value = self.optional(index)
+        return None if value is None else self.builder.array(value)
+
+    def dims(self, index: int) -> tuple[Dim, ...] | None:
+        """The integers in input ``index`` (rank 0 or 1), symbolic ones included; None when they are not known."""
+        value = self.optional(index)
+        return None if value is None else self.builder.dims(value)
+
+    def require_dims(self, index: int, role: str) -> tuple[Dim, ...]:
+        dims = self.dims(index)
+        if dims is None:
+            raise UnsupportedForm(f"{role} (input {index}) is computed from data at run time")
+        return dims
+
+    def emit(self, op: str, *inputs: Value | None, **attrs: Attr) -> Value:
+        """One canonical node with one output."""
+        return self.builder.emit(op, *inputs, name=self.name, **attrs)
+
+    def const(self, array: Array) -> Value:
+        """A constant value."""
+        return self.builder.constant(array)
+
+
+FormBuild = Callable[[FormContext], Value | Sequence[Value]]
+
+
+@dataclass(frozen=True)
+class OnnxForm:
+    """One range of versions of one ONNX operator and how its nodes become canonical ones."""
+
+    op_type: str
+    build: FormBuild
+    since: int = 1
+    until: int | None = None
+    domain: str = ""
+
+    def accepts(self, opset: int) -> bool:
+        return self.since <= opset and (self.until is None or opset <= self.until)
+
+
+class Op(ABC):
+    """A canonical operator. Subclasses are stateless; ``register`` makes the one instance known by ``name``."""
+
+    name: ClassVar[str]
+    forms: ClassVar[tuple[OnnxForm, ...]] = ()
+    samples: ClassVar[tuple[Sample, ...]] = ()
+    families: ClassVar[tuple[str, ...]] = ()
+    """Kernel families that can build it, best first; the first that supports a workload is taken."""
+    dims_foldable: ClassVar[bool] = False
+    """Whether ``evaluate`` also works on object arrays of symbolic dims (shape arithmetic)."""
+    is_view: ClassVar[bool] = False
+    """Whether the result is input 0's memory under another shape (row-major)."""
+
+    @abstractmethod
+    def infer(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> tuple[TensorType, ...]:
+        """The logical result types. Raises UnsupportedForm where the operands do not fit."""
+
+    @abstractmethod
+    def evaluate(self, inputs: Sequence[Array | None], attrs: Mapping[str, Attr]) -> tuple[Array, ...]:
+        """Reference semantics in numpy, on logical arrays."""
+
+    def scalar(self, args: Sequence[Scalar], attrs: Mapping[str, Attr]) -> Scalar | None:
+        """For an elementwise op: its result for one element. None: not elementwise."""
+        return None
+
+    def regions(self, inputs: Sequence[TensorType], attrs: Mapping[str, Attr]) -> tuple[Region, ...] | None:
+        """For an index-mapping op: which input element each output element is, boxes covering the output. None: it is not one."""
+        return None
+
+    def layouts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], block: int) -> Layouts:
+        """The layouts a node can run in when channels are blocked by ``block``."""
+        return Layouts.PLAIN
+
+    def known_content(self, inputs: Sequence[TensorType | None], contents: Sequence[Array | None], attrs: Mapping[str, Attr]) -> Array | None:
+        """The integers in the result, as an object array of dims, from the operands' types and those contents that are known."""
+        if not self.dims_foldable or any(c is None and t is not None for c, t in zip(contents, inputs, strict=True)):
+            return None
+        if any(c is not None and c.dtype.kind not in "iubO" for c in contents):
+            return None
+        try:
+            (content,) = self.evaluate([None if c is None else c.astype(object) for c in contents], attrs)
+        except (TypeError, KeyError, ValueError, ZeroDivisionError):
+            return None
+        return np.asarray(content, dtype=object)
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        """A value equal to the node's only output, made of cheaper nodes or simply one of its inputs; None: nothing to do."""
+        return None
+
+
+class Elementwise(Op):
+    """An op given by its scalar expression: operands broadcast by numpy's rules."""
+
+    families = ("injective",)
+
+    def scalar(self, args: Sequence[Scalar], attrs: Mapping[str, Attr]) -> Scalar:
+        """The element's expression; every elementwise op has one."""
+        raise InternalError(f"elementwise op {self.name} declares no scalar expression", where="compiler.ops")
+
+    def infer(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> tuple[TensorType, ...]:
+        present = present_types(inputs)
+        args = [ScalarArg(i, t.dtype) for i, t in enumerate(present)]
+        return (TensorType(self.scalar(args, attrs).dtype, broadcast_shapes([t.shape for t in present])),)
+
+    def evaluate(self, inputs: Sequence[Array | None], attrs: Mapping[str, Attr]) -> tuple[Array, ...]:
+        arrays = [x for x in inputs if x is not None]
+        args = [ScalarArg(i, DType.of(x.dtype)) for i, x in enumerate(arrays)]
+        result = evaluate(self.scalar(args, attrs), arrays)
+        return (np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in arrays))),)
+
+    def layouts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], block: int) -> Layouts:
+        return Layouts.SAME
+
+
+def present_types(inputs: Sequence[TensorType | None]) -> list[TensorType]:
+    """The types of the inputs that are there."""
+    return [t for t in inputs if t is not None]
+
+
+def broadcast_shapes(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    """The numpy broadcast of shapes with symbolic dims. A symbolic dim against an unequal one other than 1 is refused."""
+    rank = max((len(s) for s in shapes), default=0)
+    result: list[Dim] = []
+    for axis in range(rank):
+        out: Dim = 1
+        for shape in shapes:
+            at = axis - (rank - len(shape))
+            dim = shape[at] if at >= 0 else 1
+            if dim == out or dim == 1:
+                continue
+            if out != 1:
+                raise UnsupportedForm(f"shapes {[tuple(map(str, s)) for s in shapes]} do not broadcast at axis {axis}: {out} and {dim}")
+            out = dim
+        result.append(out)
+    return tuple(result)
+
+
+_REGISTRY: dict[str, Op] = {}
+
+
+def register(cls: type[Op]) -> type[Op]:
+    """Make an op known by its name; used as a class decorator."""
+    if cls.name in _REGISTRY:
+        raise InternalError(f"op {cls.name} is registered twice", where="compiler.ops")
+    _REGISTRY[cls.name] = cls()
+    return cls
+
+
+def lookup(name: str) -> Op:
+    """The op called name. Raises InternalError where there is none."""
+    op = _REGISTRY.get(name)
+    if op is None:
+        raise InternalError(f"no op is called {name!r}", where="compiler.ops", hint="import compiler.ops first, so that op files register")
+    return op
+
+
+def all_ops() -> tuple[Op, ...]:
+    """Every registered op, by name."""
+    return tuple(_REGISTRY[name] for name in sorted(_REGISTRY))

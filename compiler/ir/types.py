@@ -1,0 +1,135 @@
+"""Types of values: element types, layouts and tensor types with symbolic dims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
+
+import ml_dtypes
+import numpy as np
+
+from compiler.ir.intexpr import Dim, ceildiv, product
+
+
+class DType(Enum):
+    """An element type; the value is the name that both IRs print."""
+
+    FLOAT64 = "f64"
+    FLOAT32 = "f32"
+    FLOAT16 = "f16"
+    BFLOAT16 = "bf16"
+    INT64 = "i64"
+    INT32 = "i32"
+    INT16 = "i16"
+    INT8 = "i8"
+    UINT64 = "u64"
+    UINT32 = "u32"
+    UINT16 = "u16"
+    UINT8 = "u8"
+    BOOL = "bool"
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The numpy dtype with the same values."""
+        return _NUMPY[self]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element in memory."""
+        return _NUMPY[self].itemsize
+
+    @property
+    def is_float(self) -> bool:
+        return self in (DType.FLOAT64, DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether negative values exist (floats and signed integers)."""
+        return self.value[0] in "fib" and self is not DType.BOOL
+
+    @classmethod
+    def of(cls, dtype: np.dtype[np.generic] | type[np.generic]) -> DType:
+        """The element type of a numpy dtype. Raises KeyError for one we do not have."""
+        return _OF_NUMPY[np.dtype(dtype)]
+
+
+_NUMPY: dict[DType, np.dtype[np.generic]] = {
+    DType.FLOAT64: np.dtype(np.float64),
+    DType.FLOAT32: np.dtype(np.float32),
+    DType.FLOAT16: np.dtype(np.float16),
+    DType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    DType.INT64: np.dtype(np.int64),
+    DType.INT32: np.dtype(np.int32),
+    DType.INT16: np.dtype(np.int16),
+    DType.INT8: np.dtype(np.int8),
+    DType.UINT64: np.dtype(np.uint64),
+    DType.UINT32: np.dtype(np.uint32),
+    DType.UINT16: np.dtype(np.uint16),
+    DType.UINT8: np.dtype(np.uint8),
+    DType.BOOL: np.dtype(np.bool_),
+}
+_OF_NUMPY = {numpy: dtype for dtype, numpy in _NUMPY.items()}
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A dense tensor: element type, logical shape, and how it lies in memory.
+
+    ``block == 1`` is row-major. ``block == c > 1`` splits axis 1: NCHW becomes ``[N, ceil(C/c), H, W, c]`` (NCHW8c for c = 8);
+    lanes past C hold unspecified values that no kernel reads as data.
+    """
+
+    dtype: DType
+    shape: tuple[Dim, ...]
+    block: int = 1
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @cached_property
+    def physical_shape(self) -> tuple[Dim, ...]:
+        """The row-major shape in memory, in elements."""
+        if self.block == 1:
+            return self.shape
+        return (self.shape[0], ceildiv(self.shape[1], self.block), *self.shape[2:], self.block)
+
+    @cached_property
+    def elements(self) -> Dim:
+        """Elements in memory, padding lanes included."""
+        return product(self.physical_shape)
+
+    @property
+    def nbytes(self) -> Dim:
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def is_static(self) -> bool:
+        return all(isinstance(dim, int) for dim in self.shape)
+
+    @cached_property
+    def static_shape(self) -> tuple[int, ...]:
+        """The shape when every dim is known. Raises ValueError when one is symbolic."""
+        dims = tuple(dim for dim in self.shape if isinstance(dim, int))
+        if len(dims) != len(self.shape):
+            raise ValueError(f"{self} has symbolic dims")
+        return dims
+
+    def with_block(self, block: int) -> TensorType:
+        """The same tensor in another layout."""
+        return replace(self, block=block)
+
+    def __str__(self) -> str:
+        layout = f"{{{self.block}c}}" if self.block != 1 else ""
+        return f"{self.dtype.value}[{', '.join(map(str, self.shape))}]{layout}"
+
+
+def pack_physical(array: np.ndarray, block: int) -> np.ndarray:
+    """A logical array as it lies in memory in the blocked layout; padding lanes are zero."""
+    if block == 1:
+        return np.ascontiguousarray(array)
+    padding = -array.shape[1] % block
+    padded = np.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
+    split = padded.reshape(array.shape[0], padded.shape[1] // block, block, *array.shape[2:])
+    return np.ascontiguousarray(np.moveaxis(split, 2, -1))

@@ -1,0 +1,1 @@
+"""Reading models into Graph IR."""

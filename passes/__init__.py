@@ -1,0 +1,1 @@
+"""Passes over Graph IR and the analyses they use."""

@@ -1,0 +1,1 @@
+"""Runs saved modules; needs numpy alone."""
