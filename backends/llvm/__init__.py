@@ -1,0 +1,1 @@
+"""Loop IR to textual LLVM to native code through llvmlite."""
