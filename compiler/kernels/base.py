@@ -19,9 +19,9 @@ import numpy as np
 from compiler.errors import InternalError
 from compiler.ir.graph import Attr
 from compiler.ir.intexpr import Dim
-from compiler.ir.loop import Buffer, Function, Reg
+from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Arg, Array, Scalar
+from compiler.ir.scalar import Arg, Array, Call, Scalar, leaves
 from compiler.ir.types import TensorType, pack_physical
 from compiler.target import Target
 
@@ -145,8 +145,10 @@ def broadcast_strides(operand: TensorType, output: TensorType) -> tuple[Dim, ...
         shape.append(1)
         strides.append(1)
     padding = len(output.physical_shape) - len(shape)
-    shape, strides = [1] * padding + shape, [0] * padding + strides
-    return tuple(0 if dim == 1 and out != 1 else stride for dim, stride, out in zip(shape, strides, output.physical_shape, strict=True))
+    ones: list[Dim] = [1] * padding
+    zeros: list[Dim] = [0] * padding
+    pairs = zip(ones + shape, zeros + strides, output.physical_shape, strict=True)
+    return tuple(0 if dim == 1 and out != 1 else stride for dim, stride, out in pairs)
 
 
 def pack_operands(workload: Workload, constants: Sequence[Array | None]) -> list[Array | None]:
@@ -160,30 +162,106 @@ def pack_operands(workload: Workload, constants: Sequence[Array | None]) -> list
 class Epilogue:
     """Inlines a workload's epilogue: call ``apply`` with the anchor's result and where it goes.
 
-    ``buffers`` are those of ``workload.operands``, in order.
+    ``buffers`` are those of ``workload.operands``, in order. ``row_axes`` are the physical output axes along which a builder's
+    accumulators differ in one tile; when the epilogue begins by adding an operand that does not vary along them (a bias), ``initial``
+    gives it as the accumulators' start and the addition is dropped. Without ``row_axes`` nothing is folded.
     """
 
-    def __init__(self, builder: LoopBuilder, workload: Workload, buffers: Sequence[Buffer]) -> None:
+    def __init__(self, builder: LoopBuilder, workload: Workload, buffers: Sequence[Buffer], row_axes: Sequence[int] = ()) -> None:
         self._builder = builder
         self._workload = workload
         self._buffers = tuple(buffers)
         self._strides = [broadcast_strides(o.type, workload.output) for o in workload.operands]
+        self._output_strides = physical_strides(workload.output)
+        self._expr = workload.epilogue
+        self._bias: int | None = None
+        if row_axes:
+            self._fold_bias([axis % len(self._output_strides) for axis in row_axes])
 
-    def apply(self, value: Reg, coordinates: Sequence[Dim], count: int | None = None) -> Reg:
+    @property
+    def padded(self) -> bool:
+        """Whether the output has padding lanes, so that whole vectors may always be stored."""
+        return self._workload.output.block != 1
+
+    def initial(self, coordinates: Sequence[Dim], type_: VecType, loads: dict[object, Reg], count: int | None = None) -> Reg:
+        """What a sum that goes to ``coordinates`` starts from: the folded bias, or zero. ``loads`` remembers what is in registers."""
+        if self._bias is not None:
+            return self._operand(self._bias, coordinates, type_.lanes, count, loads)
+        zero = loads.get(type_)
+        if zero is None:
+            zero = loads[type_] = self._builder.const(0, type_)
+        return zero
+
+    def apply(self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None) -> Reg:
         """The element(s) to store for ``value`` at physical output coordinates; its lanes run along the last physical axis."""
-        if not self._workload.has_epilogue:
+        if isinstance(self._expr, Arg):
             return value
-        lanes = value.type.lanes
+        used = {leaf.index for leaf in leaves(self._expr)}
+        known = {} if loads is None else loads
         args = [value]
-        for buffer, strides in zip(self._buffers, self._strides, strict=True):
-            index: Dim = 0
-            for coordinate, stride in zip(coordinates, strides, strict=True):
-                index = index + coordinate * stride
+        for number in range(len(self._buffers)):
+            args.append(self._operand(number, coordinates, value.type.lanes, count, known) if number + 1 in used else value)
+        return self._builder.scalar(self._expr, args)
+
+    def store(self, out: Buffer, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None) -> None:
+        """Apply the epilogue and store at the output's coordinates."""
+        index: Dim = 0
+        for coordinate, stride in zip(coordinates, self._output_strides, strict=True):
+            index = index + coordinate * stride
+        self._builder.store(out, index, self.apply(value, coordinates, count, loads), count=count)
+
+    def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: int | None, loads: dict[object, Reg]) -> Reg:
+        strides = self._strides[number]
+        index: Dim = 0
+        for coordinate, stride in zip(coordinates, strides, strict=True):
+            index = index + coordinate * stride
+        key = (number, index, lanes)
+        value = loads.get(key)
+        if value is None:
             along = strides[-1]
-            args.append(self._builder.load(buffer, index, lanes, stride=along, count=count if along != 0 else None))
-        return self._builder.scalar(self._workload.epilogue, args)
+            value = loads[key] = self._builder.load(self._buffers[number], index, lanes, stride=along, count=count if along != 0 else None)
+        return value
+
+    def _fold_bias(self, row_axes: Sequence[int]) -> None:
+        if sum(leaf.index == 0 for leaf in leaves(self._expr)) != 1:
+            return
+        call = _sum_with_anchor(self._expr)
+        if call is None:
+            return
+        other = next(a for a in call.args if isinstance(a, Arg) and a.index != 0)
+        number = other.index - 1
+        if other.dtype is self._workload.anchor.dtype and all(self._strides[number][axis] == 0 for axis in row_axes):
+            self._bias = number
+            self._expr = _replace(self._expr, call, Arg(0, call.dtype))
+
+
+def _sum_with_anchor(expr: Scalar) -> Call | None:
+    """The ``add`` of Arg(0) and another operand in expr, if there is one."""
+    if not isinstance(expr, Call):
+        return None
+    if expr.fn == "add" and all(isinstance(a, Arg) for a in expr.args) and sum(isinstance(a, Arg) and a.index == 0 for a in expr.args) == 1:
+        return expr
+    return next((found for found in map(_sum_with_anchor, expr.args) if found is not None), None)
+
+
+def _replace(expr: Scalar, old: Scalar, new: Scalar) -> Scalar:
+    if expr == old:
+        return new
+    if isinstance(expr, Call):
+        return Call(expr.fn, tuple(_replace(a, old, new) for a in expr.args), expr.dtype)
+    return expr
 
 
 def as_float64(array: Array) -> Array:
     """array in float64, for weight arithmetic that is rounded once."""
     return np.asarray(array, np.float64)
+
+
+def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[int, Dim] | None = None) -> tuple[list[Buffer], list[Buffer], Buffer]:
+    """The buffers of a kernel in their fixed order: inputs, epilogue operands, output. ``packed`` gives sizes of packed inputs, by number."""
+    sizes = packed or {}
+    inputs = [
+        builder.buffer(f"in{i}", operand.type.dtype, sizes.get(i, operand.type.elements), Access.READ) for i, operand in enumerate(workload.inputs)
+    ]
+    operands = [builder.buffer(f"ep{i}", operand.type.dtype, operand.type.elements, Access.READ) for i, operand in enumerate(workload.operands)]
+    return inputs, operands, builder.buffer("out", workload.output.dtype, workload.output.elements, Access.WRITE)

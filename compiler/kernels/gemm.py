@@ -1,0 +1,278 @@
+"""The register-tiled matrix multiplication that matmul and pointwise convolution share.
+
+``out[m, n] = sum over k of a[m, k] * b[k, n]``, an accumulator tile of ``mr`` rows by ``nv`` vectors held in registers over the whole
+of k. Rows and vectors are split into tiles of nearly equal size (49 rows at most 12 at a time are 10, 10, 10, 10, 9), so that no
+tile is left mostly empty. Constant ``b`` is packed into panels ``[k][nv * lanes]``, one after another; otherwise it is read in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.intexpr import Dim, minimum
+from compiler.ir.loop import Buffer, Reg, VecType
+from compiler.ir.loop_builder import Loop, LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType
+from compiler.kernels.base import Epilogue
+from compiler.target import Target
+
+_LINE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class GemmSchedule:
+    """``mr`` x ``nv``: the largest tile, rows by vectors. ``order``: which loop is outside, ``m`` or ``n``. ``parallel``: which one the
+    workers share (``batch``, ``m`` or ``n``). ``prefetch``: fetch the next panel of b while this one is used."""
+
+    mr: int
+    nv: int
+    order: str
+    parallel: str
+    prefetch: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An outer loop: its extent and what one step adds to the indices of a and b."""
+
+    extent: int
+    a: int
+    b: int
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """The shape and addressing of one multiplication, in elements.
+
+    Element (m, k) of a is at ``m * a_row + (k // k_block) * a_block + (k % k_block) * a_lane``.
+    ``b_row`` is the distance of two k of an unpacked b; None: b is packed. ``coordinates`` gives the physical output coordinates
+    of (batch indices, m, vector index).
+    """
+
+    batches: tuple[Batch, ...]
+    m: int
+    n: int
+    k: int
+    lanes: int
+    dtype: DType
+    a_row: int
+    k_block: int
+    a_block: int
+    a_lane: int
+    b_row: int | None
+    coordinates: Callable[[Sequence[Dim], Dim, Dim], tuple[Dim, ...]]
+
+    @property
+    def vectors(self) -> int:
+        """Vectors in a row of the output, the last perhaps partial."""
+        return -(-self.n // self.lanes)
+
+
+@dataclass(frozen=True)
+class Section:
+    """``count`` tiles of ``size`` from ``start`` on."""
+
+    start: int
+    count: int
+    size: int
+
+
+def sections(total: int, largest: int) -> list[Section]:
+    """``total`` as tiles of at most ``largest``, all of one size or of two that differ by one."""
+    if total == 0:
+        return []
+    tiles = -(-total // largest)
+    size = -(-total // tiles)
+    small = tiles * size - total
+    found = [Section(0, tiles - small, size)]
+    if small:
+        found.append(Section((tiles - small) * size, small, size - 1))
+    return found
+
+
+def split_last(found: list[Section]) -> list[Section]:
+    """The same tiles with the last one in a section of its own."""
+    *rest, last = found
+    if last.count == 1:
+        return found
+    return [*rest, Section(last.start, last.count - 1, last.size), Section(last.start + (last.count - 1) * last.size, 1, last.size)]
+
+
+def pack_panels(b: Array, nv: int, lanes: int) -> Array:
+    """A constant ``[..., k, n]`` matrix as panels: for each tile of vectors, ``[k][nv * lanes]``; missing columns are zero."""
+    k, n = b.shape[-2:]
+    vectors = -(-n // lanes)
+    padded = np.zeros((*b.shape[:-1], vectors * lanes), b.dtype)
+    padded[..., :n] = b
+    panels = []
+    for section in sections(vectors, nv):
+        for tile in range(section.count):
+            first = (section.start + tile * section.size) * lanes
+            panels.append(padded[..., first : first + section.size * lanes].reshape(*b.shape[:-2], k * section.size * lanes))
+    return np.ascontiguousarray(np.concatenate(panels, axis=-1)) if panels else padded
+
+
+def tile_limit(target: Target, nv: int) -> int:
+    """Rows that fit the register file beside ``nv`` vectors of b and one broadcast of a."""
+    return max(1, (target.vector_registers - nv - 1) // nv)
+
+
+def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
+    """Tiles by the least work per register tile, the order by which operand stays in cache, the parallel loop by balance."""
+    itemsize = gemm.dtype.itemsize
+    widest = 4 if target.vector_registers >= 32 else 3
+    candidates = range(1, widest + 1) if gemm.m >= 4 else (8 if target.vector_registers >= 32 else 6,)
+    nv = min(candidates, key=lambda v: _tile_cost(gemm, v, min(tile_limit(target, v), 14)))
+    mr = min(tile_limit(target, nv), 14)
+    weights = gemm.k * gemm.n * itemsize
+    order = "m" if weights <= target.l2_bytes // 4 and gemm.m * gemm.k * itemsize > target.l1_bytes else "n"
+    batch = 1
+    for b in gemm.batches:
+        batch *= b.extent
+    rows, panels = sections(gemm.m, mr), sections(gemm.vectors, nv)
+    balance = {"batch": _imbalance([batch], threads), "m": _imbalance([s.count for s in rows], threads), "n": _imbalance([s.count for s in panels], threads)}
+    parallel = min(("batch", "m" if order == "m" else "n", "n" if order == "m" else "m"), key=lambda name: round(balance[name], 1))
+    return GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n")
+
+
+def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
+    """The heuristic, then every tile that fits the registers in both orders and with either loop shared."""
+    first = heuristic(gemm, target, threads)
+    found = [first]
+    for nv in (1, 2, 3, 4) if gemm.m >= 4 else (4, 6, 8, 12, 16):
+        limit = min(tile_limit(target, nv), 14)
+        for mr in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
+            for order in ("m", "n"):
+                for parallel in ("m", "n") if threads > 1 else (order,):
+                    schedule = GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n")
+                    if schedule not in found:
+                        found.append(schedule)
+    return found
+
+
+def _tile_cost(gemm: Gemm, nv: int, mr: int) -> float:
+    """Cycles per k of the whole output by issue slots: two multiply-adds or two loads a cycle, and their latency of 4 cycles."""
+    cost = 0.0
+    for rows in sections(gemm.m, mr):
+        for panels in sections(gemm.vectors, nv):
+            fma, loads = rows.size * panels.size, rows.size + panels.size
+            cost += rows.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / max(fma, 1))
+    return cost
+
+
+def _imbalance(counts: list[int], threads: int) -> float:
+    """Time of the slowest worker over the ideal when each section's tiles are shared."""
+    total = sum(counts)
+    return sum(-(-count // threads) for count in counts) * threads / total if total else 1.0
+
+
+class GemmWriter:
+    """Writes the loops of one multiplication.
+
+    When rows or vectors are shared, a parallel loop over ``threads`` chunks stands outside and each tile loop is cut to its chunk.
+    """
+
+    def __init__(self, builder: LoopBuilder, gemm: Gemm, schedule: GemmSchedule, threads: int, buffers: Sequence[Buffer], epilogue: Epilogue) -> None:
+        self._builder = builder
+        self._gemm = gemm
+        self._schedule = schedule
+        self._threads = threads
+        self._a, self._b, self._out = buffers
+        self._epilogue = epilogue
+        self._rows = sections(gemm.m, schedule.mr)
+        self._panels = sections(gemm.vectors, schedule.nv)
+        self._tail = None if epilogue.padded else gemm.n % gemm.lanes or None
+        if self._tail is not None:
+            self._panels = split_last(self._panels)
+
+    def write(self) -> None:
+        """Emit everything."""
+        if self._schedule.parallel == "batch" or self._threads == 1:
+            self._batches([], None, self._schedule.parallel == "batch")
+        else:
+            with self._builder.loop("c", 0, self._threads, parallel=True) as chunk:
+                self._batches([], chunk.var, False)
+
+    def _batches(self, indices: list[Dim], chunk: Dim | None, parallel: bool) -> None:
+        if len(indices) == len(self._gemm.batches):
+            self._tiles(indices, chunk)
+        elif (extent := self._gemm.batches[len(indices)].extent) == 1:
+            self._batches([*indices, 0], chunk, parallel)
+        else:
+            with self._builder.loop("b", 0, extent, parallel=parallel) as loop:
+                self._batches([*indices, loop.var], chunk, False)
+
+    def _tiles(self, indices: list[Dim], chunk: Dim | None) -> None:
+        outer, inner = (self._rows, self._panels) if self._schedule.order == "m" else (self._panels, self._rows)
+        shared = chunk is not None and self._schedule.parallel == self._schedule.order
+        for first in outer:
+            with self._tile_loop(first, chunk if shared else None, outer.index(first)) as x:
+                for second in inner:
+                    with self._tile_loop(second, None if shared else chunk, inner.index(second)) as y:
+                        (rows, row), (panels, panel) = ((first, x.var), (second, y.var))[:: 1 if self._schedule.order == "m" else -1]
+                        self._tile(indices, rows, row, panels, panel)
+
+    def _tile_loop(self, section: Section, chunk: Dim | None, number: int) -> AbstractContextManager[Loop]:
+        """A loop over a section's tiles, or over one chunk's part of them; odd sections are dealt from the other end, to even out."""
+        if chunk is None:
+            return self._builder.loop("t", 0, section.count)
+        share = -(-section.count // self._threads)
+        turn = chunk if number % 2 == 0 else -chunk + (self._threads - 1)
+        stop = (turn + 1) * share
+        return self._builder.loop("t", turn * share, stop if section.count % self._threads == 0 else minimum(stop, section.count))
+
+    def _tile(self, indices: list[Dim], rows: Section, row: Dim, panels: Section, panel: Dim) -> None:
+        b, gemm, lanes = self._builder, self._gemm, self._gemm.lanes
+        m0, v0 = row * rows.size + rows.start, panel * panels.size + panels.start
+        a0: Dim = m0 * gemm.a_row
+        b0 = v0 * (gemm.k * lanes if gemm.b_row is None else lanes)
+        for index, batch in zip(indices, gemm.batches, strict=True):
+            a0, b0 = a0 + index * batch.a, b0 + index * batch.b
+        places = [[gemm.coordinates(indices, m0 + r, v0 + v) for v in range(panels.size)] for r in range(rows.size)]
+        loads: dict[object, Reg] = {}
+        start = [self._epilogue.initial(places[0][v], VecType(gemm.dtype, lanes), loads, self._count(panels, v)) for v in range(panels.size)]
+        accs = [start[v] for _ in range(rows.size) for v in range(panels.size)]
+        lines = self._prefetch_lines(rows, panels)
+        blocks, rest = divmod(gemm.k, gemm.k_block)
+        if blocks:
+            with b.loop("k", 0, blocks, carried=accs) as loop:
+                for line in range(lines):
+                    at = (row * blocks + loop.var) * lines + line
+                    b.prefetch(self._b, b0 + (at * (_LINE_BYTES // gemm.dtype.itemsize) + gemm.k * panels.size * lanes))
+                loop.yield_(self._block(a0, b0, loop.var, gemm.k_block, rows.size, panels, list(loop.carried)))
+            accs = list(loop.results)
+        if rest:
+            accs = self._block(a0, b0, blocks, rest, rows.size, panels, accs)
+        for r in range(rows.size):
+            for v in range(panels.size):
+                self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], self._count(panels, v), loads)
+
+    def _count(self, panels: Section, vector: int) -> int | None:
+        """Lanes in use when not all are: the last vector of a row-major output."""
+        return self._tail if panels.start + panels.count * panels.size == self._gemm.vectors and panels.count == 1 and vector == panels.size - 1 else None
+
+    def _prefetch_lines(self, rows: Section, panels: Section) -> int:
+        """Cache lines of the next panel to fetch in each block of k, so that the tiles of one section cover it."""
+        gemm = self._gemm
+        if not self._schedule.prefetch or gemm.k < gemm.k_block:
+            return 0
+        panel_lines = gemm.k * panels.size * gemm.lanes * gemm.dtype.itemsize // _LINE_BYTES
+        return min(8, -(-panel_lines // (rows.count * (gemm.k // gemm.k_block))))
+
+    def _block(self, a0: Dim, b0: Dim, block: Dim, depth: int, rows: int, panels: Section, accs: list[Reg]) -> list[Reg]:
+        """``depth`` steps of k from block ``block`` on."""
+        b, gemm, lanes, vectors = self._builder, self._gemm, self._gemm.lanes, panels.size
+        b_row = vectors * lanes if gemm.b_row is None else gemm.b_row
+        a_index, b_index = a0 + block * gemm.a_block, b0 + block * (gemm.k_block * b_row)
+        for k in range(depth):
+            right = [b.load(self._b, b_index + (k * b_row + v * lanes), lanes, count=self._count(panels, v) if gemm.b_row is not None else None) for v in range(vectors)]
+            for r in range(rows):
+                left = b.load(self._a, a_index + (r * gemm.a_row + k * gemm.a_lane), lanes, stride=0)
+                for v in range(vectors):
+                    accs[r * vectors + v] = b.fma(left, right[v], accs[r * vectors + v])
+        return accs

@@ -1,0 +1,98 @@
+"""Pointwise (1 x 1) convolution of any spatial rank, dense or grouped, as a matrix multiplication over pixels.
+
+The input is blocked or row-major, the output blocked: a row of the multiplication is a pixel, its vectors are channel blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Function
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType, TensorType
+from compiler.kernels import gemm as g
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.target import Target
+
+
+class PointwiseConv:
+    """The family; its schedule is ``GemmSchedule``."""
+
+    name = "pointwise_conv"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """1 x 1 kernels without padding, constant float weights, blocked output; groups of whole channel blocks."""
+        x, w = workload.inputs[0].type, workload.inputs[1]
+        group = workload.int("group")
+        out = workload.output
+        if not (w.constant and x.is_static and x.dtype is w.type.dtype is DType.FLOAT32 and out.block == target.lanes and out.block == workload.anchor.block):
+            return False
+        aligned = group == 1 or (w.type.static_shape[0] // group % out.block == 0 and w.type.static_shape[1] % out.block == 0)
+        return aligned and all(k == 1 for k in w.type.static_shape[2:]) and not any(workload.ints("pads")) and x.block in (1, out.block)
+
+    def heuristic(self, workload: Workload, target: Target) -> g.GemmSchedule:
+        return g.heuristic(_gemm(workload), target, workload.threads)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[g.GemmSchedule]:
+        return g.space(_gemm(workload), target, workload.threads)
+
+    def pack(self, workload: Workload, schedule: g.GemmSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        weights = constants[1]
+        group = workload.int("group")
+        packed: Array | None = None
+        if weights is not None:
+            per_group = weights.reshape(group, weights.shape[0] // group, -1).transpose(0, 2, 1)
+            packed = g.pack_panels(per_group, schedule.nv, workload.output.block).reshape(-1)
+        return [None, packed, *pack_operands(workload, constants[2:])]
+
+    def build(self, workload: Workload, schedule: g.GemmSchedule, target: Target, name: str) -> Function:
+        builder, gemm = LoopBuilder(name), _gemm(workload)
+        size = workload.int("group") * gemm.k * gemm.vectors * gemm.lanes
+        (x, w), operands, out = declare_buffers(builder, workload, {1: size})
+        epilogue = Epilogue(builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
+        g.GemmWriter(builder, gemm, schedule, workload.threads, (x, w, out), epilogue).write()
+        return builder.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.anchor.with_block(1).elements * (2 * workload.inputs[1].type.static_shape[1])
+
+
+def _gemm(workload: Workload) -> g.Gemm:
+    x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
+    block, group = out.block, workload.int("group")
+    batch, *spatial = x.static_shape[:1] + x.static_shape[2:]
+    outputs = out.static_shape[2:]
+    channels, filters = w[1], w[0] // group
+    strides = [s for s in physical_strides(x) if isinstance(s, int)]
+    blocked = x.block != 1
+    channel_block, lane = (strides[1], 1) if blocked else (strides[1] * block, strides[1])
+    group_step = channels // block * strides[1] if blocked else channels * strides[1]
+    pixel = block if blocked else 1
+    merged = all(s == 1 for s in workload.ints("strides")) and all(_is_flat(o.type, workload) for o in workload.operands)
+    row_extents = [] if merged else list(outputs[:-1])
+    steps = [s * stride for s, stride in zip(workload.ints("strides"), strides[2 : 2 + len(spatial)], strict=True)]
+    vectors = -(-filters // block)
+    batches = [g.Batch(batch, strides[0], 0), g.Batch(group, group_step, channels * vectors * block)]
+    batches += [g.Batch(extent, step, 0) for extent, step in zip(row_extents, steps, strict=False)]
+    inner = 1
+    for extent in outputs if merged else outputs[-1:]:
+        inner *= extent
+
+    def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
+        rows: list[Dim] = [0] * (len(outputs) - 1) if merged else list(indices[2:])
+        return (indices[0], indices[1] * vectors + vector, *rows, m, 0)
+
+    a_row = pixel if merged else steps[-1]
+    return g.Gemm(tuple(batches), inner, filters, channels, block, x.dtype, a_row, block, channel_block, lane, None, coordinates)
+
+
+def _is_flat(operand: TensorType, workload: Workload) -> bool:
+    """Whether the operand's spatial axes can be walked as one: all broadcast, or all there."""
+    strides = broadcast_strides(operand, workload.output)[2:-1]
+    full = physical_strides(workload.output)[2:-1]
+    return all(s == 0 or n == 1 for s, n in zip(strides, workload.output.shape[2:], strict=True)) or strides == full
+
+
+register_family(PointwiseConv())
