@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,25 +97,3 @@ def _cache_bytes(index: str) -> int:
     scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
     digits = text.rstrip("KM")
     return int(digits) * scale if digits.isdigit() else 0
-
-
-def available_cpus() -> int:
-    """CPUs this process may really use: the smaller of its affinity mask and its cgroup quota, at least 1."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(cpus, int(quota)) if quota >= 1 else 1 if quota > 0 else cpus)
-
-
-def _cgroup_quota() -> float:
-    """CPUs' worth of time the cgroup grants per period; 0 where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
-        return 0.0 if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text())
-        period_us = int(Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else 0.0
-    except (OSError, ValueError):
-        return 0.0
