@@ -58,7 +58,7 @@ class Constant:
     def digest(self) -> str:
         """A content hash: dtype, shape and bytes (sha256, 16 hex digits)."""
         hasher = hashlib.sha256(f"{self.array.dtype}{self.array.shape}".encode())
-        hasher.update(np.ascontiguousarray(self.array).view(np.uint8) if self.array.ndim else self.array.tobytes())
+        hasher.update(np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data)
         return hasher.hexdigest()[:16]
 
 

@@ -66,14 +66,18 @@ class Function:
 def _erf(x: Array) -> Array:
     from math import erf
 
-    return np.vectorize(erf, otypes=[np.float64])(x).astype(x.dtype)
+    result: Array = np.vectorize(erf, otypes=[np.float64])(x)
+    return result.astype(x.dtype)
 
 
 def _divide(x: Array, y: Array) -> Array:
-    if x.dtype.kind in "iu":
-        quotient = np.abs(x.astype(object)) // np.maximum(np.abs(y.astype(object)), 1)
-        return (quotient * np.sign(x).astype(object) * np.sign(y).astype(object)).astype(x.dtype)
-    return x / y
+    """Integers round towards zero; a zero divisor counts as one, and the most negative number over -1 wraps."""
+    if x.dtype.kind not in "iu":
+        return np.true_divide(x, y)
+    divisor = np.where(y == 0, np.ones_like(y), y)
+    quotient = np.floor_divide(x, divisor)
+    inexact = quotient * divisor != x
+    return quotient + (inexact & ((x < 0) != (divisor < 0))).astype(x.dtype)
 
 
 def _sigmoid(x: Array) -> Array:
