@@ -1,0 +1,181 @@
+"""Depthwise convolution over blocked channels: each vector is one channel block, the taps stay in registers.
+
+Borders cost nothing at run time: rows and columns are tiled at build time and each tile only has the taps that fall inside the input.
+Kernels with many taps loop over their rows instead of unrolling them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Buffer, Function, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType, pack_physical
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
+from compiler.kernels.windows import Axis, TileRun, spatial_axes, tile_runs
+from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class DepthwiseSchedule:
+    """Outputs per tile, ``rows`` by ``columns``, and what the workers share: ``channels`` (blocks) or ``rows``."""
+
+    rows: int
+    columns: int
+    parallel: str
+
+
+class DepthwiseConv:
+    """The family: two spatial axes (one is taken as a height of 1), blocked in and out, one filter per channel."""
+
+    name = "depthwise_conv"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Constant float32 weights, group == channels == filters, spatial rank 1 or 2, blocked input and output."""
+        x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
+        if not (w.constant and x.is_static and x.dtype is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+            return False
+        group = workload.int("group")
+        return group == x.shape[1] == out.shape[1] and x.block == out.block == workload.anchor.block == target.lanes
+
+    def heuristic(self, workload: Workload, target: Target) -> DepthwiseSchedule:
+        rows, columns = _axes(workload)
+        taps = rows.kernel * columns.kernel
+        budget = target.vector_registers - min(taps, target.vector_registers // 2) - 2
+        tile_columns = min(columns.out, max(1, min(budget, 8)))
+        blocks = _blocks(workload) * workload.output.static_shape[0]
+        tile_rows = max(1, min(2 if rows.stride == 1 else 1, budget // tile_columns, rows.out))
+        shared = "channels" if blocks % workload.threads == 0 or blocks >= 4 * workload.threads else "rows"
+        return DepthwiseSchedule(tile_rows, tile_columns, shared)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[DepthwiseSchedule]:
+        first = self.heuristic(workload, target)
+        found = [first]
+        for rows in (1, 2, 3, 4):
+            for columns in (1, 2, 4, 6, 7, 8, 10, 14):
+                if rows * columns <= target.vector_registers - 4:
+                    for shared in ("channels", "rows") if workload.threads > 1 else (first.parallel,):
+                        found.append(DepthwiseSchedule(rows, columns, shared))
+        return list(dict.fromkeys(found))
+
+    def pack(self, workload: Workload, schedule: DepthwiseSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        weights = constants[1]
+        packed: Array | None = None
+        if weights is not None:
+            by_channel = weights.reshape(1, weights.shape[0], -1)
+            packed = np.ascontiguousarray(pack_physical(by_channel, workload.output.block)).reshape(-1)
+        return [None, packed, *pack_operands(workload, constants[2:])]
+
+    def build(self, workload: Workload, schedule: DepthwiseSchedule, target: Target, name: str) -> Function:
+        return _Writer(workload, schedule, target, name).write()
+
+    def flops(self, workload: Workload) -> Dim:
+        taps = 1
+        for k in workload.inputs[1].type.static_shape[2:]:
+            taps *= k
+        return workload.anchor.with_block(1).elements * (2 * taps)
+
+
+def _blocks(workload: Workload) -> int:
+    return -(-workload.output.static_shape[1] // workload.output.block)
+
+
+def _axes(workload: Workload) -> tuple[Axis, Axis]:
+    x, w = workload.inputs[0].type.static_shape[2:], workload.inputs[1].type.static_shape[2:]
+    axes = spatial_axes(x, workload.output.static_shape[2:], w, workload.ints("strides"), workload.ints("dilations"), workload.ints("pads"))
+    return (Axis(1, 1, 1, 1, 1, 0), axes[0]) if len(axes) == 1 else (axes[0], axes[1])
+
+
+class _Writer:
+    def __init__(self, workload: Workload, schedule: DepthwiseSchedule, target: Target, name: str) -> None:
+        self._builder = LoopBuilder(name)
+        self._workload = workload
+        self._rows, self._columns = _axes(workload)
+        self._taps = self._rows.kernel * self._columns.kernel
+        self._lanes = workload.output.block
+        self._blocks = _blocks(workload)
+        self._in_registers = self._taps <= target.vector_registers // 2
+        (x, w), operands, out = declare_buffers(self._builder, workload, {1: self._blocks * self._taps * self._lanes})
+        self._x: Buffer = x
+        self._w: Buffer = w
+        self._out: Buffer = out
+        self._epilogue = Epilogue(self._builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
+        self._row_runs = tile_runs(self._rows, schedule.rows)
+        self._column_runs = tile_runs(self._columns, schedule.columns)
+        self._by_rows = schedule.parallel == "rows"
+
+    def write(self) -> Function:
+        batch, b = self._workload.output.static_shape[0], self._builder
+        images = batch * self._blocks
+        if self._by_rows:
+            for run in self._row_runs:
+                with b.loop("y", 0, run.count, parallel=True) as y, b.loop("c", 0, images) as c:
+                    self._row(run, y.var, c.var, self._load_taps(c.var))
+        else:
+            with b.loop("c", 0, images, parallel=True) as c:
+                taps = self._load_taps(c.var)
+                for run in self._row_runs:
+                    with b.loop("y", 0, run.count) as y:
+                        self._row(run, y.var, c.var, taps)
+        return b.function()
+
+    def _channel(self, image: Dim) -> Dim:
+        return image % self._blocks if self._workload.output.shape[0] != 1 else image
+
+    def _tap(self, image: Dim, tap: int) -> Reg:
+        return self._builder.load(self._w, (self._channel(image) * self._taps + tap) * self._lanes, self._lanes)
+
+    def _load_taps(self, image: Dim) -> list[Reg] | None:
+        return [self._tap(image, tap) for tap in range(self._taps)] if self._in_registers else None
+
+    def _row(self, run: TileRun, tile: Dim, image: Dim, taps: list[Reg] | None) -> None:
+        for columns in self._column_runs:
+            with self._builder.loop("x", 0, columns.count) as x:
+                self._tile(run, tile * run.size + run.start, columns, x.var * columns.size + columns.start, image, taps)
+
+    def _tile(self, rows: TileRun, y0: Dim, columns: TileRun, x0: Dim, image: Dim, taps: list[Reg] | None) -> None:
+        b, lanes, row_axis, column_axis = self._builder, self._lanes, self._rows, self._columns
+        loads: dict[object, Reg] = {}
+        type_ = VecType(DType.FLOAT32, lanes)
+        places = {(r, c): self._place(image, y0 + r, x0 + c) for r in range(rows.size) for c in range(columns.size)}
+        accs = {at: self._epilogue.initial(place, type_, loads) for at, place in places.items()}
+        first_row, first_column = y0 * row_axis.stride - row_axis.pad, x0 * column_axis.stride - column_axis.pad
+        base = ((image * row_axis.size + first_row) * column_axis.size + first_column) * lanes
+        weights: dict[int, Reg] = {}
+        for (dy, dx), uses in _uses(rows, columns, row_axis, column_axis).items():
+            value = b.load(self._x, base + (dy * column_axis.size + dx) * lanes, lanes)
+            for r, c, tap in uses:
+                if taps is not None:
+                    weight = taps[tap]
+                elif tap in weights:
+                    weight = weights[tap]
+                else:
+                    weight = weights[tap] = self._tap(image, tap)
+                accs[r, c] = b.fma(value, weight, accs[r, c])
+        for at, place in places.items():
+            self._epilogue.store(self._out, accs[at], place, None, loads)
+
+    def _place(self, image: Dim, y: Dim, x: Dim) -> tuple[Dim, ...]:
+        batch: Dim = image // self._blocks if self._workload.output.shape[0] != 1 else 0
+        spatial = (x,) if self._workload.output.rank == 3 else (y, x)
+        return (batch, self._channel(image), *spatial, 0)
+
+
+def _uses(rows: TileRun, columns: TileRun, row_axis: Axis, column_axis: Axis) -> dict[tuple[int, int], list[tuple[int, int, int]]]:
+    """For each input element of a tile (offset from its first): the outputs it goes to and by which tap."""
+    found: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for r, row_taps in enumerate(rows.taps):
+        for ky in row_taps:
+            for c, column_taps in enumerate(columns.taps):
+                for kx in column_taps:
+                    at = (r * row_axis.stride + ky * row_axis.dilation, c * column_axis.stride + kx * column_axis.dilation)
+                    found.setdefault(at, []).append((r, c, ky * column_axis.kernel + kx))
+    return dict(sorted(found.items()))
+
+
+register_family(DepthwiseConv())
