@@ -1,0 +1,247 @@
+"""Dense and grouped convolution, direct (implicit GEMM): no copy of the input is ever made.
+
+A tile is a run of output pixels in one row by some vectors of output channels, accumulated in registers over all taps. Kernel rows
+loop over those inside the input; kernel columns are unrolled, each in a loop of its own (one basic block over several columns makes
+LLVM share broadcasts between taps and spill), with the left and right border tiles as clones that skip the taps outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.intexpr import Dim, maximum, minimum
+from compiler.ir.loop import Function, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.gemm import Section, sections, tile_limit
+from compiler.kernels.windows import Axis, TileRun, spatial_axes, tile_runs
+from compiler.target import Target
+
+_UNROLL_STEPS = 32
+"""Multiply-accumulate steps (taps x channels) up to which one basic block is made of a whole kernel column."""
+
+
+@dataclass(frozen=True)
+class DirectSchedule:
+    """The largest tile: ``columns`` output pixels by ``vectors`` of channels; what the workers share: ``filters`` or ``rows``."""
+
+    columns: int
+    vectors: int
+    parallel: str
+
+
+class DirectConv:
+    """The family: spatial rank 1 or 2, input blocked or row-major, output blocked, constant float32 weights."""
+
+    name = "direct_conv"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Groups must be of whole channel blocks on both sides (a row-major input may have any)."""
+        x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
+        if not (w.constant and x.is_static and x.dtype is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+            return False
+        group = workload.int("group")
+        filters, channels = w.type.static_shape[0] // group, w.type.static_shape[1]
+        whole = group == 1 or (filters % target.lanes == 0 and (x.block == 1 or channels % target.lanes == 0))
+        return out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes) and whole
+
+    def heuristic(self, workload: Workload, target: Target) -> DirectSchedule:
+        shape = _Shape(workload)
+        vectors = min((1, 2, 3, 4), key=lambda v: self._cost(shape, v, target))
+        columns = min(tile_limit(target, vectors), 14)
+        panels = sum(s.count for s in sections(shape.vectors, vectors)) * shape.group * shape.batch
+        shared = "filters" if panels % workload.threads == 0 or panels >= 4 * workload.threads else "rows"
+        return DirectSchedule(columns, vectors, shared)
+
+    @staticmethod
+    def _cost(shape: _Shape, vectors: int, target: Target) -> float:
+        cost = 0.0
+        for columns in sections(shape.columns.out, min(tile_limit(target, vectors), 14)):
+            for panels in sections(shape.vectors, vectors):
+                fma, loads = columns.size * panels.size, columns.size + panels.size
+                cost += columns.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / fma)
+        return cost
+
+    def space(self, workload: Workload, target: Target) -> Sequence[DirectSchedule]:
+        first = self.heuristic(workload, target)
+        found = [first]
+        for vectors in (1, 2, 3, 4):
+            limit = min(tile_limit(target, vectors), 16)
+            for columns in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
+                for shared in ("filters", "rows") if workload.threads > 1 else (first.parallel,):
+                    found.append(DirectSchedule(columns, vectors, shared))
+        return list(dict.fromkeys(found))
+
+    def pack(self, workload: Workload, schedule: DirectSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        weights = constants[1]
+        return [None, None if weights is None else _pack(weights, _Shape(workload), schedule), *pack_operands(workload, constants[2:])]
+
+    def build(self, workload: Workload, schedule: DirectSchedule, target: Target, name: str) -> Function:
+        return _Writer(workload, schedule, name).write()
+
+    def flops(self, workload: Workload) -> Dim:
+        per_output = 2
+        for dim in workload.inputs[1].type.static_shape[1:]:
+            per_output *= dim
+        return workload.anchor.with_block(1).elements * per_output
+
+
+class _Shape:
+    """The sizes of a convolution with two spatial axes (a single one is the columns)."""
+
+    def __init__(self, workload: Workload) -> None:
+        x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
+        axes = spatial_axes(x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads"))
+        self.rows, self.columns = (Axis(1, 1, 1, 1, 1, 0), axes[0]) if len(axes) == 1 else (axes[0], axes[1])
+        self.batch = x.static_shape[0]
+        self.group = workload.int("group")
+        self.channels = w[1]
+        self.filters = w[0] // self.group
+        self.lanes = out.block
+        self.vectors = -(-self.filters // self.lanes)
+        plane = self.rows.size * self.columns.size
+        self.blocked = x.block != 1
+        batch_step = physical_strides(x)[0]
+        self.batch_step = batch_step if isinstance(batch_step, int) else 0
+        self.pixel = self.lanes if self.blocked else 1
+        self.channel_step = 1 if self.blocked else plane
+        self.block_step = plane * self.lanes
+        self.group_step = self.channels * plane
+        self.kernel = self.rows.kernel * self.columns.kernel
+
+
+def _pack(weights: Array, shape: _Shape, schedule: DirectSchedule) -> Array:
+    """``[group][panel][kh][kw][channel][panel's filters]``."""
+    grouped = weights.reshape(shape.group, shape.filters, shape.channels, shape.rows.kernel, shape.columns.kernel)
+    padded = np.zeros((shape.group, shape.vectors * shape.lanes, *grouped.shape[2:]), weights.dtype)
+    padded[:, : shape.filters] = grouped
+    panels = []
+    for section in sections(shape.vectors, schedule.vectors):
+        for tile in range(section.count):
+            first = (section.start + tile * section.size) * shape.lanes
+            panel = padded[:, first : first + section.size * shape.lanes]
+            panels.append(panel.transpose(0, 3, 4, 2, 1).reshape(shape.group, -1))
+    return np.ascontiguousarray(np.concatenate(panels, axis=1)).reshape(-1)
+
+
+class _Writer:
+    def __init__(self, workload: Workload, schedule: DirectSchedule, name: str) -> None:
+        self._builder = LoopBuilder(name)
+        self._workload = workload
+        self._shape = shape = _Shape(workload)
+        self._threads = workload.threads
+        self._parallel = schedule.parallel if workload.threads > 1 else ""
+        size = shape.group * shape.vectors * shape.lanes * shape.channels * shape.kernel
+        (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, {1: size})
+        self._epilogue = Epilogue(self._builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
+        self._panels = sections(shape.vectors, schedule.vectors)
+        self._columns = tile_runs(shape.columns, schedule.columns)
+
+    def write(self) -> Function:
+        b, shape = self._builder, self._shape
+        if self._parallel == "rows":
+            share = -(-shape.rows.out // self._threads)
+            with b.loop("s", 0, self._threads, parallel=True) as part:
+                start = part.var * share
+                stop = start + share if shape.rows.out % self._threads == 0 else minimum(start + share, shape.rows.out)
+                with b.loop("n", 0, shape.batch) as n, b.loop("g", 0, shape.group) as g:
+                    self._filters(n.var, g.var, start, stop, 0, None)
+        else:
+            for number, panels in enumerate(self._panels):
+                total = shape.batch * shape.group * panels.count
+                with b.loop("p", 0, total, parallel=True) as p:
+                    images = p.var // panels.count if shape.batch * shape.group > 1 else 0
+                    n, g = (images // shape.group, images % shape.group) if shape.batch > 1 else (0, images)
+                    tile = p.var % panels.count if shape.batch * shape.group > 1 else p.var
+                    self._filters(n, g, 0, shape.rows.out, number, tile)
+        return b.function()
+
+    def _filters(self, n: Dim, g: Dim, start: Dim, stop: Dim, number: int, tile: Dim | None) -> None:
+        """Rows ``start`` to ``stop`` for one panel, or for all of them when ``tile`` is None."""
+        if tile is not None:
+            self._rows(n, g, start, stop, self._panels[number], tile)
+            return
+        for panels in self._panels:
+            with self._builder.loop("p", 0, panels.count) as p:
+                self._rows(n, g, start, stop, panels, p.var)
+
+    def _rows(self, n: Dim, g: Dim, start: Dim, stop: Dim, panels: Section, tile: Dim) -> None:
+        with self._builder.loop("y", start, stop) as y:
+            for run in self._columns:
+                with self._builder.loop("x", 0, run.count) as x:
+                    self._tile(n, g, y.var, run, x.var * run.size + run.start, panels, tile * panels.size + panels.start)
+
+    def _tile(self, n: Dim, g: Dim, y: Dim, run: TileRun, x0: Dim, panels: Section, v0: Dim) -> None:
+        b, shape = self._builder, self._shape
+        lanes, vectors = shape.lanes, panels.size
+        loads: dict[object, Reg] = {}
+        places = [[self._place(n, g * shape.vectors + v0 + v, y, x0 + c) for v in range(vectors)] for c in range(run.size)]
+        type_ = VecType(DType.FLOAT32, lanes)
+        start = [self._epilogue.initial(places[0][v], type_, loads) for v in range(vectors)]
+        accs = [start[v] for _ in range(run.size) for v in range(vectors)]
+        first = y * shape.rows.stride - shape.rows.pad
+        x_base = n * shape.batch_step + g * shape.group_step + (x0 * shape.columns.stride - shape.columns.pad) * shape.pixel
+        w_base = (g * shape.vectors + v0) * (lanes * shape.channels * shape.kernel)
+        low, high = self._row_taps(first)
+        with b.loop("ky", low, high, carried=accs) as ky:
+            row = first + ky.var * shape.rows.dilation
+            inputs = x_base + row * (shape.columns.size * shape.pixel)
+            weights = w_base + ky.var * (shape.columns.kernel * shape.channels * vectors * lanes)
+            ky.yield_(self._kernel_row(inputs, weights, run, vectors, list(ky.carried)))
+        for c in range(run.size):
+            for v in range(vectors):
+                self._epilogue.store(self._out, ky.results[c * vectors + v], places[c][v], None, loads)
+
+    def _row_taps(self, first: Dim) -> tuple[Dim, Dim]:
+        """The range of kernel rows that fall inside the input."""
+        axis = self._shape.rows
+        if axis.pad == 0 and (axis.out - 1) * axis.stride + (axis.kernel - 1) * axis.dilation < axis.size:
+            return 0, axis.kernel
+        low = maximum(0, (-first + (axis.dilation - 1)) // axis.dilation)
+        high = minimum(axis.kernel, (-first + (axis.size - 1)) // axis.dilation + 1)
+        return low, high
+
+    def _kernel_row(self, inputs: Dim, weights: Dim, run: TileRun, vectors: int, accs: list[Reg]) -> list[Reg]:
+        shape, b = self._shape, self._builder
+        width = vectors * shape.lanes
+        small = shape.channels * shape.columns.kernel <= _UNROLL_STEPS
+        for kx in range(shape.columns.kernel):
+            used = [c for c in range(run.size) if kx in run.taps[c]]
+            if not used:
+                continue
+            x_at = inputs + kx * shape.columns.dilation * shape.pixel
+            w_at = weights + kx * shape.channels * width
+            blocks, rest = divmod(shape.channels, shape.lanes)
+            if small:
+                for block in range(blocks):
+                    accs = self._steps(x_at + block * shape.block_step, w_at + block * shape.lanes * width, used, vectors, shape.lanes, accs)
+            elif blocks:
+                with b.loop("k", 0, blocks, carried=accs) as k:
+                    at = x_at + k.var * shape.block_step
+                    k.yield_(self._steps(at, w_at + k.var * (shape.lanes * width), used, vectors, shape.lanes, list(k.carried)))
+                accs = list(k.results)
+            if rest:
+                accs = self._steps(x_at + blocks * shape.block_step, w_at + blocks * shape.lanes * width, used, vectors, rest, accs)
+        return accs
+
+    def _steps(self, x_at: Dim, w_at: Dim, used: list[int], vectors: int, depth: int, accs: list[Reg]) -> list[Reg]:
+        shape, b, lanes = self._shape, self._builder, self._shape.lanes
+        accs = list(accs)
+        for k in range(depth):
+            right = [b.load(self._w, w_at + (k * vectors + v) * lanes, lanes) for v in range(vectors)]
+            for c in used:
+                left = b.load(self._x, x_at + (k * shape.channel_step + c * shape.columns.stride * shape.pixel), lanes, stride=0)
+                for v in range(vectors):
+                    accs[c * vectors + v] = b.fma(left, right[v], accs[c * vectors + v])
+        return accs
+
+    def _place(self, n: Dim, channel_block: Dim, y: Dim, x: Dim) -> tuple[Dim, ...]:
+        return (n, channel_block, x, 0) if self._workload.output.rank == 3 else (n, channel_block, y, x, 0)
+
+
+register_family(DirectConv())
