@@ -126,10 +126,14 @@ def _together(work: Callable[[int], object], threads: int) -> float:
 def fma_gflops(threads: int = 1, target: Target | None = None) -> float:
     """The best float32 multiply-add rate of ``threads`` threads, in GFLOP/s, a multiply-add counted as two."""
     loops = NativeLoops(target or resolve("native"))
+
+    def seconds(iterations: int, threads: int) -> float:
+        return _together(lambda _: loops.fma(iterations), threads)
+
     iterations = 1 << 16
-    while (seconds := _together(lambda _: loops.fma(iterations), 1)) < _SECONDS:
-        iterations = int(iterations * max(2.0, 0.5 * _SECONDS / max(seconds, 1e-6)))
-    best = min(_together(lambda _: loops.fma(iterations), threads) for _ in range(_ROUNDS))
+    while seconds(iterations, 1) < _SECONDS:
+        iterations *= 2
+    best = min(seconds(iterations, threads) for _ in range(_ROUNDS))
     return threads * iterations * loops.flops / best / 1e9
 
 

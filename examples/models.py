@@ -62,8 +62,8 @@ class NetworkBuilder:
 
     def model(self, name: str, inputs: dict[str, list[int | str]], outputs: dict[str, list[int | str]]) -> onnx.ModelProto:
         """The checked model; all inputs and outputs are float32."""
-        infos = [[helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in side.items()] for side in (inputs, outputs)]
-        graph = helper.make_graph(self._nodes, name, *infos, initializer=self._initializers)
+        ins, outs = ([helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in side.items()] for side in (inputs, outputs))
+        graph = helper.make_graph(self._nodes, name, ins, outs, self._initializers)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
         onnx.checker.check_model(model)
         return model

@@ -59,7 +59,13 @@ class DigitNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(Branches(1, 16, 3), separable(16, 32), separable(32, 64, stride=2), separable(64, 64), separable(64, 96, stride=2))
+        self.features = nn.Sequential(
+            Branches(1, 16, 3),
+            separable(16, 32),
+            separable(32, 64, stride=2),
+            separable(64, 64),
+            separable(64, 96, stride=2),
+        )
         self.classifier = nn.Linear(96, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +98,8 @@ def train(images: Tensor, labels: Tensor) -> DigitNet:
             loss.backward()
             optimizer.step()
             schedule.step()
-    return net.eval()
+    net.eval()
+    return net
 
 
 def export(net: DigitNet, path: Path) -> None:

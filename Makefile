@@ -1,0 +1,52 @@
+# make demo | test | lint | bench | conformance: each sets up what it needs in $(VENV) first.
+
+SHELL := bash
+PYTHON ?= python3
+VENV ?= .venv
+TENSORSMITH_SHARED ?= ../shared
+BIN := $(VENV)/bin
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench conformance clean
+
+help:
+	@echo "make demo         compile and run the digit network and MobileNetV2; writes digits.png"
+	@echo "make test         all tests"
+	@echo "make lint         ruff, mypy, import contracts"
+	@echo "make bench        machine peak, MobileNetV2 by kernel, compile times, oversubscription"
+	@echo "make conformance  the ONNX backend test cases (needs $(TENSORSMITH_SHARED)/tools)"
+	@echo "make clean        remove what these made"
+
+# A stamp per extra: $(VENV)/.installed-test means that `pip install -e .[test]` has run since pyproject.toml changed.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m examples.digits.run
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.peak
+	$(BIN)/python -m benchmarks.model
+	$(BIN)/python -m benchmarks.compile_time
+	$(BIN)/python -m benchmarks.oversubscription
+
+conformance: $(VENV)/.installed-test
+	@test -f $(TENSORSMITH_SHARED)/tools/conformance.py || { echo "no $(TENSORSMITH_SHARED)/tools/conformance.py: set TENSORSMITH_SHARED"; exit 1; }
+	$(BIN)/python $(TENSORSMITH_SHARED)/tools/conformance.py --engine tensorsmith
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache digits.png
