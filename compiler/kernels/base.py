@@ -192,33 +192,44 @@ class Epilogue:
             zero = loads[type_] = self._builder.const(0, type_)
         return zero
 
-    def apply(self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None) -> Reg:
-        """The element(s) to store for ``value`` at physical output coordinates; its lanes run along the last physical axis."""
+    def apply(
+        self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None, axis: int = -1
+    ) -> Reg:
+        """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``."""
         if isinstance(self._expr, Arg):
             return value
         used = {leaf.index for leaf in leaves(self._expr)}
         known = {} if loads is None else loads
         args = [value]
         for number in range(len(self._buffers)):
-            args.append(self._operand(number, coordinates, value.type.lanes, count, known) if number + 1 in used else value)
+            args.append(self._operand(number, coordinates, value.type.lanes, count, known, axis) if number + 1 in used else value)
         return self._builder.scalar(self._expr, args)
 
-    def store(self, out: Buffer, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None) -> None:
-        """Apply the epilogue and store at the output's coordinates."""
+    def store(
+        self,
+        out: Buffer,
+        value: Reg,
+        coordinates: Sequence[Dim],
+        count: int | None = None,
+        loads: dict[object, Reg] | None = None,
+        axis: int = -1,
+    ) -> None:
+        """Apply the epilogue and store at the output's coordinates, lanes along physical axis ``axis``."""
         index: Dim = 0
         for coordinate, stride in zip(coordinates, self._output_strides, strict=True):
             index = index + coordinate * stride
-        self._builder.store(out, index, self.apply(value, coordinates, count, loads), count=count)
+        stored = self.apply(value, coordinates, count, loads, axis)
+        self._builder.store(out, index, stored, stride=self._output_strides[axis], count=count)
 
-    def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: int | None, loads: dict[object, Reg]) -> Reg:
+    def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: int | None, loads: dict[object, Reg], axis: int = -1) -> Reg:
         strides = self._strides[number]
         index: Dim = 0
         for coordinate, stride in zip(coordinates, strides, strict=True):
             index = index + coordinate * stride
-        key = (number, index, lanes)
+        key = (number, index, lanes, axis)
         value = loads.get(key)
         if value is None:
-            along = strides[-1]
+            along = strides[axis]
             value = loads[key] = self._builder.load(self._buffers[number], index, lanes, stride=along, count=count if along != 0 else None)
         return value
 

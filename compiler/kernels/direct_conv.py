@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir.intexpr import Dim, maximum, minimum
+from compiler.ir.intexpr import Dim, minimum
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
 from compiler.kernels.gemm import Section, sections, tile_limit
-from compiler.kernels.windows import Axis, TileRun, spatial_axes, tile_runs
+from compiler.kernels.windows import Axis, TileRun, spatial_axes, tap_bounds, tile_runs
 from compiler.target import Target
 
 _UNROLL_STEPS = 32
@@ -187,7 +187,7 @@ class _Writer:
         first = y * shape.rows.stride - shape.rows.pad
         x_base = n * shape.batch_step + g * shape.group_step + (x0 * shape.columns.stride - shape.columns.pad) * shape.pixel
         w_base = (g * shape.vectors + v0) * (lanes * shape.channels * shape.kernel)
-        low, high = self._row_taps(first)
+        low, high = tap_bounds(shape.rows, first)
         with b.loop("ky", low, high, carried=accs) as ky:
             row = first + ky.var * shape.rows.dilation
             inputs = x_base + row * (shape.columns.size * shape.pixel)
@@ -196,15 +196,6 @@ class _Writer:
         for c in range(run.size):
             for v in range(vectors):
                 self._epilogue.store(self._out, ky.results[c * vectors + v], places[c][v], None, loads)
-
-    def _row_taps(self, first: Dim) -> tuple[Dim, Dim]:
-        """The range of kernel rows that fall inside the input."""
-        axis = self._shape.rows
-        if axis.pad == 0 and (axis.out - 1) * axis.stride + (axis.kernel - 1) * axis.dilation < axis.size:
-            return 0, axis.kernel
-        low = maximum(0, (-first + (axis.dilation - 1)) // axis.dilation)
-        high = minimum(axis.kernel, (-first + (axis.size - 1)) // axis.dilation + 1)
-        return low, high
 
     def _kernel_row(self, inputs: Dim, weights: Dim, run: TileRun, vectors: int, accs: list[Reg]) -> list[Reg]:
         shape, b = self._shape, self._builder

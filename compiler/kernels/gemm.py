@@ -27,13 +27,14 @@ _LINE_BYTES = 64
 @dataclass(frozen=True)
 class GemmSchedule:
     """``mr`` x ``nv``: the largest tile, rows by vectors. ``order``: which loop is outside, ``m`` or ``n``. ``parallel``: which one the
-    workers share (``batch``, ``m`` or ``n``). ``prefetch``: fetch the next panel of b while this one is used."""
+    workers share (``batch``, ``m`` or ``n``). ``prefetch``: fetch the next panel of b while this one is used. ``lanes``: elements of a vector."""
 
     mr: int
     nv: int
     order: str
     parallel: str
     prefetch: bool
+    lanes: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     rows, panels = sections(gemm.m, mr), sections(gemm.vectors, nv)
     balance = {"batch": _imbalance([batch], threads), "m": _imbalance([s.count for s in rows], threads), "n": _imbalance([s.count for s in panels], threads)}
     parallel = min(("batch", "m" if order == "m" else "n", "n" if order == "m" else "m"), key=lambda name: round(balance[name], 1))
-    return GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n")
+    return GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n", gemm.lanes)
 
 
 def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
@@ -149,7 +150,7 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
         for mr in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
             for order in ("m", "n"):
                 for parallel in ("m", "n") if threads > 1 else (order,):
-                    schedule = GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n")
+                    schedule = GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n", gemm.lanes)
                     if schedule not in found:
                         found.append(schedule)
     return found

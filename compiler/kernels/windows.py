@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compiler.ir.intexpr import Dim, maximum, minimum
 from compiler.kernels.gemm import sections
 
 
@@ -52,3 +53,12 @@ def tile_runs(axis: Axis, largest: int) -> list[TileRun]:
 def spatial_axes(size: tuple[int, ...], out: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...], pads: tuple[int, ...]) -> list[Axis]:
     """The axes of a window operation from ONNX-style attributes (``pads``: all begins, then all ends)."""
     return [Axis(*values) for values in zip(size, out, kernel, strides, dilations, pads[: len(size)], strict=True)]
+
+
+def tap_bounds(axis: Axis, first: Dim) -> tuple[Dim, Dim]:
+    """The range of taps of an output whose tap 0 reads input position ``first`` that fall inside the input."""
+    if axis.pad == 0 and (axis.out - 1) * axis.stride + (axis.kernel - 1) * axis.dilation < axis.size:
+        return 0, axis.kernel
+    low = maximum(0, (-first + (axis.dilation - 1)) // axis.dilation)
+    high = minimum(axis.kernel, (-first + (axis.size - 1)) // axis.dilation + 1)
+    return low, high

@@ -1,0 +1,144 @@
+"""Convolution of any rank, grouping, dtype and layout of weights: the family that is always there.
+
+Row-major in and out. A vector holds neighbouring filters of one group at one output position; taps outside the input are cut off
+by the bounds of the tap loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Function, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.gemm import sections
+from compiler.kernels.windows import spatial_axes, tap_bounds
+from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class GenericSchedule:
+    """Lanes of a vector of filters, and the most vectors accumulated at once."""
+
+    lanes: int
+    vectors: int
+
+
+class GenericConv:
+    """The family."""
+
+    name = "generic_conv"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Known shapes, row-major, one dtype of 32 or 64 bits; the weights must be constant."""
+        x, w = workload.inputs[0].type, workload.inputs[1]
+        dtypes = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64)
+        same = x.dtype is w.type.dtype is workload.anchor.dtype and x.dtype in dtypes
+        return same and w.constant and x.is_static and x.block == workload.output.block == 1
+
+    def heuristic(self, workload: Workload, target: Target) -> GenericSchedule:
+        lanes = target.vector_bits // (8 * workload.anchor.dtype.itemsize)
+        filters = workload.inputs[1].type.static_shape[0] // workload.int("group")
+        while lanes > 1 and lanes >= 2 * filters:
+            lanes //= 2
+        return GenericSchedule(lanes, 4)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[GenericSchedule]:
+        first = self.heuristic(workload, target)
+        return [first, *(GenericSchedule(first.lanes, v) for v in (1, 2, 8))]
+
+    def pack(self, workload: Workload, schedule: GenericSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        weights = constants[1]
+        packed: Array | None = None
+        if weights is not None:
+            group = workload.int("group")
+            filters = weights.shape[0] // group
+            grouped = weights.reshape(group, filters, -1)
+            padded = np.zeros((group, grouped.shape[2], -(-filters // schedule.lanes) * schedule.lanes), weights.dtype)
+            padded[:, :, :filters] = grouped.transpose(0, 2, 1)
+            packed = padded.reshape(-1)
+        return [constants[0], packed, *pack_operands(workload, constants[2:])]
+
+    def build(self, workload: Workload, schedule: GenericSchedule, target: Target, name: str) -> Function:
+        return _Writer(workload, schedule, name).write()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.anchor.elements * (2 * prod(workload.inputs[1].type.static_shape[1:]))
+
+
+class _Writer:
+    def __init__(self, workload: Workload, schedule: GenericSchedule, name: str) -> None:
+        x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
+        self._builder = LoopBuilder(name)
+        self._workload = workload
+        self._schedule = schedule
+        self._group = workload.int("group")
+        self._filters, self._channels = w[0] // self._group, w[1]
+        self._kernel = w[2:]
+        self._padded = -(-self._filters // schedule.lanes) * schedule.lanes
+        self._axes = spatial_axes(x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads"))
+        size = self._group * self._channels * prod(self._kernel) * self._padded
+        (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, {1: size})
+        self._x_strides, self._out_strides = physical_strides(x), physical_strides(out)
+        self._epilogue = Epilogue(self._builder, workload, operands)
+
+    def write(self) -> Function:
+        b, out = self._builder, self._workload.output.static_shape
+        rows = out[2] if len(out) > 2 else 1
+        with b.loop("i", 0, out[0] * self._group * rows, parallel=True) as i:
+            images, y = i.var // rows, i.var % rows
+            place: list[Dim] = [images // self._group, images % self._group]
+            self._positions([*place, y][: len(out)])
+        return b.function()
+
+    def _positions(self, place: list[Dim]) -> None:
+        """``place`` is (image, group, spatial positions so far)."""
+        at = len(place) - 2
+        if at < len(self._axes):
+            with self._builder.loop("x", 0, self._axes[at].out) as x:
+                self._positions([*place, x.var])
+            return
+        for section in sections(self._padded // self._schedule.lanes, self._schedule.vectors):
+            for tile in range(section.count):
+                self._tile(place, section.start + tile * section.size, section.size)
+
+    def _tile(self, place: list[Dim], first: int, vectors: int) -> None:
+        b, lanes = self._builder, self._schedule.lanes
+        type_ = VecType(self._workload.anchor.dtype, lanes)
+        x_base = place[0] * self._x_strides[0] + place[1] * (self._x_strides[1] * self._channels)
+        w_base = place[1] * (self._channels * prod(self._kernel) * self._padded) + first * lanes
+        zero = b.const(0, type_)
+        with b.loop("k", 0, self._channels, carried=[zero] * vectors) as k:
+            x_at, w_at = x_base + k.var * self._x_strides[1], w_base + k.var * (prod(self._kernel) * self._padded)
+            k.yield_(self._taps(place[2:], x_at, w_at, vectors, list(k.carried)))
+        for v, acc in enumerate(k.results):
+            start = (first + v) * lanes
+            for lane in range(min(lanes, self._filters - start)):
+                value = b.let("extract", (acc,), VecType(type_.dtype, 1), lane) if lanes > 1 else acc
+                channel = place[1] * self._filters + (start + lane)
+                self._epilogue.store(self._out, value, (place[0], channel, *place[2:]))
+
+    def _taps(self, place: Sequence[Dim], x_at: Dim, w_at: Dim, vectors: int, accs: list[Reg], depth: int = 0) -> list[Reg]:
+        b, lanes = self._builder, self._schedule.lanes
+        if depth == len(self._axes):
+            left = b.load(self._x, x_at, lanes, stride=0)
+            right = [b.load(self._w, w_at + v * lanes, lanes) for v in range(vectors)]
+            return [b.fma(left, r, acc) for r, acc in zip(right, accs, strict=True)]
+        axis = self._axes[depth]
+        first = place[depth] * axis.stride - axis.pad
+        low, high = tap_bounds(axis, first)
+        step = prod(self._kernel[depth + 1 :]) * self._padded
+        with b.loop("w", low, high, carried=accs) as tap:
+            x_next = x_at + (first + tap.var * axis.dilation) * self._x_strides[2 + depth]
+            tap.yield_(self._taps(place, x_next, w_at + tap.var * step, vectors, list(tap.carried), depth + 1))
+        return list(tap.results)
+
+
+register_family(GenericConv())

@@ -1,0 +1,111 @@
+"""Matrix multiplication of row-major tensors, numpy's semantics: batches broadcast, one-dimensional operands are a row or a column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Function
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType, TensorType
+from compiler.kernels import gemm as g
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.target import Target
+
+_DTYPES = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64, DType.UINT32, DType.UINT64)
+
+
+class MatMul:
+    """The family; its schedule is ``GemmSchedule``. A constant right operand is packed into panels, any other is read in place."""
+
+    name = "matmul"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Row-major operands of one dtype of 32 or 64 bits, with known shapes."""
+        a, b = workload.inputs[0].type, workload.inputs[1].type
+        types = (a, b, workload.output, workload.anchor)
+        return a.dtype is b.dtype is workload.anchor.dtype and a.dtype in _DTYPES and all(t.block == 1 and t.is_static for t in types)
+
+    def heuristic(self, workload: Workload, target: Target) -> g.GemmSchedule:
+        return g.heuristic(_gemm(workload, _lanes(workload, target)), target, workload.threads)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[g.GemmSchedule]:
+        return g.space(_gemm(workload, _lanes(workload, target)), target, workload.threads)
+
+    def pack(self, workload: Workload, schedule: g.GemmSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        b = constants[1]
+        packed: Array | None = None
+        if b is not None:
+            packed = g.pack_panels(b if b.ndim > 1 else b[:, None], schedule.nv, schedule.lanes).reshape(-1)
+        return [constants[0], packed, *pack_operands(workload, constants[2:])]
+
+    def build(self, workload: Workload, schedule: g.GemmSchedule, target: Target, name: str) -> Function:
+        builder, gemm = LoopBuilder(name), _gemm(workload, schedule.lanes)
+        b_type = workload.inputs[1].type
+        sizes: dict[int, Dim] = {}
+        if workload.inputs[1].constant:
+            sizes[1] = prod(b_type.static_shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
+        (a, b), operands, out = declare_buffers(builder, workload, sizes)
+        rank = workload.output.rank
+        epilogue = Epilogue(builder, workload, operands, row_axes=range(max(0, rank - 1)) if rank > 1 else ())
+        g.GemmWriter(builder, gemm, schedule, workload.threads, (a, b, out), epilogue).write()
+        return builder.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.anchor.elements * (2 * workload.inputs[0].type.static_shape[-1])
+
+
+def _lanes(workload: Workload, target: Target) -> int:
+    return target.vector_bits // (8 * workload.anchor.dtype.itemsize)
+
+
+def _gemm(workload: Workload, lanes: int) -> g.Gemm:
+    a, b, out = workload.inputs[0].type.static_shape, workload.inputs[1].type.static_shape, workload.output
+    row_vector, column_vector = len(a) == 1, len(b) == 1
+    a = (1, *a) if row_vector else a
+    b = (*b, 1) if column_vector else b
+    depth, columns = b[-2:]
+    batch = _broadcast(a[:-2], b[:-2])
+    packed = workload.inputs[1].constant
+    matrix = depth * (-(-columns // lanes) * lanes if packed else columns)
+    merged = prod(b[:-2]) == 1 and not row_vector and all(_is_flat(o.type, out, column_vector) for o in workload.operands)
+    rows = a[-2] * (prod(batch) if merged else 1)
+    a_steps, b_steps = _steps(a[:-2], len(batch), a[-2] * depth), _steps(b[:-2], len(batch), matrix)
+    batches = () if merged else tuple(g.Batch(*values) for values in zip(batch, a_steps, b_steps, strict=True))
+
+    def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
+        leading: list[Dim] = [0] * len(batch) if merged else list(indices)
+        place = leading
+        if not row_vector:
+            place = [*place, m]
+        return tuple(place) if column_vector else (*place, vector * lanes)
+
+    b_row = None if packed else columns
+    return g.Gemm(batches, rows, columns, depth, lanes, workload.anchor.dtype, depth, 8, 8, 1, b_row, coordinates)
+
+
+def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+    rank = max(len(left), len(right))
+    pairs = zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True)
+    return tuple(y if x == 1 else x for x, y in pairs)
+
+
+def _steps(shape: tuple[int, ...], rank: int, matrix: int) -> list[int]:
+    """What one step of each batch axis adds to an operand's index; 0 where it broadcasts."""
+    steps, step = [], matrix
+    for dim in reversed((1,) * (rank - len(shape)) + shape):
+        steps.append(0 if dim == 1 else step)
+        step *= dim
+    return steps[::-1]
+
+
+def _is_flat(operand: TensorType, out: TensorType, column_vector: bool) -> bool:
+    """Whether the operand's row axes can be walked as one: all broadcast, or all there."""
+    end = None if column_vector else -1
+    strides, full = broadcast_strides(operand, out)[:end], physical_strides(out)[:end]
+    return all(s == 0 or n == 1 for s, n in zip(strides, out.shape, strict=False)) or strides == full
+
+
+register_family(MatMul())
