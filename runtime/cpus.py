@@ -9,7 +9,8 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-_FLAGS = {
+_SAME = "avx avx2 fma f16c bmi2 popcnt movbe gfni avx512f avx512vl avx512bw avx512dq avx512cd avx512ifma avx512vbmi".split()
+_FLAGS = {name: name for name in _SAME} | {
     "bmi": "bmi1",
     "lzcnt": "abm",
     "avx512vnni": "avx512_vnni",
@@ -23,10 +24,6 @@ _FLAGS = {
     "amx-tile": "amx_tile",
     "amx-int8": "amx_int8",
     "amx-bf16": "amx_bf16",
-} | {
-    name: name
-    for name in ("avx", "avx2", "fma", "f16c", "bmi2", "popcnt", "movbe", "gfni", "avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd")
-    + ("avx512ifma", "avx512vbmi")
 }
 """LLVM's name of each instruction set that generated code may use, and Linux's name of it in /proc/cpuinfo."""
 

@@ -121,7 +121,7 @@ def _stop_all() -> None:
 
 def _forget_all() -> None:
     """In a forked child the threads do not exist, and another thread may have held the lock."""
-    global _making  # noqa: PLW0603 # the one process-wide lock
+    global _making
     _pools.clear()
     _making = threading.Lock()
 

@@ -1,0 +1,197 @@
+"""Module: a compiled model, ready to run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler.errors import UserError
+from runtime import profile
+from runtime.artifact import Artifact, TensorInfo
+from runtime.context import FIRST_TENSOR, Context
+from runtime.cpus import available_cpus
+from runtime.pool import WorkerCode, WorkerPool, pool
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes: ``weights`` and ``code`` are mapped once and shared; each concurrent run has an ``arena``, which is at least ``arena_bound``,
+    the most bytes that live at the same time."""
+
+    weights: int
+    code: int
+    arena: int
+    arena_bound: int
+
+
+class Module:
+    """A compiled model. Safe to run from many Python threads at once; results do not depend on how many or on ``threads``.
+
+    A run uses ``threads`` workers when no other run has them, else only the calling thread.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        manifest = artifact.manifest
+        self.name = manifest.name
+        self.target = manifest.target
+        self.inputs = manifest.inputs
+        self.outputs = manifest.outputs
+        self.kernels = manifest.kernels
+        self.threads = checked_threads(threads) or manifest.threads or available_cpus()
+        self.memory = MemoryUse(artifact.weights_bytes, artifact.code_bytes, manifest.arena_bytes, manifest.arena_bound_bytes)
+        self._artifact = artifact
+        self._in = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.inputs]
+        self._out = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.outputs]
+        self._contexts: list[Context] = []
+        self._code = WorkerCode(artifact.entry("ts_worker"), artifact.entry("ts_stop"), artifact.code)
+        pointer, number = ctypes.c_void_p, ctypes.c_int64
+        self._entry = ctypes.CFUNCTYPE(None, pointer, pointer, number, pointer)(artifact.entry("ts_run"))
+        self._peak = ctypes.CFUNCTYPE(ctypes.c_float, number)(artifact.entry("ts_peak"))
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
+        """The outputs by name, in the model's order, as fresh arrays. Raises UserError for feeds that do not fit ``inputs``."""
+        arrays, outputs = self._tensors(feeds)
+        self._execute(arrays + outputs)
+        return {name: output for (name, _, _), output in zip(self._out, outputs, strict=True)}
+
+    def __call__(self, *args: Any) -> tuple[Array, ...]:
+        """The outputs for inputs given in the model's order. Raises UserError for inputs that do not fit."""
+        if len(args) != len(self._in):
+            what = f"{len(args)} inputs were given; the model has {len(self._in)}: {_listing(self.inputs)}"
+            raise UserError(what, where=self.name, hint="pass one array per input")
+        return tuple(self.run({name: arg for (name, _, _), arg in zip(self._in, args, strict=True)}).values())
+
+    def profile(self, feeds: Mapping[str, Any], repeats: int = 50, peak_gflops: float | None = None) -> profile.Profile:
+        """Time per kernel over that many runs. ``peak_gflops`` is one core's multiply-add peak, measured when not given.
+
+        Raises UserError as ``run``, and for a number of repeats below 1.
+        """
+        if repeats < 1:
+            raise UserError(f"repeats is {repeats}", where="profile", hint="give at least 1")
+        arrays, outputs = self._tensors(feeds)
+        tensors = arrays + outputs
+        each, total = profile.measure(lambda stamps: self._execute(tensors, stamps, wait=True), len(self.kernels), repeats)
+        peak = (peak_gflops or profile.peak_gflops(self._peak, self._artifact.manifest.peak_flops)) * self.threads
+        rows = []
+        for kernel, us in zip(self.kernels, each, strict=True):
+            gflops = kernel.flops / us / 1e3 if us > 0 else 0.0
+            rows.append(profile.KernelProfile(kernel.name, kernel.family, kernel.schedule, us, gflops, 100 * gflops / peak))
+        return profile.Profile(tuple(rows), total, self.threads, peak)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artefact, for ``load``. Raises UserError where the file cannot be written."""
+        self._artifact.save(Path(path))
+
+    def __repr__(self) -> str:
+        return f"<Module {self.name}: ({_listing(self.inputs)}) -> ({_listing(self.outputs)}), {self.threads} threads>"
+
+    def _tensors(self, feeds: Mapping[str, Any]) -> tuple[list[Array], list[Array]]:
+        """Checked inputs and fresh outputs, in order."""
+        if not isinstance(feeds, Mapping):
+            raise UserError(f"feeds is a {type(feeds).__name__}", where=self.name, hint="pass a dict of input name to array")
+        arrays = []
+        dims: dict[str, int] = {}
+        for name, dtype, shape in self._in:
+            value = feeds.get(name)
+            if value is None:
+                raise self._feeds_error(feeds)
+            array = value if isinstance(value, np.ndarray) else self._array(name, value)
+            if array.dtype != dtype:
+                raise UserError(f"input {name} is {array.dtype}; the model takes {dtype}", where=self.name, hint=f"convert it: array.astype('{dtype}')")
+            if array.shape != shape:
+                self._bind(name, array.shape, shape, dims)
+            flags = array.flags
+            arrays.append(array if flags.c_contiguous and flags.aligned else np.array(array, order="C"))
+        if len(feeds) != len(arrays):
+            raise self._feeds_error(feeds)
+        return arrays, [np.empty([dims[dim] if isinstance(dim, str) else dim for dim in shape], dtype) for _, dtype, shape in self._out]
+
+    def _array(self, name: str, value: Any) -> Array:
+        try:
+            return np.asarray(value)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"input {name} is no array: {error}", where=self.name, hint="pass a numpy array") from error
+
+    def _bind(self, name: str, given: tuple[int, ...], expected: tuple[int | str, ...], dims: dict[str, int]) -> None:
+        """Give symbolic dims their values. Raises UserError where the shapes differ otherwise, or a dim already has another value."""
+        fits = len(given) == len(expected) and all(
+            dims.setdefault(want, have) == have if isinstance(want, str) else want == have for want, have in zip(expected, given, strict=True)
+        )
+        if not fits:
+            known = "".join(f", where {dim} = {size}" for dim, size in dims.items())
+            raise UserError(
+                f"input {name} has shape {_shape(given)}; the model takes {_shape(expected)}{known}",
+                where=self.name,
+                hint="reshape the input, or compile the model for this shape with input_shapes",
+            )
+
+    def _feeds_error(self, feeds: Mapping[str, Any]) -> UserError:
+        names = {name for name, _, _ in self._in}
+        missing = [name for name, _, _ in self._in if feeds.get(name) is None]
+        unknown = [str(name) for name in feeds if name not in names]
+        parts = [f"inputs {', '.join(missing)} are missing"] if missing else []
+        parts += [f"the model has no inputs called {', '.join(unknown)}"] if unknown else []
+        return UserError("; ".join(parts), where=self.name, hint=f"the model's inputs are {_listing(self.inputs)}")
+
+    def _execute(self, tensors: list[Array], stamps: int | None = None, wait: bool = False) -> None:
+        """Run the code; with ``wait``, on all workers even if that means waiting for them."""
+        try:
+            context = self._contexts.pop()
+        except IndexError:
+            context = Context(self.memory.arena, self._artifact.weights_address, len(tensors))
+        slots = context.slots
+        for slot, array in enumerate(tensors, FIRST_TENSOR):
+            slots[slot] = array.__array_interface__["data"][0]
+        team = self._team(wait)
+        if team is None:
+            self._entry(None, context.address, 1, stamps)
+        else:
+            try:
+                self._entry(team.block, context.address, self.threads, stamps)
+            finally:
+                team.free.release()
+        self._contexts.append(context)
+
+    def _team(self, wait: bool) -> WorkerPool | None:
+        """The workers, with ``free`` taken; None for a run on the calling thread alone."""
+        if self.threads == 1:
+            return None
+        team = pool(self.threads, self._code)
+        return team if team.free.acquire(blocking=wait) else None
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Module:
+    """The module saved at path. ``threads=None``: what it was compiled with. Raises ArtifactError for a file that cannot be used here."""
+    return Module(Artifact(path), threads)
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """threads as it is. Raises UserError for what is not None or an integer from 1 to 1024."""
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024):
+        raise UserError(f"threads is {threads!r}", where="threads", hint="give an integer from 1 to 1024, or None for the CPUs available")
+    return threads
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of that name; ml_dtypes is imported for ``bfloat16``, which numpy does not have itself."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def _shape(shape: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _listing(infos: tuple[TensorInfo, ...]) -> str:
+    return ", ".join(map(str, infos))
