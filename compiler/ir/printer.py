@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -36,9 +37,27 @@ _BARE = re.compile(BARE_NAME)
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
-def print_graph(graph: Graph) -> str:
-    """The graph's text, with a newline at its end."""
-    return "\n".join(_graph_lines(graph, "graph", "")) + "\n"
+def print_graph(graph: Graph, names: Mapping[Value, str] | None = None) -> str:
+    """The graph's text, with a newline at its end. ``names`` replaces the names of some values."""
+    return "\n".join(_graph_lines(graph, "graph", "", names or {})) + "\n"
+
+
+def equal_graphs(left: Graph, right: Graph) -> bool:
+    """Whether two graphs are the same but for the names of values inside: nodes in order, types, attributes, constants' contents.
+
+    The names of their inputs and outputs, which are their interface, must agree.
+    """
+    interfaces = [[v.name for v in (*graph.inputs, *graph.outputs)] for graph in (left, right)]
+    texts = [print_graph(graph, {v: str(i) for i, v in enumerate(_definitions(graph))}) for graph in (left, right)]
+    return interfaces[0] == interfaces[1] and texts[0] == texts[1]
+
+
+def _definitions(graph: Graph) -> Iterator[Value]:
+    yield from (*graph.inputs, *graph.constants)
+    for node in graph.nodes:
+        yield from node.outputs
+        for region in node.regions:
+            yield from _definitions(region)
 
 
 def constants_of(graph: Graph) -> dict[str, Array]:
@@ -58,14 +77,14 @@ def is_inline(constant: Constant) -> bool:
     return constant.array.size <= INLINE_ELEMENTS
 
 
-def print_value(value: Value) -> str:
+def print_value(value: Value, names: Mapping[Value, str] = MappingProxyType({})) -> str:
     """``%name: type``, as where a value is defined."""
-    return f"{reference(value)}: {value.type}"
+    return f"{reference(value, names)}: {value.type}"
 
 
-def reference(value: Value | None) -> str:
+def reference(value: Value | None, names: Mapping[Value, str] = MappingProxyType({})) -> str:
     """``%name``, as where a value is read; ``none`` for an absent one."""
-    return "none" if value is None else "%" + quoted(value.name)
+    return "none" if value is None else "%" + quoted(names.get(value, value.name))
 
 
 def quoted(name: str) -> str:
@@ -73,12 +92,13 @@ def quoted(name: str) -> str:
     return name if _BARE.fullmatch(name) else json.dumps(name)
 
 
-def print_node(node: Node) -> str:
+def print_node(node: Node, names: Mapping[Value, str] = MappingProxyType({})) -> str:
     """A node's own line, without its regions."""
-    results = ", ".join(map(print_value, node.outputs))
+    results = ", ".join(print_value(v, names) for v in node.outputs)
+    operands = ", ".join(reference(v, names) for v in node.inputs)
     attrs = f" {{{_attr_list(node.attrs)}}}" if node.attrs else ""
     name = f" {json.dumps(node.name)}" if node.name else ""
-    return f"{results} = {node.op}({', '.join(map(reference, node.inputs))}){attrs}{name}"
+    return f"{results} = {node.op}({operands}){attrs}{name}"
 
 
 def print_attr(attr: Attr) -> str:
@@ -138,19 +158,19 @@ def _attr_list(attrs: Mapping[str, Attr]) -> str:
     return ", ".join(f"{key if _WORD.fullmatch(key) else json.dumps(key)} = {print_attr(attr)}" for key, attr in attrs.items())
 
 
-def _graph_lines(graph: Graph, word: str, indent: str) -> Iterator[str]:
+def _graph_lines(graph: Graph, word: str, indent: str, names: Mapping[Value, str]) -> Iterator[str]:
     attrs = f"({_attr_list(graph.attrs)})" if graph.attrs else ""
     yield f"{indent}{word} @{quoted(graph.name)}{attrs} {{"
     inner = indent + "  "
     for value in graph.inputs:
-        yield f"{inner}input {print_value(value)}"
+        yield f"{inner}input {print_value(value, names)}"
     for value, constant in graph.constants.items():
-        yield f"{inner}const {print_value(value)} = {_print_data(constant)}"
+        yield f"{inner}const {print_value(value, names)} = {_print_data(constant)}"
     for node in graph.nodes:
-        yield inner + print_node(node)
+        yield inner + print_node(node, names)
         for region in node.regions:
-            yield from _graph_lines(region, "region", inner + "  ")
-    yield f"{inner}return {', '.join(map(reference, graph.outputs))}".rstrip()
+            yield from _graph_lines(region, "region", inner + "  ", names)
+    yield f"{inner}return {', '.join(reference(v, names) for v in graph.outputs)}".rstrip()
     yield f"{indent}}}"
 
 

@@ -75,9 +75,10 @@ def _divide(x: Array, y: Array) -> Array:
     if x.dtype.kind not in "iu":
         return np.true_divide(x, y)
     divisor = np.where(y == 0, np.ones_like(y), y)
-    quotient = np.floor_divide(x, divisor)
-    inexact = quotient * divisor != x
-    return quotient + (inexact & ((x < 0) != (divisor < 0))).astype(x.dtype)
+    quotient: Array = np.floor_divide(x, divisor)
+    inexact: Array = quotient * divisor != x
+    opposed: Array = (x < 0) != (divisor < 0)
+    return np.add(quotient, np.logical_and(inexact, opposed), dtype=x.dtype)
 
 
 def _sigmoid(x: Array) -> Array:

@@ -125,6 +125,15 @@ class TensorType:
         return f"{self.dtype.value}[{', '.join(map(str, self.shape))}]{layout}"
 
 
+def same_bytes(left: TensorType, right: TensorType) -> bool:
+    """Whether two layouts of one tensor are the same bytes: no padding lanes, and nothing between the channels of one position."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    if left.block == right.block:
+        return True
+    return left.elements == right.elements and all(dim == 1 for dim in left.shape[2:])
+
+
 def pack_physical(array: np.ndarray, block: int) -> np.ndarray:
     """A logical array as it lies in memory in the blocked layout; padding lanes are zero."""
     if block == 1:

@@ -1,0 +1,121 @@
+"""What a graph of any stage means: each node's ``Op.evaluate`` in numpy, a group's region in its place.
+
+Arrays are logical whatever the layout of their values, so every stage of one graph gives the same results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from compiler.errors import InternalError, UserError
+from compiler.ir.graph import Array, Attr, Graph, Node, Region, Value
+from compiler.ir.intexpr import Dim, IntExpr, Sym, evaluate, substitute
+from compiler.ir.op import lookup
+from compiler.ir.printer import print_node
+from compiler.ir.types import TensorType
+
+
+def interpret(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The graph's outputs by name for its inputs by name (logical arrays of their types).
+
+    Raises UserError for feeds that do not fit, InternalError where a node's result is not of its type.
+    """
+    arrays = _run(graph, feeds)
+    return {value.name: arrays[value] for value in graph.outputs}
+
+
+def interpret_all(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """As ``interpret``, but every value of the graph and its regions by name, constants included."""
+    return {value.name: array for value, array in _run(graph, feeds).items()}
+
+
+def bind_inputs(inputs: Sequence[Value], feeds: Mapping[str, Array]) -> tuple[list[Array], dict[str, int]]:
+    """The feeds in the order of inputs, and what the symbolic dims of the inputs are. Raises UserError where they do not fit."""
+    names = [value.name for value in inputs]
+    unknown = [name for name in feeds if name not in names]
+    missing = [name for name in names if name not in feeds]
+    if unknown or missing:
+        raise UserError(
+            f"inputs {missing} are missing and {unknown} are unknown",
+            where="run",
+            hint=f"feed exactly: {', '.join(names) or 'nothing'}",
+        )
+    arrays: list[Array] = []
+    dims: dict[str, int] = {}
+    for value in inputs:
+        array = np.asarray(feeds[value.name])
+        if not _matches(value.type, array, dims):
+            met = f"{array.dtype}{list(array.shape)}"
+            bound = f" with {', '.join(f'{k} = {v}' for k, v in dims.items())}" if dims else ""
+            raise UserError(f"input {value.name} is {met}, not {value.type}{bound}", where="run", hint="feed an array of that dtype and shape")
+        arrays.append(array)
+    return arrays, dims
+
+
+def _matches(type_: TensorType, array: Array, dims: dict[str, int]) -> bool:
+    """Whether array is of type_; symbols met for the first time are bound in dims."""
+    if array.dtype != type_.dtype.numpy or array.ndim != type_.rank:
+        return False
+    for dim, extent in zip(type_.shape, array.shape, strict=True):
+        name = _symbol(dim)
+        if name is not None:
+            dims.setdefault(name, extent)
+    try:
+        return all(evaluate(dim, dims) == extent for dim, extent in zip(type_.shape, array.shape, strict=True))
+    except KeyError:
+        return False
+
+
+def _symbol(dim: Dim) -> str | None:
+    """The symbol's name when dim is nothing but a symbol."""
+    if isinstance(dim, int) or dim.const or len(dim.terms) != 1:
+        return None
+    monomial, coefficient = dim.terms[0]
+    atom = monomial[0]
+    return atom.name if coefficient == 1 and len(monomial) == 1 and isinstance(atom, Sym) else None
+
+
+def _run(graph: Graph, feeds: Mapping[str, Array]) -> dict[Value, Array]:
+    arrays, dims = bind_inputs(graph.inputs, feeds)
+    values = dict(zip(graph.inputs, arrays, strict=True))
+    _run_nodes(graph, values, dims)
+    return values
+
+
+def _run_nodes(graph: Graph, values: dict[Value, Array], dims: dict[str, int]) -> None:
+    values.update((value, constant.array) for value, constant in graph.constants.items())
+    for node in graph.nodes:
+        for value, array in zip(node.outputs, _results(node, values, dims), strict=True):
+            if not _matches(value.type, array, dims):
+                raise InternalError(f"the result is {array.dtype}{list(array.shape)}", where=f"interpreting {print_node(node)}")
+            values[value] = array
+
+
+def _results(node: Node, values: dict[Value, Array], dims: dict[str, int]) -> Sequence[Array]:
+    inputs = [None if v is None else values[v] for v in node.inputs]
+    if node.op != "group":
+        return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
+    (region,) = node.regions
+    values.update(zip(region.inputs, (values[v] for v in node.present_inputs), strict=True))
+    _run_nodes(region, values, dims)
+    return [values[v] for v in region.outputs]
+
+
+def bind_attr(attr: Attr, dims: Mapping[str, int]) -> Attr:
+    """attr with the symbols that dims knows replaced by their numbers."""
+    match attr:
+        case IntExpr():
+            return substitute(attr, dims)
+        case tuple():
+            return tuple(bind_attr(item, dims) for item in attr)
+        case Region():
+            return replace(attr, offset=_bind(attr.offset, dims), extent=_bind(attr.extent, dims), index=_bind(attr.index, dims))
+        case _:
+            return attr
+
+
+def _bind(exprs: tuple[Dim, ...], dims: Mapping[str, int]) -> tuple[Dim, ...]:
+    return tuple(substitute(expr, dims) for expr in exprs)

@@ -1,0 +1,226 @@
+"""The rules of Graph IR, checked.
+
+At every stage:
+- Every value is defined once (an input, a constant or one output of one node), and names are unique, regions included.
+- A node reads values that are defined before it, in its own graph or in one around it. A ``group`` region reads its inputs alone.
+- A graph's outputs are defined in it or around it.
+- A node's output types are what its op infers from its operands (layout apart); a constant's array has its value's dtype and shape.
+- A layout block is at least 1, and is more than 1 only for values of rank 2 or more.
+- Symbolic dims are named by identifiers.
+
+canonical: every value is row-major; there are no ``to_layout`` and no ``group`` nodes.
+
+laid out, and inside groups later: the layouts of a node's operands and result are among ``Op.layouts``.
+
+grouped: the nodes are groups and views. A group has one region, whose inputs and outputs have the types of the group's own; one output;
+and in the region at most one node that is not elementwise.
+
+planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 with the value inside the arena,
+or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node that makes it to
+the last one that reads it or a view of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+
+from compiler.errors import InternalError
+from compiler.ir.graph import Graph, Node, Value, captured
+from compiler.ir.intexpr import symbols
+from compiler.ir.op import Layouts, UnsupportedForm, lookup
+from compiler.ir.printer import print_node, print_value
+from compiler.ir.scalar import Arg
+from compiler.ir.types import TensorType, same_bytes
+
+ARENA_ALIGNMENT = 64
+"""Bytes; offsets in the arena and in the weights blob are multiples of it."""
+
+
+class Stage(Enum):
+    """How far a graph has come, in order."""
+
+    CANONICAL = "canonical"
+    LAID_OUT = "laid out"
+    GROUPED = "grouped"
+    PLANNED = "planned"
+
+
+def verify_graph(graph: Graph, stage: Stage) -> None:
+    """Raises InternalError, naming the node, where graph breaks a rule of stage."""
+    _Verifier(stage).graph(graph)
+
+
+def is_view(node: Node) -> bool:
+    """Whether a node only gives other type to its first input's memory: a view op, or a change of layout that moves no byte."""
+    if node.op == "to_layout":
+        source = node.inputs[0]
+        return source is not None and same_bytes(source.type, node.output.type)
+    return node.op != "group" and lookup(node.op).is_view
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether a node's op has a scalar expression for these operands."""
+    args = [Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)]
+    return node.op != "group" and lookup(node.op).scalar(args, node.attrs) is not None
+
+
+class _Verifier:
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._names: set[str] = set()
+        self._defined: set[Value] = set()
+
+    def graph(self, graph: Graph) -> None:
+        where = f"graph {graph.name} ({self._stage.value})"
+        self._scope(graph, frozenset(), where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
+        if self._stage is Stage.PLANNED:
+            _verify_plan(graph, where)
+
+    def _scope(self, graph: Graph, around: frozenset[Value], where: str, *, grouped: bool) -> None:
+        known = set(around)
+        for value in (*graph.inputs, *graph.constants):
+            self._define(value, where)
+            known.add(value)
+        for value, constant in graph.constants.items():
+            array, type_ = constant.array, value.type
+            if array.dtype != type_.dtype.numpy or array.shape != type_.shape:
+                raise InternalError(f"constant {print_value(value)} holds {array.dtype}{list(array.shape)}", where=where)
+        for node in graph.nodes:
+            place = f"{where}, node {print_node(node)}"
+            for value in node.present_inputs:
+                if value not in known:
+                    raise InternalError(f"%{value.name} is read before it is defined", where=place)
+            for value in node.outputs:
+                self._define(value, place)
+            self._node(node, frozenset(known), place, grouped=grouped)
+            known.update(node.outputs)
+        for value in graph.outputs:
+            if value not in known:
+                raise InternalError(f"output %{value.name} is not defined", where=where)
+
+    def _define(self, value: Value, where: str) -> None:
+        if value in self._defined:
+            raise InternalError(f"%{value.name} is defined twice", where=where)
+        if value.name in self._names:
+            raise InternalError(f"two values are called %{value.name}", where=where)
+        self._defined.add(value)
+        self._names.add(value.name)
+        type_ = value.type
+        if type_.block < 1 or (type_.block > 1 and type_.rank < 2):
+            raise InternalError(f"{print_value(value)} has no such layout", where=where)
+        if type_.block > 1 and self._stage is Stage.CANONICAL:
+            raise InternalError(f"{print_value(value)} is not row-major", where=where)
+        for dim in type_.shape:
+            for name in symbols(dim):
+                if not name.replace(".", "_").isidentifier():
+                    raise InternalError(f"{print_value(value)} has a symbolic dim {name!r} that is not an identifier", where=where)
+
+    def _node(self, node: Node, around: frozenset[Value], where: str, *, grouped: bool) -> None:
+        if self._stage is Stage.CANONICAL and node.op in ("group", "to_layout"):
+            raise InternalError(f"{node.op} has no place in this stage", where=where)
+        if node.op == "group":
+            if not grouped:
+                raise InternalError("a group has no place here", where=where)
+            self._group(node, where)
+            return
+        if grouped and not is_view(node):
+            raise InternalError("a node outside groups is not a view", where=where)
+        try:
+            inferred = lookup(node.op).infer([None if v is None else v.type for v in node.inputs], node.attrs)
+        except UnsupportedForm as error:
+            raise InternalError(f"the operands do not fit {node.op}: {error}", where=where) from error
+        expected = [(t.dtype, t.shape) for t in inferred]
+        if [(v.type.dtype, v.type.shape) for v in node.outputs] != expected:
+            raise InternalError(f"{node.op} infers {', '.join(map(str, inferred))}", where=where)
+        if not grouped:
+            _verify_layouts(node, where)
+        for region in node.regions:
+            self._scope(region, around, f"{where}, region {region.name}", grouped=False)
+
+    def _group(self, node: Node, where: str) -> None:
+        if len(node.regions) != 1 or len(node.outputs) != 1 or None in node.inputs:
+            raise InternalError("a group has one region, one output and no absent inputs", where=where)
+        (region,) = node.regions
+        if [v.type for v in region.inputs] != [v.type for v in node.present_inputs]:
+            raise InternalError("the region's inputs are not of the types of the group's", where=where)
+        if [v.type for v in region.outputs] != [v.type for v in node.outputs]:
+            raise InternalError("the region's output is not of the type of the group's", where=where)
+        free = next(captured(region), None)
+        if free is not None:
+            raise InternalError(f"the region reads %{free.name} from outside", where=where)
+        self._scope(region, frozenset(), f"{where}, region {region.name}", grouped=False)
+        anchors = [inner.op for inner in region.nodes if not is_elementwise(inner)]
+        if len(anchors) > 1:
+            raise InternalError(f"the region has more than one anchor: {', '.join(anchors)}", where=where)
+
+
+def _verify_layouts(node: Node, where: str) -> None:
+    values = (*node.present_inputs, *node.outputs)
+    block = max((v.type.block for v in values), default=1)
+    if node.op == "to_layout":
+        if node.attrs.get("block") != node.output.type.block:
+            raise InternalError("to_layout's block is not its result's", where=where)
+        return
+    if block == 1:
+        return
+    types = [None if v is None else v.type for v in node.inputs]
+    result = node.outputs[0].type
+    match lookup(node.op).layouts(types, node.attrs, block):
+        case Layouts.PLAIN:
+            legal = False
+        case Layouts.SAME:
+            same = all(v.type.block == result.block for v in node.outputs)
+            legal = same and all(t is None or t.block == result.block or _one_channel(t, result) for t in types)
+        case Layouts.BLOCKED_OUT:
+            legal = result.block > 1 and all(t is None or t.block == 1 for t in types[1:])
+    if not legal:
+        raise InternalError(f"{node.op} cannot run in these layouts", where=where)
+
+
+def _one_channel(operand: TensorType, result: TensorType) -> bool:
+    """Whether a row-major operand gives one element to every lane of a blocked result."""
+    axis = 1 - (result.rank - operand.rank)
+    return operand.block == 1 and (axis < 0 or operand.shape[axis] == 1)
+
+
+def _verify_plan(graph: Graph, where: str) -> None:
+    arena_bytes = graph.attrs.get("arena_bytes")
+    if not isinstance(arena_bytes, int):
+        raise InternalError(f"arena_bytes is {arena_bytes!r}", where=where)
+    owner: dict[Value, Value] = {}
+    for node in graph.nodes:
+        source = node.inputs[0] if is_view(node) else None
+        for value in node.outputs:
+            owner[value] = owner.get(source, source) if source is not None else value
+    outside = {owner.get(v, v) for v in graph.outputs}
+    last = _last_reads(graph, lambda v: owner.get(v, v))
+    live: list[tuple[int, int, int, Value]] = []
+    for step, node in enumerate(graph.nodes):
+        if node.op != "group":
+            continue
+        offset, place = node.attrs.get("offset"), f"{where}, node {print_node(node)}"
+        if offset is None and node.output in outside:
+            continue
+        if not isinstance(offset, int) or offset < 0 or offset % ARENA_ALIGNMENT:
+            raise InternalError(f"offset {offset!r} is not a multiple of {ARENA_ALIGNMENT}", where=place)
+        nbytes = node.output.type.nbytes
+        if not isinstance(nbytes, int):
+            raise InternalError(f"a value of {nbytes} bytes cannot be planned", where=place)
+        if offset + nbytes > arena_bytes:
+            raise InternalError(f"bytes {offset}..{offset + nbytes} lie outside the arena of {arena_bytes}", where=place)
+        live = [entry for entry in live if entry[0] >= step]
+        for _, begin, end, other in live:
+            if offset < end and begin < offset + nbytes:
+                raise InternalError(f"overlaps %{other.name}, which is still read", where=place)
+        live.append((last.get(node.output, step), offset, offset + nbytes, node.output))
+
+
+def _last_reads(graph: Graph, owner: Callable[[Value], Value]) -> Mapping[Value, int]:
+    last: dict[Value, int] = {}
+    for step, node in enumerate(graph.nodes):
+        for value in node.present_inputs:
+            last[owner(value)] = step
+    for value in graph.outputs:
+        last[owner(value)] = len(graph.nodes)
+    return last
