@@ -45,22 +45,22 @@ class DepthwiseConv:
 
     def heuristic(self, workload: Workload, target: Target) -> DepthwiseSchedule:
         rows, columns = _axes(workload)
-        taps = rows.kernel * columns.kernel
-        budget = target.vector_registers - min(taps, target.vector_registers // 2) - 2
-        tile_columns = min(columns.out, max(1, min(budget, 8)))
+        kept = min(rows.kernel * columns.kernel, target.vector_registers // 2)
+        budget = max(1, target.vector_registers - kept - 2)
+        tile_columns = min(columns.out, budget, 7)
+        tile_rows = max(1, min(2, budget // tile_columns, rows.out))
         blocks = _blocks(workload) * workload.output.static_shape[0]
-        tile_rows = max(1, min(2 if rows.stride == 1 else 1, budget // tile_columns, rows.out))
         shared = "channels" if blocks % workload.threads == 0 or blocks >= 4 * workload.threads else "rows"
         return DepthwiseSchedule(tile_rows, tile_columns, shared)
 
     def space(self, workload: Workload, target: Target) -> Sequence[DepthwiseSchedule]:
         first = self.heuristic(workload, target)
         found = [first]
+        choices = ("channels", "rows") if workload.threads > 1 else (first.parallel,)
         for rows in (1, 2, 3, 4):
             for columns in (1, 2, 4, 6, 7, 8, 10, 14):
                 if rows * columns <= target.vector_registers - 4:
-                    for shared in ("channels", "rows") if workload.threads > 1 else (first.parallel,):
-                        found.append(DepthwiseSchedule(rows, columns, shared))
+                    found += [DepthwiseSchedule(rows, columns, shared) for shared in choices]
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: DepthwiseSchedule, constants: Sequence[Array | None]) -> list[Array | None]:

@@ -18,7 +18,7 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
-from compiler.kernels.gemm import Section, sections, tile_limit
+from compiler.kernels.gemm import Section, register_rows, sections
 from compiler.kernels.windows import Axis, TileRun, spatial_axes, tap_bounds, tile_runs
 from compiler.target import Target
 
@@ -53,7 +53,7 @@ class DirectConv:
     def heuristic(self, workload: Workload, target: Target) -> DirectSchedule:
         shape = _Shape(workload)
         vectors = min((1, 2, 3, 4), key=lambda v: self._cost(shape, v, target))
-        columns = min(tile_limit(target, vectors), 14)
+        columns = min(register_rows(target, vectors), 14)
         panels = sum(s.count for s in sections(shape.vectors, vectors)) * shape.group * shape.batch
         shared = "filters" if panels % workload.threads == 0 or panels >= 4 * workload.threads else "rows"
         return DirectSchedule(columns, vectors, shared)
@@ -61,7 +61,7 @@ class DirectConv:
     @staticmethod
     def _cost(shape: _Shape, vectors: int, target: Target) -> float:
         cost = 0.0
-        for columns in sections(shape.columns.out, min(tile_limit(target, vectors), 14)):
+        for columns in sections(shape.columns.out, min(register_rows(target, vectors), 14)):
             for panels in sections(shape.vectors, vectors):
                 fma, loads = columns.size * panels.size, columns.size + panels.size
                 cost += columns.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / fma)
@@ -70,11 +70,11 @@ class DirectConv:
     def space(self, workload: Workload, target: Target) -> Sequence[DirectSchedule]:
         first = self.heuristic(workload, target)
         found = [first]
+        choices = ("filters", "rows") if workload.threads > 1 else (first.parallel,)
         for vectors in (1, 2, 3, 4):
-            limit = min(tile_limit(target, vectors), 16)
+            limit = min(register_rows(target, vectors), 16)
             for columns in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
-                for shared in ("filters", "rows") if workload.threads > 1 else (first.parallel,):
-                    found.append(DirectSchedule(columns, vectors, shared))
+                found += [DirectSchedule(columns, vectors, shared) for shared in choices]
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: DirectSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
@@ -96,7 +96,9 @@ class _Shape:
 
     def __init__(self, workload: Workload) -> None:
         x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
-        axes = spatial_axes(x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads"))
+        axes = spatial_axes(
+            x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads")
+        )
         self.rows, self.columns = (Axis(1, 1, 1, 1, 1, 0), axes[0]) if len(axes) == 1 else (axes[0], axes[1])
         self.batch = x.static_shape[0]
         self.group = workload.int("group")
@@ -156,9 +158,9 @@ class _Writer:
                 total = shape.batch * shape.group * panels.count
                 with b.loop("p", 0, total, parallel=True) as p:
                     images = p.var // panels.count if shape.batch * shape.group > 1 else 0
-                    n, g = (images // shape.group, images % shape.group) if shape.batch > 1 else (0, images)
+                    image, group = (images // shape.group, images % shape.group) if shape.batch > 1 else (0, images)
                     tile = p.var % panels.count if shape.batch * shape.group > 1 else p.var
-                    self._filters(n, g, 0, shape.rows.out, number, tile)
+                    self._filters(image, group, 0, shape.rows.out, number, tile)
         return b.function()
 
     def _filters(self, n: Dim, g: Dim, start: Dim, stop: Dim, number: int, tile: Dim | None) -> None:
@@ -167,8 +169,8 @@ class _Writer:
             self._rows(n, g, start, stop, self._panels[number], tile)
             return
         for panels in self._panels:
-            with self._builder.loop("p", 0, panels.count) as p:
-                self._rows(n, g, start, stop, panels, p.var)
+            with self._builder.loop("p", 0, panels.count) as tile_loop:
+                self._rows(n, g, start, stop, panels, tile_loop.var)
 
     def _rows(self, n: Dim, g: Dim, start: Dim, stop: Dim, panels: Section, tile: Dim) -> None:
         with self._builder.loop("y", start, stop) as y:

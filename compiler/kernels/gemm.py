@@ -22,6 +22,8 @@ from compiler.kernels.base import Epilogue
 from compiler.target import Target
 
 _LINE_BYTES = 64
+_SHORT_SUM = 96
+"""Steps of k up to which a tile's epilogue weighs against its sums."""
 
 
 @dataclass(frozen=True)
@@ -118,25 +120,45 @@ def pack_panels(b: Array, nv: int, lanes: int) -> Array:
     return np.ascontiguousarray(np.concatenate(panels, axis=-1)) if panels else padded
 
 
-def tile_limit(target: Target, nv: int) -> int:
+def register_rows(target: Target, nv: int) -> int:
     """Rows that fit the register file beside ``nv`` vectors of b and one broadcast of a."""
     return max(1, (target.vector_registers - nv - 1) // nv)
+
+
+def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
+    """The most rows worth having beside ``nv`` vectors: what the registers hold, less for short sums.
+
+    With few steps of k, small tiles let the epilogue of one overlap with the sums of the next (16 to 96 channels at 112 x 112:
+    95 % of peak with 5 x 2, 85 % with 6 x 4; AMD EPYC, Zen 4).
+    """
+    if gemm.k <= _SHORT_SUM:
+        return min(register_rows(target, nv), max(1, -(-10 // nv)))
+    return min(register_rows(target, nv), 14)
 
 
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     """Tiles by the least work per register tile, the order by which operand stays in cache, the parallel loop by balance."""
     itemsize = gemm.dtype.itemsize
-    widest = 4 if target.vector_registers >= 32 else 3
-    candidates = range(1, widest + 1) if gemm.m >= 4 else (8 if target.vector_registers >= 32 else 6,)
-    nv = min(candidates, key=lambda v: _tile_cost(gemm, v, min(tile_limit(target, v), 14)))
-    mr = min(tile_limit(target, nv), 14)
+    roomy = target.vector_registers >= 32
+    if gemm.m < 4:
+        candidates: tuple[int, ...] = (8,) if roomy else (6,)
+    elif gemm.k <= _SHORT_SUM:
+        candidates = (2,) if gemm.vectors % 2 == 0 else (2, 3)
+    else:
+        candidates = (1, 2, 3, 4) if roomy else (1, 2, 3)
+    nv = min(candidates, key=lambda v: _tile_cost(gemm, v, tile_limit(gemm, target, v)))
+    mr = tile_limit(gemm, target, nv)
     weights = gemm.k * gemm.n * itemsize
     order = "m" if weights <= target.l2_bytes // 4 and gemm.m * gemm.k * itemsize > target.l1_bytes else "n"
     batch = 1
     for b in gemm.batches:
         batch *= b.extent
     rows, panels = sections(gemm.m, mr), sections(gemm.vectors, nv)
-    balance = {"batch": _imbalance([batch], threads), "m": _imbalance([s.count for s in rows], threads), "n": _imbalance([s.count for s in panels], threads)}
+    balance = {
+        "batch": _imbalance([batch], threads),
+        "m": _imbalance([s.count for s in rows], threads),
+        "n": _imbalance([s.count for s in panels], threads),
+    }
     parallel = min(("batch", "m" if order == "m" else "n", "n" if order == "m" else "m"), key=lambda name: round(balance[name], 1))
     return GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n", gemm.lanes)
 
@@ -146,7 +168,7 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
     first = heuristic(gemm, target, threads)
     found = [first]
     for nv in (1, 2, 3, 4) if gemm.m >= 4 else (4, 6, 8, 12, 16):
-        limit = min(tile_limit(target, nv), 14)
+        limit = min(register_rows(target, nv), 14)
         for mr in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
             for order in ("m", "n"):
                 for parallel in ("m", "n") if threads > 1 else (order,):
@@ -255,7 +277,11 @@ class GemmWriter:
 
     def _count(self, panels: Section, vector: int) -> int | None:
         """Lanes in use when not all are: the last vector of a row-major output."""
-        return self._tail if panels.start + panels.count * panels.size == self._gemm.vectors and panels.count == 1 and vector == panels.size - 1 else None
+        return (
+            self._tail
+            if panels.start + panels.count * panels.size == self._gemm.vectors and panels.count == 1 and vector == panels.size - 1
+            else None
+        )
 
     def _prefetch_lines(self, rows: Section, panels: Section) -> int:
         """Cache lines of the next panel to fetch in each block of k, so that the tiles of one section cover it."""
@@ -271,7 +297,10 @@ class GemmWriter:
         b_row = vectors * lanes if gemm.b_row is None else gemm.b_row
         a_index, b_index = a0 + block * gemm.a_block, b0 + block * (gemm.k_block * b_row)
         for k in range(depth):
-            right = [b.load(self._b, b_index + (k * b_row + v * lanes), lanes, count=self._count(panels, v) if gemm.b_row is not None else None) for v in range(vectors)]
+            right = [
+                b.load(self._b, b_index + (k * b_row + v * lanes), lanes, count=self._count(panels, v) if gemm.b_row is not None else None)
+                for v in range(vectors)
+            ]
             for r in range(rows):
                 left = b.load(self._a, a_index + (r * gemm.a_row + k * gemm.a_lane), lanes, stride=0)
                 for v in range(vectors):

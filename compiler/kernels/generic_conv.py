@@ -83,7 +83,9 @@ class _Writer:
         self._filters, self._channels = w[0] // self._group, w[1]
         self._kernel = w[2:]
         self._padded = -(-self._filters // schedule.lanes) * schedule.lanes
-        self._axes = spatial_axes(x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads"))
+        self._axes = spatial_axes(
+            x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads")
+        )
         size = self._group * self._channels * prod(self._kernel) * self._padded
         (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, {1: size})
         self._x_strides, self._out_strides = physical_strides(x), physical_strides(out)

@@ -27,7 +27,13 @@ class PointwiseConv:
         x, w = workload.inputs[0].type, workload.inputs[1]
         group = workload.int("group")
         out = workload.output
-        if not (w.constant and x.is_static and x.dtype is w.type.dtype is DType.FLOAT32 and out.block == target.lanes and out.block == workload.anchor.block):
+        if not (
+            w.constant
+            and x.is_static
+            and x.dtype is w.type.dtype is DType.FLOAT32
+            and out.block == target.lanes
+            and out.block == workload.anchor.block
+        ):
             return False
         aligned = group == 1 or (w.type.static_shape[0] // group % out.block == 0 and w.type.static_shape[1] % out.block == 0)
         return aligned and all(k == 1 for k in w.type.static_shape[2:]) and not any(workload.ints("pads")) and x.block in (1, out.block)

@@ -50,7 +50,9 @@ def tile_runs(axis: Axis, largest: int) -> list[TileRun]:
     return runs
 
 
-def spatial_axes(size: tuple[int, ...], out: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...], pads: tuple[int, ...]) -> list[Axis]:
+def spatial_axes(
+    size: tuple[int, ...], out: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...], pads: tuple[int, ...]
+) -> list[Axis]:
     """The axes of a window operation from ONNX-style attributes (``pads``: all begins, then all ends)."""
     return [Axis(*values) for values in zip(size, out, kernel, strides, dilations, pads[: len(size)], strict=True)]
 
