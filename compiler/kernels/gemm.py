@@ -150,16 +150,13 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     mr = tile_limit(gemm, target, nv)
     weights = gemm.k * gemm.n * itemsize
     order = "m" if weights <= target.l2_bytes // 4 and gemm.m * gemm.k * itemsize > target.l1_bytes else "n"
-    batch = 1
-    for b in gemm.batches:
-        batch *= b.extent
-    rows, panels = sections(gemm.m, mr), sections(gemm.vectors, nv)
-    balance = {
-        "batch": _imbalance([batch], threads),
-        "m": _imbalance([s.count for s in rows], threads),
-        "n": _imbalance([s.count for s in panels], threads),
+    shares = {
+        "m": [s.count for s in sections(gemm.m, mr)],
+        "n": [s.count for s in sections(gemm.vectors, nv)],
+        "batch": [b.extent for b in gemm.batches if b.extent > 1][:1],
     }
-    parallel = min(("batch", "m" if order == "m" else "n", "n" if order == "m" else "m"), key=lambda name: round(balance[name], 1))
+    preference = ("batch", order, "m" if order == "n" else "n")
+    parallel = min((p for p in preference if shares[p]), key=lambda p: round(_imbalance(shares[p], threads), 1), default="m")
     return GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n", gemm.lanes)
 
 
