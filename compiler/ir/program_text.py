@@ -101,14 +101,14 @@ def _head_lines(program: Program) -> Iterator[str]:
 def _print_address(address: Address) -> str:
     if address.space in (Space.ARENA, Space.WEIGHTS):
         return f"{address.space.value} + {address.offset}"
-    return f"{address.space.value} {address.index}"
+    return f"{address.space.value} {address.index}" + (f" + {address.offset}" if address.offset else "")
 
 
 def _parse_address(text: str, line: int) -> Address:
-    match = re.fullmatch(r"(arena|weights) \+ (\d+)|(input|output) (\d+)", text)
+    match = re.fullmatch(r"(arena|weights|input|output)(?: (\d+))?(?: \+ (\d+))?", text)
     if match is None:
         raise _error(line, f"{text!r} is not an address")
-    return Address(Space(match[1]), offset=int(match[2])) if match[1] else Address(Space(match[3]), index=int(match[4]))
+    return Address(Space(match[1]), offset=int(match[3] or 0), index=int(match[2] or 0))
 
 
 def _error(line: int, what: str) -> UserError:
