@@ -62,7 +62,7 @@ def objects(texts: Sequence[str], target: Target, processes: int) -> list[bytes]
         out, _ = helper.communicate()
         if helper.returncode != 0:
             raise InternalError("a code generation process failed (its message stands above)", where="backends.llvm")
-        done.update(zip(share, pickle.loads(out), strict=True))  # noqa: S301 # our own child process wrote it
+        done.update(zip(share, pickle.loads(out), strict=True))  # our own child process wrote it
     return [done[index] for index in range(len(texts))]
 
 
@@ -80,5 +80,5 @@ def _start_helper(texts: list[str], target: Target) -> subprocess.Popen[bytes]:
 
 def serve() -> None:
     """A helper process: reads (texts, target) from standard input, writes the objects to standard output."""
-    texts, target = pickle.load(sys.stdin.buffer)  # noqa: S301 # our own parent process wrote it
+    texts, target = pickle.load(sys.stdin.buffer)  # our own parent process wrote it
     sys.stdout.buffer.write(pickle.dumps([object_code(text, target) for text in texts]))

@@ -365,4 +365,3 @@ class FunctionEmitter:
 
 def _mask(count: int, lanes: int) -> str:
     return f"<{', '.join('i1 true' if i < count else 'i1 false' for i in range(lanes))}>"
-

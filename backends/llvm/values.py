@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from backends.llvm import vecmath
 from backends.llvm.writer import IrWriter, literal, llvm_type
@@ -179,7 +179,11 @@ class ValueEmitter:
             case "not":
                 return w.binary("xor", type_, args[0], w.constant(True if type_.dtype is DType.BOOL else -1, type_))
             case "abs":
-                return args[0] if not signed else w.select(type_, w.binary("icmp slt", type_, args[0], zero), w.binary("sub", type_, zero, args[0]), args[0])
+                return (
+                    args[0]
+                    if not signed
+                    else w.select(type_, w.binary("icmp slt", type_, args[0], zero), w.binary("sub", type_, zero, args[0]), args[0])
+                )
             case "sign":
                 positive = w.select(type_, w.binary("icmp ne", type_, args[0], zero), one, zero)
                 return w.select(type_, w.binary("icmp slt", type_, args[0], zero), w.constant(-1, type_), positive) if signed else positive
@@ -246,5 +250,3 @@ class ValueEmitter:
         wide = VecType(DType.INT64 if to.dtype is DType.UINT32 else DType.INT32, to.lanes)
         whole = w.ins(f"fptosi {llvm_type(from_)} {value} to {llvm_type(wide)}")
         return self.cast(whole, wide, to)
-
-

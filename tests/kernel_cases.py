@@ -1,0 +1,63 @@
+"""Runs one kernel three ways for the tests of kernel families: compiled, interpreted, and as numpy says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from backends.llvm.engine import jit
+from compiler.ir.loop import Function
+from compiler.ir.loop_interp import run_function
+from compiler.ir.loop_text import parse_function, print_function
+from compiler.ir.loop_verify import verify_function
+from compiler.ir.types import TensorType, pack_physical
+from compiler.kernels.base import Family, Workload
+from compiler.target import Target
+
+
+def unpack(flat: np.ndarray, type_: TensorType) -> np.ndarray:
+    """A buffer as the logical array it holds."""
+    physical = flat[: int(type_.elements)].reshape(type_.physical_shape)
+    if type_.block == 1:
+        return physical
+    joined = np.moveaxis(physical, -1, 2)
+    return joined.reshape(type_.shape[0], -1, *type_.shape[2:])[:, : type_.shape[1]]
+
+
+def buffers(family: Family, workload: Workload, schedule: object, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The kernel's input buffers for logical values (inputs, then operands), constants packed by the family."""
+    operands = (*workload.inputs, *workload.operands)
+    constants = [value if operand.constant else None for value, operand in zip(values, operands, strict=True)]
+    packed = family.pack(workload, schedule, constants)
+    arrays = []
+    for array, value, operand in zip(packed, values, operands, strict=True):
+        flat = pack_physical(value, operand.type.block) if array is None else array
+        arrays.append(np.ascontiguousarray(flat).reshape(-1))
+    return arrays
+
+
+def run_everywhere(family: Family, workload: Workload, schedule: object, values: Sequence[np.ndarray], target: Target) -> np.ndarray:
+    """The compiled result, after checking that 1 and 3 workers, the interpreter and the parsed text all agree.
+
+    Compiled and interpreted differ by at most 1e-5 of the output's scale.
+    """
+    function: Function = family.build(workload, schedule, target, "kernel")
+    verify_function(function)
+    assert parse_function(print_function(function)) == function
+    inputs = buffers(family, workload, schedule, values)
+    size, dtype = int(workload.output.elements), workload.output.dtype.numpy
+    results = []
+    kernel = jit(function, target)
+    for workers in (1, 3):
+        out = np.full(size + 8, 77, dtype)
+        kernel([*inputs, out], workers=workers)
+        assert (out[size:] == 77).all(), "wrote past the end of the output"
+        results.append(unpack(out, workload.output))
+    np.testing.assert_array_equal(results[0], results[1])
+    out = np.zeros(size, dtype)
+    run_function(function, [*inputs, out], {})
+    interpreted = unpack(out, workload.output)
+    scale = np.abs(interpreted.astype(np.float64)).max(initial=1e-30)
+    np.testing.assert_allclose(results[0], interpreted, rtol=0, atol=1e-5 * scale)
+    return results[0]

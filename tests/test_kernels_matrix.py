@@ -1,0 +1,182 @@
+"""Convolution and matrix multiplication families: compiled against interpreted against numpy, on shapes hypothesis makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import run_everywhere
+
+from compiler.ir.scalar import Arg, Const, Scalar, call
+from compiler.ir.types import DType, TensorType
+from compiler.kernels.base import Family, Operand, Workload, family
+from compiler.target import Target, native
+
+FLOAT = DType.FLOAT32
+TARGETS = [native()]
+LIMIT = settings(max_examples=12, deadline=None)
+
+
+def reference_conv(x: np.ndarray, w: np.ndarray, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], group: int) -> np.ndarray:
+    """Convolution in float64, tap by tap."""
+    rank = len(strides)
+    padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    out = [(p - d * (k - 1) - 1) // s + 1 for p, d, k, s in zip(padded.shape[2:], dilations, w.shape[2:], strides, strict=True)]
+    y = np.zeros((x.shape[0], w.shape[0], *out))
+    per = w.shape[0] // group
+    for tap in np.ndindex(*w.shape[2:]):
+        window = tuple(slice(t * d, t * d + s * (o - 1) + 1, s) for t, d, s, o in zip(tap, dilations, strides, out, strict=True))
+        part = padded[(slice(None), slice(None), *window)]
+        for g in range(group):
+            channels = part[:, g * w.shape[1] : (g + 1) * w.shape[1]]
+            y[:, g * per : (g + 1) * per] += np.einsum("oc,nc...->no...", w[g * per : (g + 1) * per, :, *tap].astype(np.float64), channels)
+    return y
+
+
+def epilogue_of(kind: str, out: TensorType, blocked: int) -> tuple[Scalar, tuple[Operand, ...]]:
+    bias_shape = (1, out.shape[1], *(1,) * (out.rank - 2))
+    bias = Operand(TensorType(FLOAT, bias_shape, blocked), constant=True)
+    biased = call("add", Arg(0, FLOAT), Arg(1, FLOAT))
+    if kind == "none":
+        return Arg(0, FLOAT), ()
+    if kind == "bias":
+        return biased, (bias,)
+    clipped = call("min", call("max", biased, Const(0.0, FLOAT)), Const(6.0, FLOAT))
+    if kind == "clip":
+        return clipped, (bias,)
+    scale = Operand(TensorType(FLOAT, (1, 1, *out.shape[2:])))
+    return call("add", call("mul", clipped, Arg(3, FLOAT)), Arg(2, FLOAT)), (bias, Operand(out), scale)
+
+
+def apply_epilogue(kind: str, y: np.ndarray, values: list[np.ndarray]) -> np.ndarray:
+    if kind == "none":
+        return y
+    y = y + values[0]
+    if kind == "bias":
+        return y
+    y = np.clip(y, 0, 6)
+    return y if kind == "clip" else y * values[2] + values[1]
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, kind: str) -> dict[str, object]:
+    rank = draw(st.sampled_from([1, 2, 2, 2]))
+    batch = draw(st.integers(1, 2))
+    kernel = tuple(1 if kind == "pointwise_conv" else draw(st.integers(1, 5)) for _ in range(rank))
+    strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))
+    dilations = tuple(1 if kind == "pointwise_conv" else draw(st.integers(1, 2)) for _ in range(rank))
+    pads = (0,) * (2 * rank) if kind == "pointwise_conv" else tuple(draw(st.integers(0, 3)) for _ in range(2 * rank))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    size = tuple(max(1, r - pads[i] - pads[rank + i]) + draw(st.integers(0, 17)) for i, r in enumerate(reach))
+    if kind == "depthwise_conv":
+        channels = draw(st.integers(1, 20))
+        group, x_channels, filters = channels, channels, channels
+    else:
+        whole = 1 if kind == "generic_conv" else 8
+        group = draw(st.sampled_from([1, 1, 2]))
+        unit = whole if group > 1 else 1
+        x_channels, filters = group * unit * draw(st.integers(1, 2 if unit > 1 else 20)), group * unit * draw(st.integers(1, 3 if unit > 1 else 37))
+    return {
+        "x": (batch, x_channels, *size),
+        "w": (filters, x_channels // group, *kernel),
+        "strides": strides,
+        "pads": pads,
+        "dilations": dilations,
+        "group": group,
+        "threads": draw(st.integers(1, 3)),
+        "epilogue": draw(st.sampled_from(["none", "bias", "clip", "all"])),
+        "plain_input": draw(st.booleans()),
+        "pick": draw(st.integers(0, 1000)),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+def check_conv(kind: str, case: dict[str, object], target: Target) -> None:
+    rng = np.random.default_rng(case["seed"])
+    x, w = (rng.standard_normal(case[name], dtype=np.float32) for name in ("x", "w"))
+    y = reference_conv(x, w, case["strides"], case["pads"], case["dilations"], case["group"])
+    block = 1 if kind == "generic_conv" else target.lanes
+    x_block = 1 if case["plain_input"] and kind != "depthwise_conv" else block
+    out = TensorType(FLOAT, y.shape, block)
+    epilogue, operands = epilogue_of(case["epilogue"], out, block)
+    params = tuple((name, case[name]) for name in ("strides", "pads", "dilations", "group"))
+    inputs = (Operand(TensorType(FLOAT, x.shape, x_block)), Operand(TensorType(FLOAT, w.shape), constant=True))
+    workload = Workload(kind, params, inputs, out, out, epilogue, operands, case["threads"])
+    chosen: Family = family(kind)
+    assert chosen.supports(workload, target)
+    space = chosen.space(workload, target)
+    schedule = space[0] if case["pick"] % 2 else space[case["pick"] % len(space)]
+    extra = [rng.standard_normal(o.type.shape, dtype=np.float32) for o in operands]
+    got = run_everywhere(chosen, workload, schedule, [x, w, *extra], target)
+    want = apply_epilogue(case["epilogue"], y, extra)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(np.abs(want).max(initial=0), np.abs(y).max(initial=0)))
+
+
+@pytest.mark.parametrize("kind", ["pointwise_conv", "depthwise_conv", "direct_conv", "generic_conv"])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_convolution_families_agree_with_float64(kind: str, target: Target) -> None:
+    @LIMIT
+    @given(convolutions(kind))
+    def check(case: dict[str, object]) -> None:
+        check_conv(kind, case, target)
+
+    check()
+
+
+@st.composite
+def products(draw: st.DrawFn) -> dict[str, object]:
+    m, n, k = draw(st.integers(1, 30)), draw(st.integers(1, 40)), draw(st.integers(1, 30))
+    batch = draw(st.sampled_from([(), (1,), (2,), (2, 3)]))
+    right = draw(st.sampled_from([(), batch, tuple(1 for _ in batch)]))
+    shape = draw(st.sampled_from(["matrix", "row", "column"]))
+    return {
+        "a": (k,) if shape == "row" else (*batch, m, k),
+        "b": (k,) if shape == "column" else (*right, k, n),
+        "constant": draw(st.booleans()),
+        "dtype": draw(st.sampled_from([FLOAT, FLOAT, DType.FLOAT64, DType.INT32])),
+        "threads": draw(st.integers(1, 3)),
+        "bias": draw(st.booleans()),
+        "pick": draw(st.integers(0, 1000)),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+@settings(LIMIT, max_examples=40)
+@given(products())
+def test_matrix_multiplication_agrees_with_numpy(case: dict[str, object]) -> None:
+    target, dtype = TARGETS[0], case["dtype"]
+    rng = np.random.default_rng(case["seed"])
+    a, b = ((rng.standard_normal(case[name]) * 8).astype(dtype.numpy) for name in ("a", "b"))
+    want = np.matmul(a, b) if dtype is DType.INT32 else np.matmul(a.astype(np.float64), b.astype(np.float64))
+    out = TensorType(dtype, want.shape)
+    epilogue: Scalar = Arg(0, dtype)
+    operands, extra = (), []
+    if case["bias"] and out.rank:
+        epilogue = call("add", epilogue, Arg(1, dtype))
+        extra = [(rng.standard_normal((1,) * (out.rank - 1) + out.shape[-1:]) * 8).astype(dtype.numpy)]
+        operands = (Operand(TensorType(dtype, extra[0].shape), constant=True),)
+        want = want + extra[0]
+    inputs = (Operand(TensorType(dtype, a.shape)), Operand(TensorType(dtype, b.shape), constant=case["constant"]))
+    workload = Workload("matmul", (), inputs, out, out, epilogue, operands, case["threads"])
+    chosen = family("matmul")
+    assert chosen.supports(workload, target)
+    space = chosen.space(workload, target)
+    schedule = space[0] if case["pick"] % 2 else space[case["pick"] % len(space)]
+    got = run_everywhere(chosen, workload, schedule, [a, b, *extra], target)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max(initial=1e-30))
+
+
+def test_sections_are_balanced_and_cover() -> None:
+    from compiler.kernels.gemm import sections
+
+    for total in range(200):
+        for largest in range(1, 15):
+            found = sections(total, largest)
+            assert sum(s.count * s.size for s in found) == total
+            assert len({s.size for s in found}) <= 2
+            assert all(0 < s.size <= largest for s in found)
+            at = 0
+            for s in found:
+                assert s.start == at
+                at += s.count * s.size
