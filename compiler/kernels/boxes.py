@@ -1,0 +1,223 @@
+"""Boxes of an output and the loops that compute them: what injective kernels and layout conversions are made of.
+
+A box is walked along axes after neighbours that every tensor walks as one have been joined. Lanes run along the last axis. Where the
+source is contiguous along another axis instead, squares of lanes x lanes elements are transposed in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import gcd, lcm, prod
+
+from compiler.ir.intexpr import Apply, Dim, IntExpr, Sym, floordiv, mod, substitute, sym, symbols
+from compiler.ir.loop import Buffer, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, physical_strides
+from compiler.kernels.loops import (
+    Axis,
+    Chunk,
+    collapse,
+    coordinates,
+    expression_dtypes,
+    load_lanes,
+    parallel_nest,
+    serial_nest,
+    transpose_square,
+    vector_lanes,
+    vector_loop,
+)
+from compiler.target import Target
+
+_MOST_LANES_TRANSPOSED = 16
+_MOST_VECTORS_IN_A_PERIOD = 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """Part of the output, at physical coordinates ``offset``, as axes to walk.
+
+    The anchor's element is ``inputs[source]`` at flat ``index``, in the axes' symbols; without a source it is ``fill``.
+    """
+
+    offset: tuple[Dim, ...]
+    axes: tuple[Axis, ...]
+    source: int | None = None
+    index: Dim = 0
+    fill: float | int | bool = 0
+
+
+class BoxWriter:
+    """Writes one parallel loop nest after another. ``vectors`` is how many vectors one iteration handles."""
+
+    def __init__(
+        self, b: LoopBuilder, workload: Workload, target: Target, buffers: tuple[Sequence[Buffer], Sequence[Buffer], Buffer], vectors: int
+    ) -> None:
+        self._b = b
+        self._workload = workload
+        self._target = target
+        self._inputs, operands, self._out = buffers
+        self._vectors = vectors
+        self._epilogue = Epilogue(b, workload, operands)
+        self._tables = [physical_strides(workload.output), *(broadcast_strides(o.type, workload.output) for o in workload.operands)]
+        self._dtypes = [workload.anchor.dtype, *expression_dtypes(workload.epilogue)]
+
+    def write(self, box: Box) -> None:
+        """Emit the loops of one box."""
+        if any(axis.extent == 0 for axis in box.axes):
+            return
+        steps = [coefficient(box.index, axis.symbol) for axis in box.axes]
+        axes = collapse([self._with_strides(axis, step) for axis, step in zip(box.axes, steps, strict=True)])
+        kept = {axis.symbol for axis in axes}
+        gone = {axis.symbol: 0 for axis in box.axes if axis.symbol not in kept}
+        box = self._interleaved(replace(box, axes=axes, index=substitute(box.index, gone)))
+        axes = box.axes
+        rows = self._contiguous_axis(box)
+        if not axes:
+            with parallel_nest(self._b, (), self._workload.threads):
+                self._vector(box, [], 0, 1, 1, {})
+        elif rows is None:
+            self._lanes(box)
+        else:
+            self._transposed(box, rows)
+
+    def _with_strides(self, axis: Axis, step: int | None) -> Axis:
+        return replace(axis, strides=(*(table[axis.output] * axis.step for table in self._tables), step))
+
+    def _interleaved(self, box: Box) -> Box:
+        """The last two axes as one where the last is shorter than a vector and only the source walks them apart."""
+        if len(box.axes) < 2 or box.source is None:
+            return box
+        *rest, outer, last = box.axes
+        lanes = vector_lanes(self._target, self._dtypes, last.extent * outer.extent)
+        vectors = lcm(lanes, last.extent) // lanes
+        plain = [replace(axis, strides=axis.strides[:-1]) for axis in (outer, last)]
+        if last.extent >= lanes or vectors > _MOST_VECTORS_IN_A_PERIOD or len(collapse(plain)) == 2:
+            return box
+        both = sym(last.symbol)
+        values = {outer.symbol: floordiv(both, last.extent), last.symbol: mod(both, last.extent)}
+        axis = replace(last, extent=outer.extent * last.extent, strides=(*plain[1].strides, None))
+        return replace(box, axes=(*rest, axis), index=substitute(box.index, values))
+
+    # -- lanes along the last axis ------------------------------------------------------------------------------
+
+    def _lanes(self, box: Box) -> None:
+        b, threads, last = self._b, self._workload.threads, box.axes[-1]
+        lanes = vector_lanes(self._target, self._dtypes, last.extent)
+        period = lcm(lanes, _period(box.index, last.symbol)) // lanes
+        unroll = period if 1 < period <= _MOST_VECTORS_IN_A_PERIOD else self._vectors
+        extents = [axis.extent for axis in box.axes[:-1]]
+
+        def body(indices: Sequence[Dim], chunks: Sequence[Chunk]) -> None:
+            loads: dict[object, Reg] = {}
+            for position, count in chunks:
+                self._vector(box, indices, position, lanes, count, loads)
+
+        if prod(extents) >= threads or last.extent < threads * lanes:
+            with parallel_nest(b, extents, threads) as outer:
+                vector_loop(b, last.extent, lanes, unroll, lambda chunks: body(outer, chunks))
+            return
+
+        def across(chunks: Sequence[Chunk]) -> None:
+            with serial_nest(b, extents) as outer:
+                body(outer, chunks)
+
+        vector_loop(b, last.extent, lanes, unroll, across, parallel=True)
+
+    def _vector(self, box: Box, outer: Sequence[Dim], position: Dim, lanes: int, count: int, loads: dict[object, Reg]) -> None:
+        point = [*outer, position] if box.axes else []
+        value = self._anchor(box, point, lanes, count, loads)
+        axis = box.axes[-1].output if box.axes else -1
+        self._store(box, value, point, axis, count, loads)
+
+    def _anchor(self, box: Box, point: Sequence[Dim], lanes: int, count: int, loads: dict[object, Reg]) -> Reg:
+        if box.source is None:
+            return self._b.const(box.fill, VecType(self._workload.anchor.dtype, lanes))
+        return load_lanes(self._b, self._inputs[box.source], [_at(box, point, lane) for lane in range(count)], lanes, loads)
+
+    def _store(self, box: Box, value: Reg, point: Sequence[Dim], axis: int, count: int, loads: dict[object, Reg] | None = None) -> None:
+        place = coordinates(box.offset, box.axes, point)
+        partial = count < value.type.lanes and not self._ends_in_padding(place, axis, value.type.lanes)
+        self._epilogue.store(self._out, value, place, count if partial else None, loads, axis)
+
+    def _ends_in_padding(self, place: Sequence[Dim], axis: int, lanes: int) -> bool:
+        """Whether a vector's unused lanes fall on padding lanes of its channel block, where anything may be stored."""
+        lane = place[-1] if self._epilogue.padded and axis == len(place) - 1 else None
+        return isinstance(lane, int) and lane + lanes <= self._workload.output.block
+
+    # -- squares transposed in registers ------------------------------------------------------------------------
+
+    def _contiguous_axis(self, box: Box) -> int | None:
+        """The axis to read along when lanes along the last one would be read one by one."""
+        if box.source is None or len(box.axes) < 2 or box.axes[-1].strides[-1] in (None, 0, 1):
+            return None
+        lanes = vector_lanes(self._target, self._dtypes, box.axes[-1].extent)
+        for number, axis in enumerate(box.axes[:-1]):
+            if axis.strides[-1] == 1:
+                return number if axis.extent * 2 >= lanes else None
+        return None
+
+    def _transposed(self, box: Box, number: int) -> None:
+        rows, last = box.axes[number], box.axes[-1]
+        lanes = min(vector_lanes(self._target, self._dtypes, max(rows.extent, last.extent)), _MOST_LANES_TRANSPOSED)
+        extents = [axis.extent for axis in box.axes[:-1]]
+        whole, rest = divmod(rows.extent, lanes)
+        for tiles, height in ((whole, lanes), (1, rest)):
+            if not (tiles and height):
+                continue
+            extents[number] = tiles
+            with parallel_nest(self._b, extents, self._workload.threads) as outer:
+                outer[number] = outer[number] * lanes + (0 if height == lanes else whole * lanes)
+                vector_loop(self._b, last.extent, lanes, 1, lambda chunks: self._square(box, outer, number, chunks[0], lanes, height))  # noqa: B023 # called at once
+
+    def _square(self, box: Box, outer: Sequence[Dim], number: int, chunk: Chunk, lanes: int, height: int) -> None:
+        """Read ``chunk``'s positions as rows of ``height`` elements along axis ``number``, store them as ``height`` vectors."""
+        b, (position, count) = self._b, chunk
+        if box.source is None:
+            return
+        buffer = self._inputs[box.source]
+        vectors = [b.load(buffer, _at(box, [*outer, position], lane), lanes, count=height) for lane in range(count)]
+        vectors += [vectors[0]] * (lanes - count)
+        for row, vector in enumerate(transpose_square(b, vectors)[:height]):
+            point = [*outer, position]
+            point[number] = point[number] + row
+            self._store(box, vector, point, box.axes[-1].output, count)
+
+
+def _at(box: Box, point: Sequence[Dim], lane: int) -> Dim:
+    """The source index ``lane`` positions after ``point`` along the last axis."""
+    values = {axis.symbol: index for axis, index in zip(box.axes, point, strict=True)}
+    step = box.axes[-1].strides[-1] if box.axes else 0
+    if step is not None:
+        return substitute(box.index, values) + step * lane
+    last = box.axes[-1].symbol
+    return substitute(box.index, {**values, last: values[last] + lane})
+
+
+def coefficient(index: Dim, symbol: str) -> int | None:
+    """What one step of symbol adds to index; None where that is not one constant."""
+    if isinstance(index, int):
+        return 0
+    step = 0
+    for monomial, factor in index.terms:
+        if monomial == (Sym(symbol),):
+            step = factor
+        elif symbol in symbols(IntExpr(((monomial, 1),), 0)):
+            return None
+    return step
+
+
+def _period(index: Dim, symbol: str) -> int:
+    """Steps of symbol after which the quotients and remainders in index repeat, up to an offset."""
+    period = 1
+    if isinstance(index, IntExpr):
+        for monomial, _ in index.terms:
+            for atom in monomial:
+                if isinstance(atom, Apply):
+                    step = coefficient(atom.lhs, symbol)
+                    if atom.op in ("floordiv", "mod") and isinstance(atom.rhs, int) and step:
+                        period = lcm(period, atom.rhs // gcd(atom.rhs, step))
+                    period = lcm(period, _period(atom.lhs, symbol), _period(atom.rhs, symbol))
+    return period
+
+

@@ -1,0 +1,150 @@
+"""Injective kernels: elementwise expressions with broadcasting, and index mappings given as boxes (transpose, slice, concat, pad, …).
+
+Without inputs the kernel is its epilogue over the operands. With inputs, ``params["regions"]`` are the boxes of the anchor's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.ir.graph import Region
+from compiler.ir.intexpr import Dim, floordiv, mod, substitute, sym, symbols
+from compiler.ir.loop import Buffer, Function, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import TensorType
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.boxes import Box, BoxWriter
+from compiler.kernels.loops import Axis, expression_calls, parallel_nest
+from compiler.target import Target
+
+_CHEAP_CALLS = 6
+"""Scalar functions up to which a loop's own cost shows, so that several vectors share one iteration."""
+
+
+@dataclass(frozen=True)
+class InjectiveSchedule:
+    """``vectors``: vectors computed in one iteration."""
+
+    vectors: int
+
+
+class Injective:
+    """The family."""
+
+    name = "injective"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Static shapes; operands in the output's layout, or row-major with one channel."""
+        types = [workload.output, *(o.type for o in (*workload.inputs, *workload.operands))]
+        return all(t.is_static for t in types) and all(_follows(o.type, workload.output) for o in workload.operands)
+
+    def heuristic(self, workload: Workload, target: Target) -> InjectiveSchedule:
+        return InjectiveSchedule(4 if expression_calls(workload.epilogue) <= _CHEAP_CALLS else 1)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[InjectiveSchedule]:
+        first = self.heuristic(workload, target)
+        return [first, *(InjectiveSchedule(v) for v in (1, 2, 4, 8) if v != first.vectors)]
+
+    def pack(self, workload: Workload, schedule: InjectiveSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        inputs = len(workload.inputs)
+        return [*constants[:inputs], *pack_operands(workload, constants[inputs:])]
+
+    def build(self, workload: Workload, schedule: InjectiveSchedule, target: Target, name: str) -> Function:
+        b = LoopBuilder(name)
+        buffers = declare_buffers(b, workload)
+        writer = BoxWriter(b, workload, target, buffers, schedule.vectors)
+        for region in _regions(workload):
+            box = _whole(workload.output) if region is None else _box(region, workload)
+            if box is not None:
+                writer.write(box)
+            elif region is not None:
+                _write_scattered(b, workload, region, buffers)
+        return b.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.output.with_block(1).elements * expression_calls(workload.epilogue)
+
+
+def _follows(operand: TensorType, output: TensorType) -> bool:
+    one_channel = operand.block == 1 and (operand.rank < 2 or operand.rank < output.rank or operand.shape[1] == 1)
+    return operand.block == output.block or one_channel
+
+
+def _regions(workload: Workload) -> list[Region | None]:
+    """The boxes of an index mapping; for an elementwise kernel one None."""
+    regions = workload.attrs.get("regions")
+    if not isinstance(regions, tuple):
+        return [None]
+    return [region for region in regions if isinstance(region, Region)]
+
+
+def _whole(output: TensorType) -> Box:
+    """All of an elementwise kernel's output."""
+    extents = [d for d in output.physical_shape if isinstance(d, int)]
+    return Box((0,) * len(extents), tuple(Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)))
+
+
+def _box(region: Region, workload: Workload) -> Box | None:
+    """region in physical coordinates; None where it cuts or mixes channel blocks."""
+    block, output = workload.output.block, workload.output
+    extents = [e for e in region.extent if isinstance(e, int)]
+    source = None if region.source is None else workload.inputs[region.source].type
+    index: tuple[Dim, ...] = region.index
+    if block == 1:
+        if source is not None and source.block != 1:
+            return None
+        axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)]
+        return Box(region.offset, tuple(axes), region.source, _flat(index, source), region.fill)
+    start = region.offset[1]
+    ends = extents[1] % block == 0 or start + extents[1] == output.shape[1]
+    if not (isinstance(start, int) and start % block == 0 and ends):
+        return None
+    if source is not None:
+        shift = index[1] - sym("i1")
+        mixed = any("i1" in symbols(x) for k, x in enumerate(index) if k != 1)
+        if source.block != block or mixed or not isinstance(shift, int) or shift % block != 0:
+            return None
+        index = (index[0], sym("i1") + shift // block, *index[2:], sym("lane"))
+    blocks = -(-extents[1] // block)
+    axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate((extents[0], blocks, *extents[2:]))]
+    axes.append(Axis(block, len(extents), symbol="lane"))
+    return Box((region.offset[0], start // block, *region.offset[2:], 0), tuple(axes), region.source, _flat(index, source), region.fill)
+
+
+def _flat(index: Sequence[Dim], source: TensorType | None) -> Dim:
+    """Physical coordinates as an element number."""
+    flat: Dim = 0
+    if source is not None:
+        for coordinate, stride in zip(index, physical_strides(source), strict=True):
+            flat = flat + coordinate * stride
+    return flat
+
+
+def _physical(logical: Sequence[Dim], block: int) -> tuple[Dim, ...]:
+    if block == 1:
+        return tuple(logical)
+    return (logical[0], floordiv(logical[1], block), *logical[2:], mod(logical[1], block))
+
+
+def _write_scattered(b: LoopBuilder, workload: Workload, region: Region, buffers: tuple[Sequence[Buffer], Sequence[Buffer], Buffer]) -> None:
+    """A box that cuts or mixes channel blocks, or goes between layouts: element by element."""
+    inputs, operands, out = buffers
+    extents = [e for e in region.extent if isinstance(e, int)]
+    if 0 in extents:
+        return
+    epilogue = Epilogue(b, workload, operands)
+    with parallel_nest(b, extents, workload.threads) as point:
+        if region.source is None:
+            value = b.const(region.fill, VecType(workload.anchor.dtype, 1))
+        else:
+            source = workload.inputs[region.source].type
+            values = {f"i{k}": index for k, index in enumerate(point)}
+            place = [substitute(x, values) for x in region.index]
+            value = b.load(inputs[region.source], _flat(_physical(place, source.block), source))
+        place = [start + index for start, index in zip(region.offset, point, strict=True)]
+        epilogue.store(out, value, _physical(place, workload.output.block))
+
+
+register_family(Injective())

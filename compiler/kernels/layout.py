@@ -1,0 +1,87 @@
+"""Layout conversion: row-major to channel-blocked and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.ir.intexpr import Dim, sym
+from compiler.ir.loop import Function
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import TensorType
+from compiler.kernels.base import Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.boxes import Box, BoxWriter
+from compiler.kernels.loops import Axis, expression_calls
+from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class LayoutSchedule:
+    """``vectors``: vectors moved in one iteration where nothing is to be transposed."""
+
+    vectors: int
+
+
+class ToLayout:
+    """The family: ``inputs[0].type.block`` to ``output.block``; one of the two is 1, or they are equal."""
+
+    name = "to_layout"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Static shapes of rank 2 or more, blocked on one side."""
+        source, output = workload.inputs[0].type, workload.output
+        return source.is_static and source.rank >= 2 and (1 in (source.block, output.block) or source.block == output.block)
+
+    def heuristic(self, workload: Workload, target: Target) -> LayoutSchedule:
+        return LayoutSchedule(4)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[LayoutSchedule]:
+        return [LayoutSchedule(vectors) for vectors in (4, 1, 2)]
+
+    def pack(self, workload: Workload, schedule: LayoutSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        return [constants[0], *pack_operands(workload, constants[1:])]
+
+    def build(self, workload: Workload, schedule: LayoutSchedule, target: Target, name: str) -> Function:
+        b = LoopBuilder(name)
+        writer = BoxWriter(b, workload, target, declare_buffers(b, workload), schedule.vectors)
+        for box in _boxes(workload.inputs[0].type, workload.output):
+            writer.write(box)
+        return b.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.output.with_block(1).elements * expression_calls(workload.epilogue)
+
+
+def _boxes(source: TensorType, output: TensorType) -> list[Box]:
+    """Whole channel blocks, then what is left of the last."""
+    batch, channels, *spatial = source.static_shape
+    block = max(source.block, output.block)
+    whole, rest = divmod(channels, block)
+    parts = [(0, whole, block), (whole, 1, rest)]
+    return [_part(source, output, (batch, blocks, *spatial), first, width) for first, blocks, width in parts if blocks and width]
+
+
+def _part(source: TensorType, output: TensorType, extents: Sequence[int], first: int, width: int) -> Box:
+    """``extents[1]`` channel blocks from number ``first`` on, ``width`` channels of each."""
+    block = max(source.block, output.block)
+    rank = len(extents)
+    steps = physical_strides(source)
+    channel = steps[1] if source.block == 1 else 1
+    row = steps[1] * block if source.block == 1 else steps[1]
+    index: Dim = row * first
+    for k, step in enumerate((steps[0], row, *steps[2:rank], channel)):
+        index = index + sym(f"i{k}") * step
+    offset: list[Dim] = [0] * len(output.physical_shape)
+    offset[1] = first * (block if output.block == 1 else 1)
+    axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)]
+    lane = Axis(width, 1 if output.block == 1 else rank, symbol=f"i{rank}")
+    if output.block == 1:
+        axes[1] = Axis(extents[1], 1, block, "i1")
+        axes.insert(2, lane)
+    else:
+        axes.append(lane)
+    return Box(tuple(offset), tuple(axes), 0, index)
+
+
+register_family(ToLayout())

@@ -1,0 +1,235 @@
+"""Loop-nest writing shared by the kernel families: loops over boxes, vector loops with tails, lane permutations, folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+
+from compiler.ir.intexpr import Dim, floordiv, mod
+from compiler.ir.loop import Buffer, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Arg, Call, Scalar
+from compiler.ir.types import DType
+from compiler.target import Target
+
+_PARTS_PER_WORKER = 4
+"""Iterations of a parallel loop for each worker: what is left uneven is at most a quarter of one worker's part."""
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n, and at least 1."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def vector_lanes(target: Target, dtypes: Sequence[DType], extent: int) -> int:
+    """Lanes for values of all these types over an axis of ``extent`` elements: the widest type fills a vector.
+
+    Half-precision values count as float32, in which they are computed.
+    """
+    widest = max(max(dtype.itemsize, 4 if dtype.is_float else 1) for dtype in dtypes)
+    return max(1, min(target.vector_bits // (8 * widest), power_of_two(extent)))
+
+
+def expression_dtypes(expr: Scalar) -> Iterator[DType]:
+    """The type of every sub-expression."""
+    yield expr.dtype
+    if isinstance(expr, Call):
+        for arg in expr.args:
+            yield from expression_dtypes(arg)
+
+
+def expression_calls(expr: Scalar) -> int:
+    """Scalar functions applied in expr."""
+    return 1 + sum(map(expression_calls, expr.args)) if isinstance(expr, Call) else 0
+
+
+def reads_anchor(expr: Scalar) -> bool:
+    """Whether an epilogue uses the anchor's result."""
+    if isinstance(expr, Call):
+        return any(map(reads_anchor, expr.args))
+    return isinstance(expr, Arg) and expr.index == 0
+
+
+# -- axes ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop over ``extent``: one step adds ``step`` to the coordinate along physical output axis ``output``.
+
+    It adds ``strides[t]`` to the index into tensor t of those walked together. ``symbol`` is its variable in a box's index.
+    """
+
+    extent: int
+    output: int
+    step: int = 1
+    symbol: str = ""
+    strides: tuple[Dim | None, ...] = ()
+
+
+def collapse(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """axes without those of extent 1, neighbours that every tensor walks as one joined. A stride of None joins with nothing."""
+    found: list[Axis] = []
+    for axis in axes:
+        if axis.extent == 1:
+            continue
+        if found and _joins(found[-1], axis):
+            outer = found.pop()
+            found.append(replace(axis, extent=outer.extent * axis.extent))
+        else:
+            found.append(axis)
+    return tuple(found)
+
+
+def _joins(outer: Axis, inner: Axis) -> bool:
+    pairs = zip(outer.strides, inner.strides, strict=True)
+    return all(a is not None and b is not None and a == b * inner.extent for a, b in pairs)
+
+
+def coordinates(offset: Sequence[Dim], axes: Sequence[Axis], indices: Sequence[Dim]) -> tuple[Dim, ...]:
+    """Physical output coordinates of one point of a box at ``offset``."""
+    place = list(offset)
+    for axis, index in zip(axes, indices, strict=True):
+        place[axis.output] = place[axis.output] + index * axis.step
+    return tuple(place)
+
+
+# -- loops --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def parallel_nest(b: LoopBuilder, extents: Sequence[int], threads: int) -> Iterator[list[Dim]]:
+    """Loops over extents; the outermost of them, as many as keep every worker busy, are one parallel loop. Gives the indices."""
+    wanted = 1 if threads == 1 else _PARTS_PER_WORKER * threads
+    shared = next((k for k in range(1, len(extents)) if prod(extents[:k]) >= wanted and prod(extents[:k]) > 1), len(extents))
+    with b.loop("p", 0, prod(extents[:shared]), parallel=True) as loop:
+        indices = unflatten(loop.var, extents[:shared])
+        with serial_nest(b, extents[shared:]) as rest:
+            yield indices + rest
+
+
+@contextmanager
+def serial_nest(b: LoopBuilder, extents: Sequence[int]) -> Iterator[list[Dim]]:
+    """Loops over extents, the first outermost. Gives the indices."""
+    with ExitStack() as stack:
+        yield [0 if extent == 1 else stack.enter_context(b.loop("i", 0, extent)).var for extent in extents]
+
+
+def unflatten(flat: Dim, extents: Sequence[int]) -> list[Dim]:
+    """The indices along extents of row-major position ``flat``."""
+    indices: list[Dim] = []
+    outermost = next((k for k, extent in enumerate(extents) if extent != 1), len(extents))
+    for k in reversed(range(len(extents))):
+        if k <= outermost:
+            indices.append(flat if k == outermost else 0)
+        else:
+            indices.append(mod(flat, extents[k]))
+            flat = floordiv(flat, extents[k])
+    return indices[::-1]
+
+
+Chunk = tuple[Dim, int]
+"""A vector's first position along its axis and how many of its lanes are in use."""
+
+
+def vector_loop(b: LoopBuilder, extent: int, lanes: int, unroll: int, body: Callable[[list[Chunk]], None], *, parallel: bool = False) -> None:
+    """``body`` for groups of up to ``unroll`` vectors that cover ``extent`` positions; the last vector may be partial."""
+    step = lanes * unroll
+    groups = extent // step
+    if groups:
+        with b.loop("v", 0, groups, parallel=parallel) as loop:
+            body([(loop.var * step + u * lanes, lanes) for u in range(unroll)])
+    rest: list[Chunk] = [(position, min(lanes, extent - position)) for position in range(groups * step, extent, lanes)]
+    if rest and parallel:
+        with b.loop("v", 0, 1, parallel=True):
+            body(rest)
+    elif rest:
+        body(rest)
+
+
+# -- lanes --------------------------------------------------------------------------------------------------------------
+
+
+def load_lanes(b: LoopBuilder, buffer: Buffer, indices: Sequence[Dim], lanes: int, loads: dict[object, Reg] | None = None) -> Reg:
+    """One vector whose first lanes are the elements at ``indices``; the other lanes are unspecified.
+
+    Indices that lie a constant apart are read as few whole vectors and permuted; nothing but the elements from the
+    first to the last index of such a vector is read. ``loads`` remembers the vectors read.
+    """
+    known = {} if loads is None else loads
+    count = len(indices)
+    if lanes == 1 or all(index == indices[0] for index in indices):
+        return _load(b, known, buffer, indices[0], lanes, 0)
+    if all(right - left == 1 for left, right in pairwise(indices)):
+        return _load(b, known, buffer, indices[0], lanes, 1, count)
+    distances = [d for d in (index - indices[0] for index in indices) if isinstance(d, int)]
+    if len(distances) == count:
+        windows = _windows(distances, lanes)
+        if len(windows) * 2 <= count:
+            return _permuted(b, known, buffer, indices[0], lanes, distances, windows)
+    vector = b.const(0, VecType(buffer.dtype, lanes))
+    for lane, index in enumerate(indices):
+        vector = b.let("insert", (vector, _load(b, known, buffer, index, 1, 0)), vector.type, lane)
+    return vector
+
+
+def _windows(distances: Sequence[int], lanes: int) -> list[tuple[int, int]]:
+    """The fewest (start, elements) that cover distances with at most ``lanes`` elements each."""
+    found: list[tuple[int, int]] = []
+    for distance in sorted(set(distances)):
+        if found and distance - found[-1][0] < lanes:
+            found[-1] = (found[-1][0], distance - found[-1][0] + 1)
+        else:
+            found.append((distance, 1))
+    return found
+
+
+def _permuted(
+    b: LoopBuilder, known: dict[object, Reg], buffer: Buffer, first: Dim, lanes: int, distances: Sequence[int], windows: Sequence[tuple[int, int]]
+) -> Reg:
+    vector: Reg | None = None
+    for start, size in windows:
+        window = _load(b, known, buffer, first + start, lanes, 1, size)
+        picks = [distance - start if start <= distance < start + size else None for distance in distances]
+        if vector is None:
+            mask = tuple(pick or 0 for pick in picks)
+            vector = b.shuffle(window, window, mask + (0,) * (lanes - len(mask)))
+        else:
+            mask = tuple(lane if pick is None else lanes + pick for lane, pick in enumerate(picks))
+            vector = b.shuffle(vector, window, mask + (0,) * (lanes - len(mask)))
+    return vector if vector is not None else b.const(0, VecType(buffer.dtype, lanes))
+
+
+def _load(b: LoopBuilder, known: dict[object, Reg], buffer: Buffer, index: Dim, lanes: int, stride: int, count: int | None = None) -> Reg:
+    key = (buffer.name, index, lanes, stride, count)
+    if key not in known:
+        known[key] = b.load(buffer, index, lanes, stride=stride if lanes > 1 else 1, count=count if lanes > 1 else None)
+    return known[key]
+
+
+def transpose_square(b: LoopBuilder, rows: Sequence[Reg]) -> list[Reg]:
+    """The columns of n vectors of n lanes, n a power of two, by log2(n) rounds of exchanges between pairs of rows."""
+    vectors, lanes = list(rows), len(rows)
+    half = lanes // 2
+    while half:
+        low = tuple(lane if lane & half == 0 else lanes + lane - half for lane in range(lanes))
+        high = tuple(lane + half if lane & half == 0 else lanes + lane for lane in range(lanes))
+        for row in range(lanes):
+            if row & half == 0:
+                pair = vectors[row], vectors[row + half]
+                vectors[row], vectors[row + half] = b.shuffle(*pair, low), b.shuffle(*pair, high)
+        half //= 2
+    return vectors
+
+
+def mask_tail(b: LoopBuilder, value: Reg, count: int, identity: Reg) -> Reg:
+    """value with the lanes from ``count`` on replaced by those of identity."""
+    lanes = value.type.lanes
+    if count == lanes:
+        return value
+    numbers = VecType(DType.INT32, lanes)
+    used = b.op("lt", b.let("iota", (), numbers), b.const(count, numbers))
+    return b.op("select", used, value, identity)
