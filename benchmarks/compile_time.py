@@ -80,7 +80,7 @@ STEPS = {"compile": compile_step, "load": load_step}
 def in_process(step: str, model: Path, saved: Path, threads: int, cache: Path) -> dict[str, float]:
     """The result of a step in a fresh process whose cache folder is cache. Raises RuntimeError with its last line where it fails."""
     command = [sys.executable, "-m", "benchmarks.compile_time", str(model), "--threads", str(threads), "--step", step, "--saved", str(saved)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    environment = {**os.environ, "TENSORSMITH_CACHE_DIR": str(cache)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{step} of {model} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

@@ -38,7 +38,7 @@ def test_digit_network_reads_the_held_out_scans_as_onnxruntime_does() -> None:
     images, labels = held_out()
     expected = onnxruntime.InferenceSession(str(MODEL)).run(None, {"image": images})[0]
     assert (expected.argmax(1) == labels).mean() >= 0.98
-    logits = ts.compile(MODEL, threads=1, input_shapes={"image": images.shape}).run({"image": images})["logits"]
+    logits = ts.compile(MODEL, threads=1, input_shapes={"image": images.shape}, cache=False).run({"image": images})["logits"]
     assert difference(logits, expected) <= TOLERANCE
     assert (logits.argmax(1) == labels).mean() >= REQUIRED_ACCURACY
 
@@ -73,7 +73,8 @@ def test_contact_sheet_shows_misread_digits_first_and_in_red() -> None:
 def test_demo_succeeds_and_draws_its_picture(tmp_path: Path) -> None:
     picture = tmp_path / "digits.png"
     command = [sys.executable, "-m", "examples.digits.run", "--picture", str(picture), "--seconds", "0.1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "TENSORSMITH_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     for expected in ("accuracy", "compile time", "latency", "difference", "1 thread", "2 threads", "onnxruntime"):
         assert expected in done.stdout
@@ -124,7 +125,7 @@ class RuntimeModule:
 @pytest.mark.parametrize("photo", ["17.jpg", "25.jpg"])
 def test_faces_are_where_onnxruntime_finds_them(photo: str) -> None:
     image = Image.open(REAL_MODELS / photo).convert("RGB")
-    faces = face_detection.detect(ts.compile(FACE_MODEL, threads=1), image)
+    faces = face_detection.detect(ts.compile(FACE_MODEL, threads=1, cache=False), image)
     expected = face_detection.detect(RuntimeModule(FACE_MODEL), image)
     assert len(faces) == len(expected) > 0
     for (score, box), (expected_score, expected_box) in zip(*(sorted(found, key=lambda face: face[1]) for found in (faces, expected)), strict=True):

@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,8 @@ def imported(path: Path) -> set[str]:
             names.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - set(INSTALLED) - set(BESIDE)
+    own = {*INSTALLED, *BESIDE, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    return names - set(sys.stdlib_module_names) - own
 
 
 @pytest.mark.parametrize("folder", [*INSTALLED, *BESIDE])
@@ -56,7 +58,8 @@ def test_no_source_file_is_longer_than_the_limit(folder: str) -> None:
     assert not long
 
 
-EXTRAS = {"tests": ("test",), "examples": ("demo", "train", "test"), "benchmarks": ("test",)}
+EXTRAS = {"tests": ("test",), "examples": ("demo", "train", "test"), "benchmarks": ("test",), "compiler": ("peers",)}
+"""The extras that may be needed beside the run-time dependencies."""
 
 
 @pytest.mark.parametrize("folder", [*INSTALLED, *BESIDE])
@@ -105,7 +108,7 @@ def test_links_and_paths_in_documents_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_in_documents_parses(document: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL):
-        ast.parse(block)
+        ast.parse(textwrap.dedent(block))
 
 
 def test_documents_name_only_make_targets_that_exist() -> None:
