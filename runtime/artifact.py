@@ -99,7 +99,7 @@ def _section(fields: dict[str, Any]) -> _Section:
 
 
 def write(path: Path, manifest: Manifest, code: bytes, weights: Sequence[tuple[int, Array]], weights_bytes: int) -> None:
-    """Write an artefact; ``weights`` are (byte offset, array), ascending. The file appears whole or not at all. Raises UserError where it cannot."""
+    """Write an artefact; ``weights`` are (byte offset, array). The file appears whole or not at all. Raises UserError where it cannot."""
     code += bytes(-len(code) % PAGE)
     hasher = hashlib.sha256()
     for piece in _blob(weights, weights_bytes):
@@ -122,7 +122,7 @@ def write(path: Path, manifest: Manifest, code: bytes, weights: Sequence[tuple[i
 def _blob(weights: Sequence[tuple[int, Array]], weights_bytes: int) -> Iterator[bytes | memoryview]:
     """The weights section, piece by piece, gaps filled with zeros."""
     at = 0
-    for offset, array in weights:
+    for offset, array in sorted(weights, key=lambda item: item[0]):
         yield bytes(offset - at)
         yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         at = offset + array.nbytes
@@ -197,7 +197,8 @@ class Artifact:
                 f"{_RECOMPILE}, or install the Tensorsmith that wrote it",
             )
         if total != self.size:
-            raise self._error(f"the file has {self.size} bytes where its header says {total}: it is cut off or damaged", f"copy it again, or {_RECOMPILE}")
+            what = f"the file has {self.size} bytes where its header says {total}: it is cut off or damaged"
+            raise self._error(what, f"copy it again, or {_RECOMPILE}")
         end = _HEADER.size + manifest_bytes
         if zero != 0 or end > self.size or end % PAGE:
             raise self._error("the header is damaged", f"copy it again, or {_RECOMPILE}")

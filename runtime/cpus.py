@@ -9,8 +9,9 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-_SAME = "avx avx2 fma f16c bmi2 popcnt movbe gfni avx512f avx512vl avx512bw avx512dq avx512cd avx512ifma avx512vbmi".split()
-_FLAGS = {name: name for name in _SAME} | {
+_SAME = ("avx", "avx2", "fma", "f16c", "bmi2", "popcnt", "movbe", "gfni")
+_SAME_512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd", "avx512ifma", "avx512vbmi")
+_FLAGS = {name: name for name in _SAME + _SAME_512} | {
     "bmi": "bmi1",
     "lzcnt": "abm",
     "avx512vnni": "avx512_vnni",

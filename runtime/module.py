@@ -105,7 +105,8 @@ class Module:
                 raise self._feeds_error(feeds)
             array = value if isinstance(value, np.ndarray) else self._array(name, value)
             if array.dtype != dtype:
-                raise UserError(f"input {name} is {array.dtype}; the model takes {dtype}", where=self.name, hint=f"convert it: array.astype('{dtype}')")
+                what = f"input {name} is {array.dtype}; the model takes {dtype}"
+                raise UserError(what, where=self.name, hint=f"convert it: array.astype('{dtype}')")
             if array.shape != shape:
                 self._bind(name, array.shape, shape, dims)
             flags = array.flags
@@ -185,7 +186,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return dtype
     return np.dtype(name)
 
 

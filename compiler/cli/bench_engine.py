@@ -1,0 +1,91 @@
+"""One engine of ``tensorsmith bench``, run as a process of its own: prints a line of JSON, writes its outputs beside the feeds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Feeds = dict[str, Any]
+Infer = Callable[[], list[Any]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One round: latency, and the time to get ready (a compiled model comes from the cache)."""
+
+    min_ms: float
+    median_ms: float
+    start_s: float
+
+
+def tensorsmith(model: Path, threads: int, feeds: Feeds) -> Infer:
+    """Ours."""
+    from compiler.cli.options import open_module
+
+    shapes = {} if model.suffix == ".tsm" else {name: array.shape for name, array in feeds.items()}
+    module = open_module(model, threads, shapes)
+    return lambda: list(module.run(feeds).values())
+
+
+def onnxruntime(model: Path, threads: int, feeds: Feeds) -> Infer:
+    """ONNX Runtime's default CPU provider."""
+    ort = importlib.import_module("onnxruntime")
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return lambda: list(session.run(None, feeds))
+
+
+def openvino(model: Path, threads: int, feeds: Feeds) -> Infer:
+    """OpenVINO's CPU plugin, in float32, tuned for latency."""
+    import numpy as np
+
+    ov = importlib.import_module("openvino")
+
+    core = ov.Core()
+    read = core.read_model(model)
+    read.reshape({name: list(array.shape) for name, array in feeds.items()})
+    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(read, "CPU", config)
+    request, outputs = compiled.create_infer_request(), compiled.outputs
+
+    def infer() -> list[Any]:
+        results = request.infer(feeds, share_inputs=True, share_outputs=True)
+        return [np.asarray(results[output]) for output in outputs]
+
+    return infer
+
+
+ENGINES: dict[str, Callable[[Path, int, Feeds], Infer]] = {"tensorsmith": tensorsmith, "onnxruntime": onnxruntime, "openvino": openvino}
+
+
+def main(job: dict[str, Any]) -> Timing:
+    """Time ``job["repeats"]`` inferences after one that is not counted."""
+    import numpy as np
+
+    folder = Path(job["folder"])
+    with np.load(folder / "feeds.npz") as file:
+        feeds = {name: file[str(index)] for index, name in enumerate(job["names"])}
+    started = time.perf_counter()
+    infer = ENGINES[job["engine"]](Path(job["model"]), job["threads"], feeds)
+    outputs = infer()
+    start_s = time.perf_counter() - started
+    np.savez(folder / f"{job['engine']}.npz", **{str(index): array for index, array in enumerate(outputs)})
+    times = []
+    for _ in range(job["repeats"]):
+        before = time.perf_counter()
+        infer()
+        times.append(1e3 * (time.perf_counter() - before))
+    return Timing(min(times), median(times), start_s)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(main(json.loads(sys.argv[1])))))

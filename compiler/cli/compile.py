@@ -1,0 +1,30 @@
+"""tensorsmith compile: an ONNX file to a compiled module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli.options import InputShapes, ModelFile, NoCache, OptLevel, TargetName, Threads, parse_shapes
+
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; by default the model's name with .tsm.", show_default=False)]
+
+
+def compile_command(
+    model: ModelFile,
+    output: Output = None,
+    target: TargetName = "native",
+    threads: Threads = None,
+    opt_level: OptLevel = 3,
+    input_shape: InputShapes = None,
+    no_cache: NoCache = False,
+) -> None:
+    """Compile an ONNX file to a module that runs without a compiler."""
+    from compiler.driver import Options, compile_to
+
+    destination = output or model.with_suffix(".tsm")
+    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level)
+    compile_to(model, destination, options, cache=not no_cache)
+    typer.echo(f"{destination}: {destination.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,97 @@
+"""Options that several subcommands take, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compiler.errors import UserError
+
+if TYPE_CHECKING:
+    from runtime.artifact import TensorInfo
+    from runtime.module import Module
+
+ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
+ModuleFile = Annotated[Path, typer.Argument(help="A compiled module (.tsm) or an ONNX file.", show_default=False)]
+Threads = Annotated[int | None, typer.Option(help="Worker threads; by default the CPUs this process may use.", show_default=False)]
+OptLevel = Annotated[int, typer.Option(help="0 (only what is needed to run) to 3.")]
+TargetName = Annotated[str, typer.Option(help="'native' or a preset's name.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compile even what was compiled before.")]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option("--input-shape", help="name=1x3x224x224: the shape of an input with symbolic dims. Repeatable.", show_default=False),
+]
+InputFiles = Annotated[list[str] | None, typer.Option("--input", help="name=file.npy: an input. Repeatable.", show_default=False)]
+
+
+def _split(option: str, text: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.rpartition("=")
+    if not equals or not name:
+        raise UserError(f"cannot read {text!r}", where=option, hint=f"write it as {example}")
+    return name, value
+
+
+def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    """``name=1x3x224x224`` to shapes by name; ``name=`` is a scalar. Raises UserError for other text."""
+    example = "name=1x3x224x224"
+    shapes = {}
+    for text in texts or ():
+        name, dims = _split("--input-shape", text, example)
+        parts = dims.replace(",", "x").split("x") if dims else []
+        if not all(part.isascii() and part.isdigit() for part in parts):
+            raise UserError(f"cannot read {text!r}", where="--input-shape", hint=f"write it as {example}")
+        shapes[name] = tuple(map(int, parts))
+    return shapes
+
+
+def read_inputs(texts: Sequence[str] | None) -> dict[str, Any]:
+    """``name=file.npy`` to arrays by name. Raises UserError for other text and for files that are no arrays."""
+    import numpy as np
+
+    arrays = {}
+    for text in texts or ():
+        name, file = _split("--input", text, "name=file.npy")
+        try:
+            arrays[name] = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read the array: {error}", where=file, hint="give a file written by numpy.save") from error
+        if not isinstance(arrays[name], np.ndarray):
+            raise UserError("the file holds several arrays", where=file, hint="give a file written by numpy.save, one array each")
+    return arrays
+
+
+def open_module(path: Path, threads: int | None, shapes: Mapping[str, Sequence[int]]) -> Module:
+    """The module saved at path, or compiled from the model there. Raises UserError."""
+    from compiler.driver import compile as compile_model
+    from runtime.artifact import MAGIC
+    from runtime.module import load
+
+    try:
+        with path.open("rb") as file:
+            saved = path.suffix == ".tsm" or file.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror}", where=str(path), hint="check the path") from error
+    if not saved:
+        return compile_model(path, threads=threads, input_shapes=shapes)
+    if shapes:
+        raise UserError("a compiled module has fixed shapes", where="--input-shape", hint="give the ONNX file, or leave the option out")
+    return load(path, threads=threads)
+
+
+def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` and, for what is not there, normal floats and zeros of other types (zero is a valid index)."""
+    import numpy as np
+
+    from runtime.module import numpy_dtype
+
+    random = np.random.default_rng(0)
+    feeds = dict(given)
+    for info in infos:
+        if info.name not in feeds:
+            shape = [dim for dim in info.shape if isinstance(dim, int)]
+            floats = info.dtype.startswith(("float", "bfloat"))
+            feeds[info.name] = random.standard_normal(shape).astype(numpy_dtype(info.dtype)) if floats else np.zeros(shape, numpy_dtype(info.dtype))
+    return feeds

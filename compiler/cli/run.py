@@ -1,0 +1,42 @@
+"""tensorsmith run: one inference on arrays from files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, open_module, parse_shapes, read_inputs
+from compiler.errors import UserError
+
+OutputDir = Annotated[Path | None, typer.Option(help="Folder for the outputs, one .npy file each.", show_default=False)]
+
+
+def run_command(
+    module: ModuleFile, inputs: InputFiles = None, output_dir: OutputDir = None, threads: Threads = None, input_shape: InputShapes = None
+) -> None:
+    """Run a model once and describe, or write, its outputs."""
+    import numpy as np
+
+    feeds = read_inputs(inputs)
+    shapes = parse_shapes(input_shape)
+    opened = open_module(module, threads, shapes)
+    outputs = opened.run(feeds)
+    for info, (name, array) in zip(opened.outputs, outputs.items(), strict=True):
+        values = f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean():.6g}" if array.size else ""
+        typer.echo(f"{info}{values}")
+        if output_dir is not None:
+            file = output_dir / file_name(name, list(outputs).index(name))
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                np.save(file, array, allow_pickle=False)
+            except OSError as error:
+                raise UserError(f"cannot write: {error.strerror}", where=str(file), hint="name a folder that can be written") from error
+
+
+def file_name(name: str, index: int) -> str:
+    """A file name for an output; one with characters that do not belong in file names is told from others by its number."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")
+    return f"{safe}.npy" if safe == name and name else f"{index}_{safe}.npy"

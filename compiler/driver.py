@@ -1,0 +1,199 @@
+"""compile(): a model through frontend, passes, kernels and backend to an artefact, and the artefact to a Module.
+
+A model that is in the cache touches none of them: what is imported at the top of this file is all that such a call needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from compiler import cache as compile_cache
+from compiler.errors import ArtifactError, InternalError, UserError
+from compiler.target import Target, resolve
+from runtime import artifact
+from runtime.cpus import available_cpus, cpu_flags
+from runtime.module import Module, checked_threads, load
+
+if TYPE_CHECKING:
+    import onnx
+
+    from compiler.ir.graph import Attr, Value
+
+    Model = Union[str, os.PathLike[str], bytes, onnx.ModelProto]
+
+OPT_LEVELS = range(4)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked options of a compilation. ``threads`` None: the CPUs available when it is compiled, and when it is loaded."""
+
+    target: str | Target
+    threads: int | None
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    opt_level: int
+
+    @classmethod
+    def checked(cls, target: str | Target, threads: int | None, input_shapes: Mapping[str, Sequence[int]] | None, opt_level: int) -> Options:
+        """The options. Raises UserError for one that is not what ``compile`` takes."""
+        if not isinstance(target, (str, Target)):
+            raise UserError(f"target is a {type(target).__name__}", where="target", hint="give 'native', a preset's name or a Target")
+        if target != "native":
+            resolve(target)
+        if isinstance(opt_level, bool) or opt_level not in OPT_LEVELS:
+            raise UserError(f"opt_level is {opt_level!r}", where="opt_level", hint=f"give an integer from 0 to {OPT_LEVELS[-1]}")
+        return cls(target, checked_threads(threads), _checked_shapes(input_shapes), int(opt_level))
+
+    @property
+    def workers(self) -> int:
+        """The number of threads to compile for."""
+        return self.threads or available_cpus()
+
+    def fingerprint(self) -> str:
+        """A text that differs when the compiled result may."""
+        target = compile_cache.native_fingerprint() if self.target == "native" else repr(resolve(self.target))
+        return repr((target, self.threads, self.workers, self.input_shapes, self.opt_level))
+
+
+def _checked_shapes(input_shapes: Mapping[str, Sequence[int]] | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    hint = 'give a dict such as {"input": (1, 3, 224, 224)}'
+    if not isinstance(input_shapes, Mapping | None):
+        raise UserError(f"input_shapes is a {type(input_shapes).__name__}", where="input_shapes", hint=hint)
+    shapes = []
+    for name, dims in (input_shapes or {}).items():
+        try:
+            shape = tuple(operator.index(dim) for dim in dims)
+        except TypeError:
+            shape = (-1,)
+        if not isinstance(name, str) or any(dim < 0 for dim in shape):
+            raise UserError(f"the shape of {name!r} is {dims!r}", where="input_shapes", hint=hint)
+        shapes.append((name, shape))
+    return tuple(sorted(shapes))
+
+
+def compile(  # noqa: A001 # the public name says what it does
+    model: Model,
+    target: str | Target = "native",
+    *,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    opt_level: int = 3,
+    cache: bool = True,
+) -> Module:
+    """The model (path, bytes or ModelProto of an ONNX model) as a Module of native code.
+
+    ``threads=None`` means the CPUs this process may use; ``input_shapes`` gives inputs with symbolic dims their shapes; ``opt_level`` is from
+    0 (only what is needed to run) to 3; ``cache`` keeps the result on disk and finds it there. Raises UserError for a model or option that
+    cannot be used, UnsupportedError with all that is missing, ArtifactError when this machine cannot run code for ``target``.
+    """
+    options = Options.checked(target, threads, input_shapes, opt_level)
+    data = _model_bytes(model)
+    store = compile_cache.user_cache() if cache and data is not None else None
+    if store is None or data is None:
+        return _in_temporary_file(_build(model, options), options)
+    folder = Path(model).parent if isinstance(model, (str, os.PathLike)) else Path()
+    key = compile_cache.key(data, folder, options.fingerprint())
+    found = store.find(key)
+    if found is not None:
+        with contextlib.suppress(ArtifactError):  # damaged, or just removed by another process
+            return load(found, threads=options.threads)
+    built = _build(model, options)
+    try:
+        built.write(store.path(key))
+    except UserError:  # a full disk: no reason to fail
+        return _in_temporary_file(built, options)
+    module = load(store.path(key), threads=options.threads)
+    store.shrink(keep=key)
+    return module
+
+
+def compile_to(model: Model, output: str | os.PathLike[str], options: Options, *, cache: bool = True) -> None:
+    """Write the model's artefact to a file; the target need not be this machine. Raises UserError as ``compile``."""
+    if options.target == "native":
+        shapes = dict(options.input_shapes)
+        compile(model, threads=options.threads, input_shapes=shapes, opt_level=options.opt_level, cache=cache).save(output)
+    else:
+        _build(model, options).write(Path(output))
+
+
+@dataclass(frozen=True)
+class _Built:
+    """All that an artefact is made of."""
+
+    manifest: artifact.Manifest
+    code: bytes
+    weights: tuple[tuple[int, artifact.Array], ...]
+    weights_bytes: int
+
+    def write(self, path: Path) -> None:
+        artifact.write(path, self.manifest, self.code, self.weights, self.weights_bytes)
+
+
+def _in_temporary_file(built: _Built, options: Options) -> Module:
+    with tempfile.TemporaryDirectory(prefix="tensorsmith-") as folder:
+        path = Path(folder) / "module.tsm"
+        built.write(path)
+        return load(path, threads=options.threads)
+
+
+def _model_bytes(model: Model) -> bytes | None:
+    """What the cache's key is made from; None for a file that cannot be read, of which the import says more. Raises UserError for no model."""
+    if isinstance(model, (str, os.PathLike)):
+        try:
+            return Path(model).read_bytes()
+        except OSError:
+            return None
+    if isinstance(model, bytes):
+        return model
+    if hasattr(model, "SerializeToString"):
+        try:
+            return bytes(model.SerializeToString(deterministic=True))
+        except ValueError:  # beyond protobuf's 2 GB
+            return None
+    raise UserError(f"the model is a {type(model).__name__}", where="model", hint="give a path, the bytes of an ONNX file or an onnx.ModelProto")
+
+
+def _build(model: Model, options: Options) -> _Built:
+    from frontend.onnx.importer import import_model
+
+    from backends.llvm import spmd
+    from backends.llvm.engine import compile_program
+    from compiler.lowering import lower
+    from compiler.pipeline import optimize
+
+    target = resolve(options.target)
+    graph = import_model(model, dict(options.input_shapes))
+    program = lower(optimize(graph, target, options.opt_level), target, options.workers)
+    image = compile_program(program, target, available_cpus())
+    manifest = artifact.Manifest(
+        name=program.name,
+        target=target.name,
+        machine=target.triple.partition("-")[0],
+        cpu_flags=cpu_flags(target.features),
+        threads=options.threads,
+        inputs=_tensors(graph.attrs["input_names"], program.inputs),
+        outputs=_tensors(graph.attrs["output_names"], program.outputs),
+        kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, c.flops, c.nbytes) for c in program.calls),
+        arena_bytes=program.arena_bytes,
+        arena_bound_bytes=program.arena_bound_bytes,
+        entries={name: image.entries[name] for name in spmd.ENTRIES},
+        peak_flops=2 * spmd.PEAK_CHAINS * target.lanes,
+    )
+    return _Built(manifest, image.code, program.weights, program.weights_bytes)
+
+
+def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:
+    """Values under the model's own names, which the importer leaves in the graph's attributes."""
+    if not isinstance(names, tuple) or len(names) != len(values):
+        raise InternalError(f"{len(values)} values at the graph's boundary have the names {names!r}", where="compiler.driver")
+    return tuple(
+        artifact.TensorInfo(str(name), value.type.dtype.numpy.name, tuple(dim if isinstance(dim, int) else str(dim) for dim in value.type.shape))
+        for name, value in zip(names, values, strict=True)
+    )
