@@ -1,0 +1,144 @@
+"""What a pass is, the registry of passes by name, and the manager that runs a list of them.
+
+A pass is a frozen dataclass: its fields are its options, its ``name`` is how ``--passes`` and reports call it, ``stage`` is the stage
+(``compiler.ir.verify``) its result belongs to. Passes are stateless and build new graphs.
+"""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from compiler.errors import InternalError, UserError
+from compiler.ir.graph import Graph
+from compiler.ir.verify import Stage, verify_graph
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The new graph, whether it differs from the old one, and what is worth knowing about it."""
+
+    graph: Graph
+    changed: bool
+    notes: tuple[str, ...] = ()
+
+
+class Pass(Protocol):
+    """One step from graph to graph."""
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+
+    def run(self, graph: Graph) -> PassResult:
+        """The transformed graph; the given one stays as it is."""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did in one run: wall-clock ``seconds``, top-level nodes before and after."""
+
+    name: str
+    changed: bool
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    notes: tuple[str, ...] = ()
+
+
+Observer = Callable[[Pass, Graph, PassReport], None]
+"""Called after each pass with its result; printing IR and timing passes are observers."""
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Runs ``passes`` in order; ``verify`` checks every result against the rules of its stage."""
+
+    passes: tuple[Pass, ...]
+    verify: bool = False
+    observer: Observer | None = None
+
+    def run(self, graph: Graph) -> tuple[Graph, tuple[PassReport, ...]]:
+        """The graph after the last pass and one report for each. Raises InternalError, naming the pass, for a broken rule."""
+        reports = []
+        for step in self.passes:
+            begin = time.perf_counter()
+            result = step.run(graph)
+            seconds = time.perf_counter() - begin
+            report = PassReport(step.name, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes)
+            graph = result.graph
+            if self.verify:
+                _verify(step, graph)
+            if self.observer is not None:
+                self.observer(step, graph, report)
+            reports.append(report)
+        return graph, tuple(reports)
+
+
+def _verify(step: Pass, graph: Graph) -> None:
+    try:
+        verify_graph(graph, step.stage)
+    except InternalError as error:
+        raise InternalError(error.what, where=f"after pass {step.name}: {error.where}", hint=error.hint) from error
+
+
+_REGISTRY: dict[str, type[Any]] = {}
+_PassType = TypeVar("_PassType", bound=type[Any])
+
+
+def register_pass(cls: _PassType) -> _PassType:
+    """Make a pass known by its name; used as a class decorator, above ``dataclass``."""
+    if cls.name in _REGISTRY:
+        raise InternalError(f"pass {cls.name} is registered twice", where="passes")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def all_passes() -> dict[str, type[Any]]:
+    """Every pass class by name."""
+    import passes.graph
+
+    for module in pkgutil.iter_modules(passes.graph.__path__):
+        import_module(f"passes.graph.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+_CALL = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+def parse_pass(text: str) -> Pass:
+    """The pass that ``name`` or ``name(option=value, …)`` stands for. Raises UserError for an unknown name, option or bad value."""
+    match = _CALL.fullmatch(text)
+    known = all_passes()
+    cls = known.get(match[1]) if match else None
+    if match is None or cls is None:
+        raise UserError(f"no pass is called {text.strip()!r}", where="passes", hint=f"use some of: {', '.join(known)}")
+    options: dict[str, object] = {}
+    legal = [field.name for field in fields(cls)]
+    for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
+        key, _, value = (p.strip() for p in part.partition("="))
+        if key not in legal:
+            raise UserError(f"pass {cls.name} has no option {key!r}", where="passes", hint=f"its options are: {', '.join(legal) or 'none'}")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise UserError(f"option {key} of pass {cls.name} has value {value!r}", where="passes", hint="give a number, True or False") from error
+    return _make(cls, options)
+
+
+def _make(cls: type[Any], options: dict[str, object]) -> Pass:
+    try:
+        made: Pass = cls(**options)
+    except TypeError as error:
+        raise UserError(f"pass {cls.name}: {error}", where="passes", hint="give every option without a default") from error
+    return made
+
+
+def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
+    """Each text as ``parse_pass`` reads it."""
+    return tuple(parse_pass(text) for text in texts)

@@ -1,0 +1,1 @@
+"""Passes over Graph IR, one file each."""

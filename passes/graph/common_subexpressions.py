@@ -1,0 +1,61 @@
+"""One node for nodes that compute the same, one constant for constants that hold the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.printer import print_attr
+from compiler.ir.types import TensorType
+from compiler.ir.verify import Stage
+from passes.base import PassResult, register_pass
+from passes.rewrite import rewrite, substitute
+
+_Key = tuple[str, tuple[Value | None, ...], tuple[tuple[str, str], ...], TensorType]
+
+
+@register_pass
+@dataclass(frozen=True)
+class CommonSubexpressions:
+    """Nodes without regions that agree in op, operands and attributes are merged, after constants of equal content.
+
+    ``%a = exp(%x); %b = exp(%x); %c = add(%a, %b)`` becomes ``%a = exp(%x); %c = add(%a, %a)``.
+    """
+
+    name: ClassVar[str] = "common-subexpressions"
+    stage: ClassVar[Stage] = Stage.CANONICAL
+
+    def run(self, graph: Graph) -> PassResult:
+        twins = _equal_constants(graph)
+        merged = graph.with_(nodes=tuple(substitute(node, twins) for node in graph.nodes), outputs=tuple(twins.get(v, v) for v in graph.outputs))
+        seen: dict[_Key, Value] = {}
+
+        def rule(node: Node, builder: GraphBuilder) -> Value | None:
+            if node.regions:
+                return None
+            attrs = tuple(sorted((name, print_attr(attr)) for name, attr in node.attrs.items()))
+            first = seen.setdefault((node.op, node.inputs, attrs, node.output.type), node.output)
+            return None if first is node.output else first
+
+        result, count = rewrite(merged, rule)
+        constants = {v: c for v, c in result.constants.items() if v not in twins}
+        changed = bool(count or twins)
+        notes = (f"{count} nodes, {len(twins)} constants",) if changed else ()
+        return PassResult(result.with_(constants=constants), changed, notes)
+
+
+def _equal_constants(graph: Graph) -> dict[Value, Value]:
+    """The first constant of the same content, for each that repeats one; only those of one type are hashed."""
+    by_type: dict[TensorType, list[Value]] = {}
+    for value in graph.constants:
+        by_type.setdefault(value.type, []).append(value)
+    twins: dict[Value, Value] = {}
+    for values in by_type.values():
+        firsts: dict[str, Value] = {}
+        for value in values if len(values) > 1 else ():
+            first = firsts.setdefault(graph.constants[value].digest, value)
+            if first is not value:
+                twins[value] = first
+    return twins

@@ -1,0 +1,41 @@
+"""Evaluation, at compile time, of nodes whose operands are constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.op import lookup
+from compiler.ir.verify import Stage
+from passes.base import PassResult, register_pass
+from passes.rewrite import rewrite
+
+
+@register_pass
+@dataclass(frozen=True)
+class ConstantFold:
+    """Nodes over constants become constants.
+
+    ``growth_bytes`` bounds how much larger than its operands a result may be: a broadcast scalar stays a node.
+    """
+
+    growth_bytes: int = 1 << 16
+    name: ClassVar[str] = "constant-fold"
+    stage: ClassVar[Stage] = Stage.CANONICAL
+
+    def run(self, graph: Graph) -> PassResult:
+        result, folded = rewrite(graph, self._fold)
+        return PassResult(result, folded > 0, (f"{folded} nodes",) if folded else ())
+
+    def _fold(self, node: Node, builder: GraphBuilder) -> Value | None:
+        arrays = [None if v is None else builder.array(v) for v in node.inputs]
+        if node.regions or not node.output.type.is_static or any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
+            return None
+        type_ = node.output.type
+        if prod(type_.static_shape) * type_.dtype.itemsize > self.growth_bytes + sum(a.nbytes for a in arrays if a is not None):
+            return None
+        (array,) = lookup(node.op).evaluate(arrays, node.attrs)
+        return builder.constant(array, name=node.output.name)
