@@ -14,7 +14,7 @@ from compiler.ir.loop import Access, Buffer
 from compiler.ir.loop_interp import LoopInterpreter
 from compiler.ir.program import Address, KernelCall, Program, Space
 from compiler.ir.scalar import Array
-from compiler.ir.types import pack_physical
+from compiler.ir.types import pack_physical, unpack_physical
 
 
 def run_program(program: Program, feeds: Mapping[str, Array], workers: int = 1) -> dict[str, Array]:
@@ -71,12 +71,8 @@ class _Memory:
     def output(self, index: int, value: Value) -> Array:
         """An output as a logical array."""
         type_ = value.type
-        physical: Array = self._outputs[index].view(type_.dtype.numpy).reshape([evaluate(dim, self._dims) for dim in type_.physical_shape])
-        if type_.block == 1:
-            return physical
-        logical = np.moveaxis(physical, -1, 2)
-        merged = logical.reshape(logical.shape[0], -1, *logical.shape[3:])
-        return np.ascontiguousarray(merged[:, : evaluate(type_.shape[1], self._dims)])
+        shape = tuple(evaluate(dim, self._dims) for dim in type_.shape)
+        return unpack_physical(self._outputs[index].view(type_.dtype.numpy), shape, type_.block)
 
     def _space(self, address: Address) -> Array:
         match address.space:

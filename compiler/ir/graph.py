@@ -15,9 +15,8 @@ import numpy as np
 
 from compiler.ir.intexpr import IntExpr
 from compiler.ir.scalar import Scalar
+from compiler.ir.types import Array as Array
 from compiler.ir.types import DType, TensorType
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)

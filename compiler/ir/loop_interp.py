@@ -156,9 +156,10 @@ class _Translator:
         self.statements.append(stmt)
         self._emit(f"i = {_index(stmt.index)}")
         size = f"n_{stmt.buffer}"
-        if stmt.stride == 1 or lanes == 1:
-            self._emit(f"if i < 0 or i + {lanes} > {size}: fail({number}, i, 1, {lanes}, {size})")
-            return f"i:i + {lanes}"
+        if stmt.stride in (0, 1) or lanes == 1:
+            extent = lanes if stmt.stride == 1 else 1
+            self._emit(f"if i < 0 or i + {extent} > {size}: fail({number}, i, 1, {extent}, {size})")
+            return f"i:i + {extent}"
         self._emit(f"s = {_index(stmt.stride)}")
         self._emit(f"if min(i, i + s * {lanes - 1}) < 0 or max(i, i + s * {lanes - 1}) >= {size}: fail({number}, i, s, {lanes}, {size})")
         return f"i + s * {self._iota(lanes, DType.INT64)}"
@@ -169,7 +170,8 @@ class _Translator:
     def _load(self, stmt: Load) -> None:
         type_ = stmt.result.type
         lanes = type_.lanes if stmt.count is None else stmt.count
-        values = f"b_{stmt.buffer}[{self._place(stmt, lanes)}].copy()"
+        copy = f"repeat({lanes})" if stmt.stride == 0 else "copy()"
+        values = f"b_{stmt.buffer}[{self._place(stmt, lanes)}].{copy}"
         if lanes != type_.lanes:
             values = f"concatenate(({values}, {self._literal(0, VecType(type_.dtype, type_.lanes - lanes))}))"
         self._emit(f"r{stmt.result.id} = {values}")

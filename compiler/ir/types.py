@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from compiler.ir.intexpr import Dim, ceildiv, product
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class DType(Enum):
@@ -134,7 +137,7 @@ def same_bytes(left: TensorType, right: TensorType) -> bool:
     return left.elements == right.elements and all(dim == 1 for dim in left.shape[2:])
 
 
-def pack_physical(array: np.ndarray, block: int) -> np.ndarray:
+def pack_physical(array: Array, block: int) -> Array:
     """A logical array as it lies in memory in the blocked layout; padding lanes are zero."""
     if block == 1:
         return np.ascontiguousarray(array)
@@ -142,3 +145,12 @@ def pack_physical(array: np.ndarray, block: int) -> np.ndarray:
     padded = np.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
     split = padded.reshape(array.shape[0], padded.shape[1] // block, block, *array.shape[2:])
     return np.ascontiguousarray(np.moveaxis(split, 2, -1))
+
+
+def unpack_physical(array: Array, shape: tuple[int, ...], block: int) -> Array:
+    """The logical array of ``shape`` from how it lies in memory; the inverse of ``pack_physical``."""
+    if block == 1:
+        return array.reshape(shape)
+    split = array.reshape(shape[0], -(-shape[1] // block), *shape[2:], block)
+    merged = np.moveaxis(split, -1, 2).reshape(shape[0], split.shape[1] * block, *shape[2:])
+    return np.ascontiguousarray(merged[:, : shape[1]])
