@@ -25,17 +25,18 @@ _ROUNDS = 3
 def main(
     model: Annotated[str, typer.Argument()] = "mobilenet_v2",
     limit: Annotated[float, typer.Option(help="The largest accepted ratio.")] = 2.5,
-    seconds: Annotated[float, typer.Option(help="How long to time each round.")] = 2.0,
+    repeats: Annotated[int, typer.Option(help="Inferences timed in each round.")] = 300,
 ) -> None:
     """Compare the median latency of MODEL with as many threads as CPUs and with twice as many."""
     cpus = available_cpus()
     medians: dict[int, list[float]] = {cpus: [], 2 * cpus: []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(load(model)[0], path)
+        proto, feeds = load(model)
+        onnx.save(proto, path)
         for _ in range(_ROUNDS):
             for threads, found in medians.items():
-                found.append(measure("tensorsmith", path, threads=threads, seconds=seconds).median_ms)
+                found.append(measure("tensorsmith", path, feeds, threads=threads, repeats=repeats).median_ms)
     fitting, over = (min(found) for found in medians.values())
     print(f"{model}: {cpus} threads {fitting:.2f} ms, {2 * cpus} threads {over:.2f} ms (medians), {over / fitting:.2f} x (limit {limit})")
     raise typer.Exit(0 if over <= limit * fitting else 1)

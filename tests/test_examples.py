@@ -72,7 +72,7 @@ def test_contact_sheet_shows_misread_digits_first_and_in_red() -> None:
 
 def test_demo_succeeds_and_draws_its_picture(tmp_path: Path) -> None:
     picture = tmp_path / "digits.png"
-    command = [sys.executable, "-m", "examples.digits.run", "--picture", str(picture), "--seconds", "0.1"]
+    command = [sys.executable, "-m", "examples.digits.run", "--picture", str(picture), "--repeats", "5"]
     environment = {**os.environ, "TENSORSMITH_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
