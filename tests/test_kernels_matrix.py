@@ -11,11 +11,13 @@ from kernel_cases import run_everywhere
 from compiler.ir.scalar import Arg, Const, Scalar, call
 from compiler.ir.types import DType, TensorType
 from compiler.kernels.base import Family, Operand, Workload, family
-from compiler.target import Target, native
+from compiler.target import Target, native, resolve
 
 FLOAT = DType.FLOAT32
-TARGETS = [native()]
-LIMIT = settings(max_examples=12, deadline=None)
+HOST = native()
+TARGETS = [HOST, *(t for t in map(resolve, ("x86-64-v3", "x86-64-v4")) if set(t.features) <= set(HOST.features))]
+"""This machine's own code and every preset it can run."""
+LIMIT = settings(max_examples=8, deadline=None)
 
 
 def reference_conv(x: np.ndarray, w: np.ndarray, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], group: int) -> np.ndarray:
@@ -60,7 +62,7 @@ def apply_epilogue(kind: str, y: np.ndarray, values: list[np.ndarray]) -> np.nda
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, kind: str) -> dict[str, object]:
+def convolutions(draw: st.DrawFn, kind: str, lanes: int) -> dict[str, object]:
     rank = draw(st.sampled_from([1, 2, 2, 2]))
     batch = draw(st.integers(1, 2))
     kernel = tuple(1 if kind == "pointwise_conv" else draw(st.integers(1, 5)) for _ in range(rank))
@@ -73,7 +75,7 @@ def convolutions(draw: st.DrawFn, kind: str) -> dict[str, object]:
         channels = draw(st.integers(1, 20))
         group, x_channels, filters = channels, channels, channels
     else:
-        whole = 1 if kind == "generic_conv" else 8
+        whole = 1 if kind == "generic_conv" else lanes
         group = draw(st.sampled_from([1, 1, 2]))
         unit = whole if group > 1 else 1
         x_channels, filters = group * unit * draw(st.integers(1, 2 if unit > 1 else 20)), group * unit * draw(st.integers(1, 3 if unit > 1 else 37))
@@ -117,7 +119,7 @@ def check_conv(kind: str, case: dict[str, object], target: Target) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_convolution_families_agree_with_float64(kind: str, target: Target) -> None:
     @LIMIT
-    @given(convolutions(kind))
+    @given(convolutions(kind, target.lanes))
     def check(case: dict[str, object]) -> None:
         check_conv(kind, case, target)
 

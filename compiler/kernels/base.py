@@ -148,7 +148,21 @@ def broadcast_strides(operand: TensorType, output: TensorType) -> tuple[Dim, ...
     ones: list[Dim] = [1] * padding
     zeros: list[Dim] = [0] * padding
     pairs = zip(ones + shape, zeros + strides, output.physical_shape, strict=True)
-    return tuple(0 if dim == 1 and out != 1 else stride for dim, stride, out in pairs)
+    return tuple(0 if dim == 1 else stride for dim, stride, _ in pairs)
+
+
+def flat_axis(workload: Workload, axes: Sequence[int]) -> int | None:
+    """The physical output axis along which all of ``axes`` (neighbours, outermost first) can be walked as one.
+
+    It is the last of them longer than 1. None where some operand is broadcast along a part of them only.
+    """
+    long = [axis for axis in axes if workload.output.physical_shape[axis] != 1]
+    full = physical_strides(workload.output)
+    for operand in workload.operands:
+        strides = broadcast_strides(operand.type, workload.output)
+        if any(strides[axis] != 0 for axis in long) and any(strides[axis] != full[axis] for axis in long):
+            return None
+    return long[-1] if long else axes[-1]
 
 
 def pack_operands(workload: Workload, constants: Sequence[Array | None]) -> list[Array | None]:
@@ -192,9 +206,7 @@ class Epilogue:
             zero = loads[type_] = self._builder.const(0, type_)
         return zero
 
-    def apply(
-        self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None, axis: int = -1
-    ) -> Reg:
+    def apply(self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None, axis: int = -1) -> Reg:
         """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``."""
         if isinstance(self._expr, Arg):
             return value
@@ -219,7 +231,8 @@ class Epilogue:
         for coordinate, stride in zip(coordinates, self._output_strides, strict=True):
             index = index + coordinate * stride
         stored = self.apply(value, coordinates, count, loads, axis)
-        self._builder.store(out, index, stored, stride=self._output_strides[axis], count=count)
+        stride = self._output_strides[axis] if self._output_strides else 1
+        self._builder.store(out, index, stored, stride=stride, count=count)
 
     def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: int | None, loads: dict[object, Reg], axis: int = -1) -> Reg:
         strides = self._strides[number]
@@ -229,7 +242,7 @@ class Epilogue:
         key = (number, index, lanes, axis)
         value = loads.get(key)
         if value is None:
-            along = strides[axis]
+            along = strides[axis] if strides else 0
             value = loads[key] = self._builder.load(self._buffers[number], index, lanes, stride=along, count=count if along != 0 else None)
         return value
 

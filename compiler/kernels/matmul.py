@@ -9,9 +9,9 @@ from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType
 from compiler.kernels import gemm as g
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, register_family
 from compiler.target import Target
 
 _DTYPES = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64, DType.UINT32, DType.UINT64)
@@ -48,8 +48,8 @@ class MatMul:
         if workload.inputs[1].constant:
             sizes[1] = prod(b_type.static_shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
         (a, b), operands, out = declare_buffers(builder, workload, sizes)
-        rank = workload.output.rank
-        epilogue = Epilogue(builder, workload, operands, row_axes=range(max(0, rank - 1)) if rank > 1 else ())
+        columns = 0 if b_type.rank == 1 else 1
+        epilogue = Epilogue(builder, workload, operands, row_axes=range(workload.output.rank - columns))
         g.GemmWriter(builder, gemm, schedule, workload.threads, (a, b, out), epilogue).write()
         return builder.function()
 
@@ -70,16 +70,18 @@ def _gemm(workload: Workload, lanes: int) -> g.Gemm:
     batch = _broadcast(a[:-2], b[:-2])
     packed = workload.inputs[1].constant
     matrix = depth * (-(-columns // lanes) * lanes if packed else columns)
-    merged = prod(b[:-2]) == 1 and not row_vector and all(_is_flat(o.type, out, column_vector) for o in workload.operands)
+    row_axes = range(out.rank if column_vector else out.rank - 1)
+    walk = flat_axis(workload, row_axes) if prod(b[:-2]) == 1 and not row_vector else None
+    merged = walk is not None
     rows = a[-2] * (prod(batch) if merged else 1)
     a_steps, b_steps = _steps(a[:-2], len(batch), a[-2] * depth), _steps(b[:-2], len(batch), matrix)
     batches = () if merged else tuple(g.Batch(*values) for values in zip(batch, a_steps, b_steps, strict=True))
 
     def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
-        leading: list[Dim] = [0] * len(batch) if merged else list(indices)
-        place = leading
-        if not row_vector:
-            place = [*place, m]
+        if merged:
+            place: list[Dim] = [m if axis == walk else 0 for axis in row_axes]
+        else:
+            place = list(indices) if row_vector else [*indices, m]
         return tuple(place) if column_vector else (*place, vector * lanes)
 
     b_row = None if packed else columns
@@ -99,13 +101,6 @@ def _steps(shape: tuple[int, ...], rank: int, matrix: int) -> list[int]:
         steps.append(0 if dim == 1 else step)
         step *= dim
     return steps[::-1]
-
-
-def _is_flat(operand: TensorType, out: TensorType, column_vector: bool) -> bool:
-    """Whether the operand's row axes can be walked as one: all broadcast, or all there."""
-    end = None if column_vector else -1
-    strides, full = broadcast_strides(operand, out)[:end], physical_strides(out)[:end]
-    return all(s == 0 or n == 1 for s, n in zip(strides, out.shape, strict=False)) or strides == full
 
 
 register_family(MatMul())

@@ -11,9 +11,9 @@ from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType
 from compiler.kernels import gemm as g
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
 from compiler.target import Target
 
 
@@ -76,7 +76,9 @@ def _gemm(workload: Workload) -> g.Gemm:
     channel_block, lane = (strides[1], 1) if blocked else (strides[1] * block, strides[1])
     group_step = channels // block * strides[1] if blocked else channels * strides[1]
     pixel = block if blocked else 1
-    merged = all(s == 1 for s in workload.ints("strides")) and all(_is_flat(o.type, workload) for o in workload.operands)
+    row_axes = range(2, 2 + len(outputs))
+    walk = flat_axis(workload, row_axes) if all(s == 1 for s in workload.ints("strides")) else None
+    merged = walk is not None
     row_extents = [] if merged else list(outputs[:-1])
     steps = [s * stride for s, stride in zip(workload.ints("strides"), strides[2 : 2 + len(spatial)], strict=True)]
     vectors = -(-filters // block)
@@ -87,18 +89,11 @@ def _gemm(workload: Workload) -> g.Gemm:
         inner *= extent
 
     def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
-        rows: list[Dim] = [0] * (len(outputs) - 1) if merged else list(indices[2:])
-        return (indices[0], indices[1] * vectors + vector, *rows, m, 0)
+        rows: list[Dim] = [m if axis == walk else 0 for axis in row_axes] if merged else [*indices[2:], m]
+        return (indices[0], indices[1] * vectors + vector, *rows, 0)
 
     a_row = pixel if merged else steps[-1]
     return g.Gemm(tuple(batches), inner, filters, channels, block, x.dtype, a_row, block, channel_block, lane, None, coordinates)
-
-
-def _is_flat(operand: TensorType, workload: Workload) -> bool:
-    """Whether the operand's spatial axes can be walked as one: all broadcast, or all there."""
-    strides = broadcast_strides(operand, workload.output)[2:-1]
-    full = physical_strides(workload.output)[2:-1]
-    return all(s == 0 or n == 1 for s, n in zip(strides, workload.output.shape[2:], strict=True)) or strides == full
 
 
 register_family(PointwiseConv())
