@@ -14,7 +14,7 @@ from compiler.errors import InternalError
 from compiler.ir.loop import VecType
 from compiler.ir.types import DType
 
-_FUNCTIONS: dict[str, Callable[..., Lane]] = {
+FUNCTIONS: dict[str, Callable[..., Lane]] = {
     "exp": vecmath_exp.exp,
     "log": vecmath_exp.log,
     "tanh": vecmath_exp.tanh,
@@ -39,7 +39,7 @@ _FUNCTIONS: dict[str, Callable[..., Lane]] = {
 
 def supports(fn: str, dtype: DType) -> bool:
     """Whether ``emit`` has the function in this precision; float16 and bfloat16 are computed in float32 by the caller."""
-    return fn in _FUNCTIONS and dtype in (DType.FLOAT32, DType.FLOAT64)
+    return fn in FUNCTIONS and dtype in (DType.FLOAT32, DType.FLOAT64)
 
 
 def emit(writer: IrWriter, fn: str, type_: VecType, args: Sequence[str]) -> str:
@@ -47,4 +47,4 @@ def emit(writer: IrWriter, fn: str, type_: VecType, args: Sequence[str]) -> str:
     if not supports(fn, type_.dtype):
         raise InternalError(f"there is no vector math for {fn} of {type_}", where="backends.llvm.vecmath")
     lanes = Lanes(writer, type_)
-    return _FUNCTIONS[fn](lanes, *(Lane(lanes, arg) for arg in args)).name
+    return FUNCTIONS[fn](lanes, *(Lane(lanes, arg) for arg in args)).name

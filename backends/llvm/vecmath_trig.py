@@ -165,11 +165,12 @@ def atan(m: Lanes, x: Lane) -> Lane:
 
 
 def fmod(m: Lanes, x: Lane, y: Lane) -> Lane:
-    """``x - trunc(x / y) y``, exact while the quotient has less than twice the mantissa's bits; x's sign (C's fmod)."""
+    """``x - trunc(x / y) y`` with x's sign (C's fmod): exact up to a quotient of twice the mantissa's bits, NaN beyond."""
     a, b = m.abs(x), m.abs(y)
     rest = m.fma(-m.intrinsic("trunc", a / b), b, a)
     rest = m.fma(-m.intrinsic("floor", rest / b), b, rest)
     rest = m.select(m.compare(rest, "olt", 0.0), rest + b, rest)
+    rest = m.select(m.compare(rest, "olt", b), rest, math.nan)
     rest = m.select(m.compare(a, "olt", b), a, rest)
     return m.copysign(rest, x)
 
