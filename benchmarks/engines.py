@@ -46,7 +46,8 @@ def measure(engine: str, model: Path, feeds: dict[str, Array], *, threads: int, 
     Raises RuntimeError with the process's last line where it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "feeds.npz", **{str(index): array for index, array in enumerate(feeds.values())})
+        arrays: dict[str, Any] = {str(index): array for index, array in enumerate(feeds.values())}
+        np.savez(Path(folder) / "feeds.npz", **arrays)
         job = {"engine": engine, "model": str(model), "names": list(feeds), "threads": threads, "repeats": repeats, "folder": folder}
         command = [sys.executable, "-m", "compiler.cli.bench_engine", json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
