@@ -41,7 +41,7 @@ POOL_BYTES = 384
 
 SPIN = 20_000
 """Polls before sleeping when every worker has a CPU: about 0.5 ms, longer than a kernel's load imbalance or a caller's pause."""
-SPIN_OVERSUBSCRIBED = 64
+SPIN_OVERSUBSCRIBED = 16
 """Polls when there are more workers than CPUs: spinning would keep the worker that is waited for from running."""
 
 _FUTEX_NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98}

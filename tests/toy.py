@@ -1,4 +1,6 @@
-"""A hand-written module: STAGES kernels that reverse, scale and shift 96 numbers, split among the workers. Every kernel reads what others wrote."""
+"""Small things to test with: an ONNX model, and a module written by hand.
+
+The module has STAGES kernels that reverse, scale and shift 96 numbers, split among the workers. Every kernel reads what others wrote."""
 
 from __future__ import annotations
 
@@ -7,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from backends.llvm import spmd
 from backends.llvm.codegen import object_code
@@ -129,3 +133,21 @@ def expected(x: np.ndarray) -> np.ndarray:
     for _ in range(STAGES):
         values = values[::-1] * np.float32(0.75) + WEIGHTS
     return values.reshape(x.shape)
+
+
+def small_model() -> onnx.ModelProto:
+    """Conv, Relu, GlobalAveragePool, Flatten, Gemm: x [n, 3, 8, 8] to y [n, 5]."""
+    random = np.random.default_rng(1)
+    weights = {"w": random.standard_normal((6, 3, 3, 3)), "b": random.standard_normal(6), "g": random.standard_normal((6, 5))}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "g"], ["y"]),
+    ]
+    initializers = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

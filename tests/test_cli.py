@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import toy
+from typer.testing import CliRunner
+
+import tensorsmith as ts
+from compiler import cache
+from compiler.cli.main import app
+from compiler.cli.run import file_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.save(tmp_path_factory.mktemp("toy") / "toy.tsm")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.onnx"
+    onnx.save(toy.small_model(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path_factory.getbasetemp() / "cli-cache"
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(path))
+    monkeypatch.setenv("COLUMNS", "160")
+    return path
+
+
+def call(*arguments: object) -> str:
+    """What a subcommand prints; its errors are raised."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tensorsmith", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_run_writes_every_output(saved: Path, tmp_path: Path) -> None:
+    x = toy.feeds()["x"]
+    np.save(tmp_path / "x.npy", x)
+    output = call("run", saved, "--input", f"x={tmp_path / 'x.npy'}", "--output-dir", tmp_path / "out")
+    assert output.startswith("y: float32[4, 24], from ")
+    assert np.array_equal(np.load(tmp_path / "out" / "y.npy"), toy.expected(x))
+
+
+def test_output_file_names_are_safe_and_distinct() -> None:
+    assert file_name("probs", 0) == "probs.npy"
+    names = ["a/b", "a_b", "../../x", "", "a:b", ".hidden"]
+    files = [file_name(name, index) for index, name in enumerate(names)]
+    assert len(set(files)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", file) for file in files)
+
+
+def test_inspect_shows_tensors_memory_and_kernels(saved: Path) -> None:
+    output = call("inspect", saved)
+    for part in ("toy for native", "input   x: float32[4, 24]", "output  y: float32[4, 24]", "arena", "stage19", "Plain()"):
+        assert part in output
+
+
+def test_profile_has_a_line_per_kernel(saved: Path) -> None:
+    output = call("profile", saved, "--repeats", 3, "--threads", 2)
+    assert [line.split()[0] for line in output.splitlines()].count("stage3") == 1
+    assert re.search(r"total [\d.]+ us with 2 threads; peak [\d.]+ GFLOP/s", output)
+
+
+def test_bench_times_a_module(saved: Path) -> None:
+    output = call("bench", saved, "--threads", 1, "--repeats", 5)
+    assert re.search(r"tensorsmith\W+[\d.]+\W+[\d.]+", output)
+
+
+def test_compile_then_run_gives_the_same_as_running_the_model(model: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    shape = ("--input-shape", "x=1x3x8x8")
+    assert "MB" in call("compile", model, "-o", tmp_path / "small.tsm", "--threads", 1, *shape)
+    call("run", tmp_path / "small.tsm", "--input", f"x={tmp_path / 'x.npy'}", "--output-dir", tmp_path / "a")
+    call("run", model, *shape, "--input", f"x={tmp_path / 'x.npy'}", "--output-dir", tmp_path / "b")
+    assert np.array_equal(np.load(tmp_path / "a" / "y.npy"), np.load(tmp_path / "b" / "y.npy"))
+
+
+def test_bench_against_another_engine_agrees_with_it(model: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    output = call("bench", model, "--threads", 1, "--repeats", 3, "--input-shape", "x=1x3x8x8", "--against", "onnxruntime")
+    row = next(line for line in output.splitlines() if "onnxruntime" in line)
+    assert float(re.findall(r"[\d.]+e[-+]\d+", row)[0]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.onnx"], "cannot read the file"),
+        (["run", "SAVED"], "inputs x are missing"),
+        (["run", "SAVED", "--input", "x"], "cannot read 'x'"),
+        (["run", "SAVED", "--input", "x=nowhere.npy"], "cannot read the array"),
+        (["run", "SAVED", "--input", "x=pyproject.toml"], "cannot read the array"),
+        (["run", "SAVED", "--input-shape", "x=4x24"], "fixed shapes"),
+        (["run", "MODEL", "--input-shape", "x=4xn"], "cannot read 'x=4xn'"),
+        (["compile", "MODEL", "--target", "z80"], "unknown target"),
+        (["compile", "MODEL", "--opt-level", "9"], "opt_level is 9"),
+        (["profile", "SAVED", "--repeats", "0"], "repeats is 0"),
+        (["bench", "SAVED", "--against", "abacus"], "unknown engine 'abacus'"),
+        (["bench", "SAVED", "--threads", "0"], "threads is 0"),
+    ],
+)
+def test_mistakes_are_told_apart(saved: Path, model: Path, arguments: list[str], message: str) -> None:
+    places = {"SAVED": str(saved), "MODEL": str(model)}
+    with pytest.raises(ts.UserError, match=re.escape(message)) as caught:
+        call(*[places.get(argument, argument) for argument in arguments])
+    assert caught.value.hint
+
+
+def test_a_mistake_is_one_message_without_a_traceback() -> None:
+    done = process("run", "nowhere.onnx")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["error: nowhere.onnx: cannot read the file: No such file or directory", "  what to do: check the path"]
+
+
+def test_help_lists_the_subcommands() -> None:
+    done = process("--help")
+    assert done.returncode == 0
+    for name in ("compile", "run", "bench", "opt", "inspect", "profile"):
+        assert re.search(rf"\b{name}\b", done.stdout)
+    assert process("compile", "--unknown").returncode == 2

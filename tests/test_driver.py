@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import toy
+from onnx import TensorProto, helper
+
+import tensorsmith as ts
+from compiler import cache, driver
+from runtime.artifact import Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "cache"
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(path))
+    return path
+
+
+class Builds:
+    """Stands in for the compiler: every model becomes the toy; counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, model: object, options: driver.Options) -> driver._Built:
+        self.count += 1
+        fields = toy.manifest().__dict__ | {"threads": options.threads}
+        return driver._Built(Manifest(**fields), toy.image().code, ((0, toy.WEIGHTS),), toy.WEIGHTS.nbytes)
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> Builds:
+    counted = Builds()
+    monkeypatch.setattr(driver, "_build", counted)
+    return counted
+
+
+def _works(module: ts.Module) -> bool:
+    feeds = toy.feeds()
+    return np.array_equal(module.run(feeds)["y"], toy.expected(feeds["x"]))
+
+
+def test_what_was_compiled_is_found_again(folder: Path, builds: Builds) -> None:
+    assert _works(ts.compile(b"model"))
+    assert _works(ts.compile(b"model"))
+    assert builds.count == 1
+    assert len(list(folder.iterdir())) == 1
+    assert _works(ts.compile(b"model", cache=False))
+    assert builds.count == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (b"other", {}),
+        (b"model", {"threads": 1}),
+        (b"model", {"threads": 3}),
+        (b"model", {"opt_level": 1}),
+        (b"model", {"input_shapes": {"x": (4, 24)}}),
+        (b"model", {"target": "x86-64-v3"}),
+    ],
+)
+def test_another_model_or_option_is_another_entry(folder: Path, builds: Builds, model: bytes, options: dict[str, object]) -> None:
+    ts.compile(b"model")
+    ts.compile(model, **options)
+    assert builds.count == 2
+
+
+def test_a_path_and_its_bytes_are_one_entry(folder: Path, builds: Builds, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"model")
+    ts.compile(tmp_path / "m.onnx")
+    ts.compile(str(tmp_path / "m.onnx"))
+    ts.compile(b"model")
+    assert builds.count == 1
+
+
+def test_external_data_is_part_of_the_key(folder: Path, builds: Builds, tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="weights.bin")
+    graph = helper.make_graph([], "g", [], [], [tensor])
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    for content in (b"12345678", b"12345678", b"12345679"):
+        (tmp_path / "weights.bin").write_bytes(content)
+        ts.compile(tmp_path / "m.onnx")
+    assert builds.count == 2
+
+
+def test_a_damaged_entry_is_compiled_again(folder: Path, builds: Builds) -> None:
+    ts.compile(b"model")
+    (entry,) = folder.iterdir()
+    damaged = bytearray(entry.read_bytes())
+    damaged[-1] ^= 1
+    entry.write_bytes(damaged)
+    assert _works(ts.compile(b"model"))
+    assert builds.count == 2
+    entry.write_bytes(damaged[:100])
+    assert _works(ts.compile(b"model"))
+    assert _works(ts.compile(b"model"))
+    assert builds.count == 3
+
+
+def test_without_a_writable_folder_nothing_is_kept(builds: Builds, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "file" / "cache"))
+    assert _works(ts.compile(b"model"))
+    assert _works(ts.compile(b"model"))
+    assert builds.count == 2
+
+
+def test_the_least_recently_used_entries_go(tmp_path: Path) -> None:
+    store = cache.Cache(tmp_path, limit_bytes=250)
+    for age, name in enumerate(("new", "middle", "old", "oldest")):
+        path = store.path(name)
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+    assert store.find("old") is not None
+    store.shrink(keep="oldest")
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["old", "oldest"]
+    assert store.find("new") is None
+
+
+def _compile_many(folder: str, queue: object) -> None:
+    os.environ[cache.FOLDER_VARIABLE] = folder
+    driver._build = Builds()
+    queue.put(all(_works(ts.compile(bytes([number % 3]))) for number in range(30)))
+
+
+def test_processes_share_the_cache(folder: Path) -> None:
+    toy.image()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=_compile_many, args=(str(folder), queue)) for _ in range(4)]
+    for child in children:
+        child.start()
+    assert [queue.get(timeout=30) for _ in children] == [True] * 4
+    for child in children:
+        child.join(10)
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "z80"}, "unknown target 'z80'"),
+        ({"target": 5}, "target is a int"),
+        ({"threads": 0}, "threads is 0"),
+        ({"opt_level": 4}, "opt_level is 4"),
+        ({"opt_level": True}, "opt_level is True"),
+        ({"opt_level": "3"}, "opt_level is '3'"),
+        ({"input_shapes": [1, 2]}, "input_shapes is a list"),
+        ({"input_shapes": {"x": (1, "n")}}, "shape of 'x'"),
+        ({"input_shapes": {"x": (1, -1)}}, "shape of 'x'"),
+        ({"input_shapes": {"x": 3}}, "shape of 'x'"),
+        ({"input_shapes": {3: (1,)}}, "shape of 3"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ts.UserError, match=message) as caught:
+        ts.compile(b"model", **options)
+    assert caught.value.hint
+
+
+def test_what_is_no_model_is_named(folder: Path) -> None:
+    with pytest.raises(ts.UserError, match="the model is a int"):
+        ts.compile(42)
+    with pytest.raises(ts.UserError, match="nowhere"):
+        ts.compile("nowhere/model.onnx")
+
+
+@pytest.mark.parametrize("opt_level", [0, 3])
+def test_a_model_compiles_runs_saves_and_loads(folder: Path, tmp_path: Path, opt_level: int) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    model = toy.small_model()
+    module = ts.compile(model, threads=2, input_shapes={"x": (2, 3, 8, 8)}, opt_level=opt_level)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    (want,) = ReferenceEvaluator(model).run(None, {"x": x})
+    (got,) = module(x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    module.save(tmp_path / "small.tsm")
+    loaded = ts.load(tmp_path / "small.tsm")
+    assert loaded.threads == 2
+    assert np.array_equal(loaded.run({"x": x})["y"], got)
+    assert np.array_equal(ts.compile(model.SerializeToString(), threads=1, input_shapes={"x": (2, 3, 8, 8)}, opt_level=opt_level)(x)[0], got)
+
+
+def test_a_hit_needs_neither_onnx_nor_llvm_and_is_quick(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    onnx.save(toy.small_model(), path)
+    ts.compile(path, threads=1, input_shapes={"x": (1, 3, 8, 8)})
+    program = f"""
+import sys
+import tensorsmith
+tensorsmith.compile({str(path)!r}, threads=1, input_shapes={{"x": (1, 3, 8, 8)}})
+print(sorted({{"onnx", "llvmlite", "networkx"}} & set(sys.modules)))
+"""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.stdout.strip() == "[]"
+    assert min(seconds) < 0.6
