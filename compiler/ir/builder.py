@@ -11,14 +11,14 @@ from compiler.ir.intexpr import Dim, IntExpr
 from compiler.ir.op import lookup
 from compiler.ir.types import DType, TensorType
 
-_FOLD_LIMIT = 1024
-"""Elements up to which integer results are folded while building: enough for any shape computation."""
+_FOLD_LIMIT = 1 << 16
+"""Elements up to which results are folded while building: enough for shape computation and for per-channel parameters."""
 
 
 class GraphBuilder:
     """Collects nodes for one graph. Names are made unique; integer tensors whose content follows from shapes are known as dims.
 
-    ``folding`` evaluates nodes over small known integer operands at once; switch it off to keep a graph as it is written.
+    ``folding`` evaluates small nodes over known operands at once; switch it off to keep a graph as it is written.
     """
 
     def __init__(self, name: str, *, folding: bool = True) -> None:
@@ -29,6 +29,7 @@ class GraphBuilder:
         self._folding = folding
         self._dims: dict[Value, Array] = {}
         self._names: set[str] = set()
+        self._producers: dict[Value, Node] = {}
 
     def unique(self, stem: str) -> str:
         """A name no value of this graph has yet, from stem."""
@@ -61,7 +62,7 @@ class GraphBuilder:
     def append(self, node: Node) -> None:
         """Take a finished node as it is."""
         self._names.update(v.name for v in node.outputs)
-        self.nodes.append(node)
+        self._add(node)
 
     def emit(self, op: str, *inputs: Value | None, name: str = "", **attrs: Attr) -> Value:
         """A node with one output; the output."""
@@ -69,15 +70,19 @@ class GraphBuilder:
         return value
 
     def emit_multi(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], *, name: str = "") -> tuple[Value, ...]:
-        """A node with its inferred outputs; folded where its operands are known integers."""
+        """A node with its inferred outputs; folded where it is small and its operands, or the integers it computes, are known."""
         definition = lookup(op)
         types = definition.infer([None if v is None else v.type for v in inputs], attrs)
         folded = self._fold(op, inputs, attrs, types) if self._folding else None
         if folded is not None:
             return (folded,)
         outputs = tuple(Value(self.unique(name or op), t) for t in types)
-        self.nodes.append(Node(op, tuple(inputs), outputs, attrs, name=name))
+        self._add(Node(op, tuple(inputs), outputs, attrs, name=name))
         return outputs
+
+    def producer(self, value: Value) -> Node | None:
+        """The node of this graph that makes value; None for inputs, constants and values of other graphs."""
+        return self._producers.get(value)
 
     def array(self, value: Value) -> Array | None:
         """The data of a value that is constant; None otherwise."""
@@ -102,11 +107,19 @@ class GraphBuilder:
     def _known(self, value: Value) -> Array | None:
         return self._dims.get(value, self.array(value))
 
+    def _add(self, node: Node) -> None:
+        self.nodes.append(node)
+        self._producers.update(dict.fromkeys(node.outputs, node))
+
     def _fold(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], types: tuple[TensorType, ...]) -> Value | None:
         elements = types[0].elements
-        if len(types) != 1 or types[0].dtype not in (DType.INT64, DType.INT32, DType.BOOL):
+        if len(types) != 1 or not isinstance(elements, int) or elements > _FOLD_LIMIT:
             return None
-        if not isinstance(elements, int) or elements > _FOLD_LIMIT:
+        arrays = [None if v is None else self.array(v) for v in inputs]
+        if inputs and all(a is not None or v is None for a, v in zip(arrays, inputs, strict=True)):
+            (result,) = lookup(op).evaluate(arrays, attrs)
+            return self.constant(result, name=op)
+        if types[0].dtype not in (DType.INT64, DType.INT32, DType.BOOL):
             return None
         known = [None if v is None else self._known(v) for v in inputs]
         content = lookup(op).known_content([None if v is None else v.type for v in inputs], known, attrs)
@@ -116,6 +129,6 @@ class GraphBuilder:
         if not any(isinstance(d, IntExpr) for d in content.reshape(-1)):
             return self.constant(content.astype(types[0].dtype.numpy), name=op)
         value = Value(self.unique(op), types[0])
-        self.nodes.append(Node(op, tuple(inputs), (value,), attrs))
+        self._add(Node(op, tuple(inputs), (value,), attrs))
         self.set_dims(value, content)
         return value

@@ -1,0 +1,375 @@
+"""Elementwise operations of two or three operands: arithmetic, comparison, logic, selection, clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import frexp, inf
+
+import numpy as np
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Array, Node, Value
+from compiler.ir.intexpr import IntExpr, floordiv, maximum, minimum, mod
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.scalar import Scalar, call, cast, const_like
+from compiler.ir.types import DType, TensorType
+from compiler.ops.support import Arrays, Attrs, Types, attr_float, fold_left, forward, is_uniform, onnx_dtype, scalar_like
+
+_F = np.array([[-2.5, -0.0, 1.0], [3.5, np.inf, np.nan]], np.float32)
+_ROW = np.array([2.0, -1.5, 4.0], np.float32)
+_I = np.array([[-7, 5, 9], [4, -2, 0]], np.int32)
+_IROW = np.array([2, -3, 4], np.int32)
+_B = np.array([[True, False, True]])
+_BCOL = np.array([[True], [False]])
+_EMPTY = np.zeros((0, 3), np.float32)
+
+_MATCHING = "operands have different element types: {}"
+
+DimFunction = Callable[[object, object], object]
+
+
+def same_dtype(types: Types) -> None:
+    """Refuse operands of different element types."""
+    dtypes = {t.dtype for t in types if t is not None}
+    if len(dtypes) > 1:
+        raise UnsupportedForm(_MATCHING.format(", ".join(sorted(d.value for d in dtypes))))
+
+
+class Binary(Elementwise):
+    """A function of two operands of one element type; ``dims`` is its meaning on symbolic dims, for shape arithmetic."""
+
+    dims: DimFunction | None = None
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        same_dtype(inputs)
+        return super().infer(inputs, attrs)
+
+    def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
+        left, right = contents
+        function = self.dims
+        if function is None or left is None or right is None or {left.dtype.kind, right.dtype.kind} - set("iubO"):
+            return None
+        pairs = np.broadcast(left.astype(object), right.astype(object))
+        found = [function(a, b) for a, b in pairs]
+        if any(f is None for f in found):
+            return None
+        content = np.empty(pairs.shape, object)
+        content.reshape(-1)[:] = found
+        return content
+
+
+def _define(op_name: str, onnx_name: str, function: str, samples_: tuple[Sample, ...], dims_: DimFunction | None = None, *, variadic: bool = False) -> None:
+    """Register ``function`` as an op with one ONNX form."""
+
+    @register
+    class Plain(Binary):
+        """One scalar function of two operands."""
+
+        name = op_name
+        forms = (OnnxForm(onnx_name, fold_left(op_name) if variadic else forward(op_name, 2)),)
+        samples = samples_
+        dims = staticmethod(dims_) if dims_ is not None else None
+
+        def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+            return call(function, args[0], args[1])
+
+        def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+            return _drop_neutral(node, builder)
+
+    del Plain
+
+
+def _pairs(onnx_name: str, *dtypes: str) -> tuple[Sample, ...]:
+    """Samples with broadcasting either way, an empty operand and a scalar one, for float (f), integer (i), boolean (b) operands."""
+    operands = {"f": (_F, _ROW), "i": (_I, _IROW), "b": (_B, _BCOL)}
+    found = [Sample(onnx_name, operands[d]) for d in dtypes]
+    found += [Sample(onnx_name, operands[d][::-1]) for d in dtypes]
+    if "f" in dtypes:
+        found += [Sample(onnx_name, (_EMPTY, _ROW)), Sample(onnx_name, (np.array(1.5, np.float32), np.array(2.0, np.float32)))]
+    return tuple(found)
+
+
+_NEUTRAL: dict[str, tuple[float, bool]] = {"add": (0, True), "sub": (0, False), "mul": (1, True), "div": (1, False), "pow": (1, False)}
+"""The operand an op changes nothing with, and whether it may stand on the left."""
+
+
+def _drop_neutral(node: Node, builder: GraphBuilder) -> Value | None:
+    left, right = node.present_inputs
+    neutral = _NEUTRAL.get(node.op)
+    if neutral is not None:
+        number, commutes = neutral
+        if left.type == node.output.type and is_uniform(builder, right, number):
+            return left
+        if commutes and right.type == node.output.type and is_uniform(builder, left, number):
+            return right
+    if node.op == "div" and right.type.rank == 0 and left.type.dtype is DType.FLOAT32:
+        return _divide_by_power_of_two(node, builder)
+    return None
+
+
+def _divide_by_power_of_two(node: Node, builder: GraphBuilder) -> Value | None:
+    """Multiplication by the reciprocal where that is exact."""
+    left, right = node.present_inputs
+    data = builder.array(right)
+    if data is None or not np.isfinite(data) or abs(frexp(float(data))[0]) != 0.5 or not 2.0**-100 < abs(float(data)) < 2.0**100:
+        return None
+    return builder.emit("mul", left, builder.constant(np.asarray(1 / data, data.dtype)), name=node.name)
+
+
+def _truncating(a: object, b: object) -> object:
+    if isinstance(a, int) and isinstance(b, int):
+        return None if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    return floordiv(a, b) if isinstance(a, (int, IntExpr)) and isinstance(b, (int, IntExpr)) else None
+
+
+def _modulo(a: object, b: object) -> object:
+    return mod(a, b) if isinstance(a, (int, IntExpr)) and isinstance(b, (int, IntExpr)) and b != 0 else None
+
+
+def _dims(function: Callable[..., object]) -> DimFunction:
+    return lambda a, b: function(a, b) if isinstance(a, (int, IntExpr)) and isinstance(b, (int, IntExpr)) else None
+
+
+def _compare(function: Callable[[int], bool]) -> DimFunction:
+    """A comparison of dims, decided by their difference; None while that is unknown."""
+
+    def decide(a: object, b: object) -> object:
+        if not isinstance(a, (int, IntExpr)) or not isinstance(b, (int, IntExpr)):
+            return None
+        difference = a - b
+        return function(difference) if isinstance(difference, int) else None
+
+    return decide
+
+
+_define("add", "Add", "add", _pairs("Add", "f", "i"), _dims(lambda a, b: a + b))
+_define("sub", "Sub", "sub", _pairs("Sub", "f", "i"), _dims(lambda a, b: a - b))
+_define("mul", "Mul", "mul", _pairs("Mul", "f", "i"), _dims(lambda a, b: a * b))
+_define("div", "Div", "div", (*_pairs("Div", "f"), Sample("Div", (_I, _IROW))), _truncating)
+_define("maximum", "Max", "max", (*_pairs("Max", "f", "i"), Sample("Max", (_F, _ROW, _F))), _dims(maximum), variadic=True)
+_define("minimum", "Min", "min", (*_pairs("Min", "f", "i"), Sample("Min", (_F, _ROW, _F))), _dims(minimum), variadic=True)
+_define("equal", "Equal", "eq", _pairs("Equal", "f", "i", "b"), _compare(lambda d: d == 0))
+_define("less", "Less", "lt", _pairs("Less", "f", "i"), _compare(lambda d: d < 0))
+_define("less_or_equal", "LessOrEqual", "le", _pairs("LessOrEqual", "f", "i"), _compare(lambda d: d <= 0))
+_define("greater", "Greater", "gt", _pairs("Greater", "f", "i"), _compare(lambda d: d > 0))
+_define("greater_or_equal", "GreaterOrEqual", "ge", _pairs("GreaterOrEqual", "f", "i"), _compare(lambda d: d >= 0))
+_define("and", "And", "and", _pairs("And", "b"))
+_define("or", "Or", "or", _pairs("Or", "b"))
+_define("xor", "Xor", "xor", _pairs("Xor", "b"))
+_define("bitwise_and", "BitwiseAnd", "and", _pairs("BitwiseAnd", "i"))
+_define("bitwise_or", "BitwiseOr", "or", _pairs("BitwiseOr", "i"))
+_define("bitwise_xor", "BitwiseXor", "xor", _pairs("BitwiseXor", "i"))
+
+
+def _variadic_sum(context: FormContext) -> Value:
+    return fold_left("add")(context)  # type: ignore[return-value]
+
+
+def _variadic_mean(context: FormContext) -> Value:
+    total = _variadic_sum(context)
+    return context.emit("mul", total, scalar_like(context, total, 1 / len(context.inputs)))
+
+
+@register
+class Mod(Binary):
+    """Remainder with the divisor's sign, or with the dividend's (``fmod``)."""
+
+    name = "mod"
+    dims = staticmethod(_modulo)
+    samples = (
+        Sample("Mod", (_I, _IROW)),
+        Sample("Mod", (_I, _IROW), {"fmod": 1}),
+        Sample("Mod", (_F, _ROW), {"fmod": 1}),
+        Sample("Sum", (_F, _ROW, _F)),
+        Sample("Mean", (_F, _ROW, _F)),
+    )
+
+    @staticmethod
+    def _build(context: FormContext) -> Value:
+        return context.emit("mod", context.input(0), context.input(1), fmod=bool(context.attrs.get("fmod", 0)))
+
+    forms = (OnnxForm("Mod", _build), OnnxForm("Sum", _variadic_sum), OnnxForm("Mean", _variadic_mean))
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        return call("fmod" if attrs["fmod"] else "mod", args[0], args[1])
+
+
+@register
+class Pow(Elementwise):
+    """The power with the type of its base, whatever the exponent's."""
+
+    name = "pow"
+    forms = (OnnxForm("Pow", forward("pow", 2)),)
+    samples = (
+        Sample("Pow", (np.array([0.5, 2.0, 3.0], np.float32), np.array([2.0, -1.0, 0.5], np.float32))),
+        Sample("Pow", (_F, np.array(2.0, np.float32)), constant=(1,)),
+        Sample("Pow", (_ROW, np.array([2, 3, 2], np.int64))),
+        Sample("Pow", (_I, np.array([2, 3, 1], np.int32))),
+    )
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        base, exponent = args
+        if not base.dtype.is_float and exponent.dtype.is_float:
+            return cast(call("pow", cast(base, DType.FLOAT64), cast(exponent, DType.FLOAT64)), base.dtype)
+        return call("pow", base, cast(exponent, base.dtype))
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        base, exponent = node.present_inputs
+        if base.type != node.output.type:
+            return None
+        if is_uniform(builder, exponent, 1):
+            return base
+        if is_uniform(builder, exponent, 2):
+            return builder.emit("mul", base, base, name=node.name)
+        if is_uniform(builder, exponent, 3):
+            return builder.emit("mul", builder.emit("mul", base, base, name=node.name), base, name=node.name)
+        if is_uniform(builder, exponent, 0.5) and base.type.dtype.is_float:
+            return builder.emit("sqrt", base, name=node.name)
+        return None
+
+
+@register
+class Shift(Binary):
+    """Bit shift; ``direction`` is ``LEFT`` or ``RIGHT``."""
+
+    name = "shift"
+    samples = (
+        Sample("BitShift", (np.array([16, 4, 1], np.uint8), np.array([1, 2, 3], np.uint8)), {"direction": "RIGHT"}),
+        Sample("BitShift", (np.array([16, 4, 1], np.uint32), np.array([1, 2, 3], np.uint32)), {"direction": "LEFT"}),
+    )
+    forms = (OnnxForm("BitShift", lambda context: context.emit("shift", context.input(0), context.input(1), direction=context.attrs["direction"])),)
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        return call("shl" if attrs["direction"] == "LEFT" else "shr", args[0], args[1])
+
+
+@register
+class PRelu(Binary):
+    """x where it is positive, ``slope * x`` where it is negative."""
+
+    name = "prelu"
+    forms = (OnnxForm("PRelu", forward("prelu", 2)),)
+    samples = (Sample("PRelu", (_F, _ROW)), Sample("PRelu", (_F[None], _BCOL.astype(np.float32)), constant=(1,)))
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        x, slope = args
+        return call("select", call("lt", x, const_like(0, x)), call("mul", x, slope), x)
+
+
+@register
+class Where(Elementwise):
+    """Operand 1 where operand 0 is true, else operand 2."""
+
+    name = "where"
+    forms = (OnnxForm("Where", forward("where", 3)),)
+    samples = (Sample("Where", (_BCOL, _F, _ROW)), Sample("Where", (_B, _I, _IROW)), Sample("Where", (np.array(True), _EMPTY, _ROW)))
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        same_dtype(inputs[1:])
+        return super().infer(inputs, attrs)
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        return call("select", *args)
+
+    def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
+        condition, left, right = contents
+        if condition is None or left is None or right is None or {left.dtype.kind, right.dtype.kind} - set("iuO"):
+            return None
+        return np.where(condition.astype(bool), left.astype(object), right.astype(object))
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        condition, left, right = node.present_inputs
+        for chosen, truth in ((left, True), (right, False)):
+            if chosen.type == node.output.type and is_uniform(builder, condition, truth):
+                return chosen
+        return None
+
+
+@register
+class Clip(Elementwise):
+    """``min(max(x, low), high)`` with literal bounds; an absent one is infinite, or None for integers."""
+
+    name = "clip"
+    samples = (
+        Sample("Clip", (_F, np.array(-1.0, np.float32), np.array(2.0, np.float32)), constant=(1, 2)),
+        Sample("Clip", (_F, None, np.array(2.0, np.float32)), constant=(2,)),
+        Sample("Clip", (_F, np.array(-1.0, np.float32), np.array(2.0, np.float32))),
+        Sample("Clip", (_F, np.array(2.0, np.float32), np.array(-1.0, np.float32)), constant=(1, 2)),
+        Sample("Clip", (_I, np.array(-1, np.int32), np.array(6, np.int32)), constant=(1, 2)),
+        Sample("Clip", (_F,), {"min": 0.0, "max": 6.0}, opset=7),
+    )
+
+    @staticmethod
+    def _build(context: FormContext) -> Value:
+        x = context.input(0)
+        low, high = context.attrs.get("min"), context.attrs.get("max")
+        for index, op in ((1, "maximum"), (2, "minimum")):
+            bound, value = context.optional(index), context.constant(index)
+            if bound is not None and value is None:
+                x = context.emit(op, x, bound)
+            elif value is not None and op == "maximum":
+                low = value.item()
+            elif value is not None:
+                high = value.item()
+        return context.emit("clip", x, low=low, high=high) if low is not None or high is not None else x
+
+    forms = (OnnxForm("Clip", _build),)
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        x = args[0]
+        for name, function in (("low", "max"), ("high", "min")):
+            if attrs[name] is not None:
+                bound = attr_float(attrs, name) if x.dtype.is_float else attrs[name]
+                x = call(function, x, const_like(bound, x))  # type: ignore[arg-type]
+        return x
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        low, high = node.attrs["low"], node.attrs["high"]
+        x = node.present_inputs[0]
+        if low == 0 and high in (None, inf) and x.type.dtype.is_float:
+            return builder.emit("relu", x, name=node.name)
+        return None
+
+
+@register
+class Cast(Elementwise):
+    """Conversion to the element type ``to``: floats truncate towards zero, anything but zero is true."""
+
+    name = "cast"
+    samples = (
+        Sample("Cast", (_F[0],), {"to": 7}),
+        Sample("Cast", (_F,), {"to": 11}),
+        Sample("Cast", (_F,), {"to": 9}),
+        Sample("Cast", (_I,), {"to": 1}),
+        Sample("Cast", (_B,), {"to": 1}),
+        Sample("Cast", (_ROW,), {"to": 10}),
+        Sample("CastLike", (_I, _ROW)),
+    )
+
+    @staticmethod
+    def _build(context: FormContext) -> Value:
+        return context.emit("cast", context.input(0), to=onnx_dtype(context.attrs["to"]))
+
+    @staticmethod
+    def _like(context: FormContext) -> Value:
+        return context.emit("cast", context.input(0), to=context.input(1).type.dtype)
+
+    forms = (OnnxForm("Cast", _build), OnnxForm("CastLike", _like))
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        to = attrs["to"]
+        if not isinstance(to, DType):
+            raise UnsupportedForm(f"attribute to is {to!r}, not an element type")
+        if to is DType.BOOL and args[0].dtype is not DType.BOOL:
+            return call("ne", args[0], const_like(0, args[0]))
+        return cast(args[0], to)
+
+    def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
+        (content,) = contents
+        if content is None or content.dtype.kind not in "iuO" or attrs["to"] not in (DType.INT64, DType.INT32):
+            return None
+        return content.astype(object)
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        x = node.present_inputs[0]
+        return x if x.type == node.output.type else None

@@ -1,0 +1,200 @@
+"""Reading at computed positions: gather and the operators that become it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Array, Node, Value
+from compiler.ir.intexpr import Dim
+from compiler.ir.op import FormContext, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.types import DType, TensorType
+from compiler.ops.index import slice_axis
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, cast_to, first_type, given, known, known_shape, normalize_axis, reshape
+
+_X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+
+def _ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+@register
+class Gather(Op):
+    """``data[..., indices, ...]`` at ``axis``: the result's shape has the shape of indices in the place of that axis.
+
+    Negative indices count from the end; one that is out of bounds is an error when the model runs.
+    """
+
+    name = "gather"
+    families = ("gather",)
+    samples = (
+        Sample("Gather", (_X, _ints(2, 0, -1)), {"axis": 1}),
+        Sample("Gather", (_X, np.array([[0, 1], [1, -1]], np.int32))),
+        Sample("Gather", (_X, np.array(1, np.int64)), {"axis": -1}, constant=(1,)),
+        Sample("Gather", (_X, np.array(-1, np.int64)), {"axis": 1}),
+        Sample("Gather", (_X, _ints(1, 2)), {"axis": 1}, constant=(1,)),
+        Sample("Gather", (_X, np.zeros((0,), np.int64))),
+        Sample("GatherElements", (_X[0], np.array([[0, 2, -1], [1, 0, 0]], np.int64)), {"axis": 1}),
+        Sample("GatherElements", (_X, np.array([[[0, 1, 1, 0]]], np.int64)), {"axis": 0}),
+        Sample("GatherND", (_X, np.array([[0, 2], [-1, 0]], np.int64))),
+        Sample("GatherND", (_X, np.array([[1, 0, -1]], np.int64))),
+        Sample("GatherND", (_X, np.array([[1], [2]], np.int64)), {"batch_dims": 1}),
+        Sample("OneHot", (np.array([[1, -1], [7, 0]], np.int64), np.array(4, np.int64), np.array([2, 5], np.float32)), constant=(1, 2)),
+        Sample("OneHot", (np.array([1, 3], np.int64), _ints(4), np.array([0, 1], np.float32)), {"axis": 0}, constant=(1,)),
+        Sample("CumSum", (_X, np.array(1, np.int64)), constant=(1,)),
+        Sample("CumSum", (_X, np.array(-1, np.int64)), {"exclusive": 1, "reverse": 1}, constant=(1,)),
+        Sample("Trilu", (_X,), {"upper": 0}),
+        Sample("Trilu", (_X, np.array(1, np.int64)), constant=(1,)),
+    )
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        data, indices, axis = first_type(inputs), given(inputs[1]), attr_int(attrs, "axis")
+        return (TensorType(data.dtype, data.shape[:axis] + indices.shape + data.shape[axis + 1 :]),)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        return (np.take(array(inputs[0]), array(inputs[1]), attr_int(attrs, "axis")),)
+
+    def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
+        data, indices = contents
+        if data is None or indices is None or data.dtype.kind not in "iubO" or indices.dtype.kind not in "iu":
+            return None
+        return np.asarray(np.take(data.astype(object), indices, attr_int(attrs, "axis")), dtype=object)
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        data, indices = node.present_inputs
+        return _as_slice(builder, data, indices, attr_int(node.attrs, "axis"), node.name)
+
+
+def _as_slice(builder: GraphBuilder, data: Value, indices: Value, axis: int, name: str) -> Value | None:
+    """A gather of one known position, or of consecutive ones, as a slice."""
+    known_indices, dim = builder.array(indices), data.type.shape[axis]
+    if known_indices is None or known_indices.size == 0 or known_indices.ndim > 1:
+        return None
+    first, *rest = (int(i) for i in known_indices.reshape(-1))
+    if rest != list(range(first + 1, first + 1 + len(rest))) or (first < 0 and rest):
+        return None
+    if isinstance(dim, int) and not (-dim <= first and first + len(rest) < dim):
+        return None
+    starts: list[Dim] = [0] * data.type.rank
+    sizes = list(data.type.shape)
+    starts[axis], sizes[axis] = dim + first if first < 0 else first, 1 + len(rest)
+    part = data
+    if starts[axis] != 0 or sizes[axis] != dim:
+        part = builder.emit("slice", data, name=name, starts=tuple(starts), sizes=tuple(sizes), steps=(1,) * len(starts))
+    if known_indices.ndim == 1:
+        return part
+    return builder.emit("reshape", part, name=name, shape=(*data.type.shape[:axis], *data.type.shape[axis + 1 :]))
+
+
+def gather(context: FormContext, data: Value, indices: Value, axis: int) -> Value:
+    """A gather, as a slice where the positions are known and consecutive."""
+    if context.builder.dims(data) is None:
+        part = _as_slice(context.builder, data, indices, axis, context.name)
+        if part is not None:
+            return part
+    return context.emit("gather", data, indices, axis=axis)
+
+
+def _gather(context: FormContext) -> Value:
+    data = context.input(0)
+    return gather(context, data, context.input(1), normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank))
+
+
+def _wrapped(context: FormContext, indices: Value, dim: int) -> Value:
+    """Indices with negative ones counted from the end."""
+    negative = context.emit("less", indices, context.const(np.array(0, np.int64)))
+    return context.emit("where", negative, context.emit("add", indices, context.const(np.array(dim, np.int64))), indices)
+
+
+def _gather_elements(context: FormContext) -> Value:
+    data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
+    axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
+    shape, out = known_shape(data, "the data"), known_shape(indices, "the indices")
+    strides = [prod(shape[a + 1 :]) for a in range(len(shape))]
+    others = np.zeros(tuple(1 if a == axis else n for a, n in enumerate(out)), np.int64)
+    for other, position in enumerate(np.indices(others.shape)):
+        others += 0 if other == axis else position * strides[other]
+    along = context.emit("mul", _wrapped(context, indices, shape[axis]), context.const(np.array(strides[axis], np.int64)))
+    return context.emit("gather", reshape(context, data, (prod(shape),)), context.emit("add", along, context.const(others)), axis=0)
+
+
+def _gather_nd(context: FormContext) -> Value:
+    data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
+    batch_dims = int(context.attrs.get("batch_dims", 0))
+    shape, index_shape = known_shape(data, "the data"), indices.type.shape
+    depth = known(index_shape[-1], "the length of an index")
+    if not 1 <= depth <= len(shape) - batch_dims:
+        raise UnsupportedForm(f"indices of {depth} numbers into data of rank {len(shape)} after {batch_dims} batch dims")
+    indexed, rest = shape[batch_dims : batch_dims + depth], shape[batch_dims + depth :]
+    flat: Value | None = None
+    for position, dim in enumerate(indexed):
+        part = slice_axis(context, indices, indices.type.rank - 1, position, 1)
+        part = _wrapped(context, reshape(context, part, index_shape[:-1]), dim)
+        stride = prod(indexed[position + 1 :])
+        part = part if stride == 1 else context.emit("mul", part, context.const(np.array(stride, np.int64)))
+        flat = part if flat is None else context.emit("add", flat, part)
+    if flat is None:
+        raise UnsupportedForm("the indices are empty")
+    batches = shape[:batch_dims]
+    if batch_dims:
+        offsets = np.arange(prod(batches), dtype=np.int64).reshape(*batches, *(1,) * (flat.type.rank - batch_dims)) * prod(indexed)
+        flat = context.emit("add", flat, context.const(offsets))
+    return context.emit("gather", reshape(context, data, (prod(batches) * prod(indexed), *rest)), flat, axis=0)
+
+
+def _one_hot(context: FormContext) -> Value:
+    indices, depth, values = context.input(0), context.require_dims(1, "the depth"), context.input(2)
+    classes = known(depth[0], "the depth")
+    rank = indices.type.rank + 1
+    axis = normalize_axis(int(context.attrs.get("axis", -1)), rank)
+    spread = cast_to(context, indices, DType.INT64)
+    spread = reshape(context, _wrapped(context, spread, classes), (*indices.type.shape[:axis], 1, *indices.type.shape[axis:]))
+    positions = np.arange(classes, dtype=np.int64).reshape(tuple(classes if a == axis else 1 for a in range(rank)))
+    off, on = (reshape(context, slice_axis(context, values, 0, at, 1), ()) for at in (0, 1))
+    return context.emit("where", context.emit("equal", spread, context.const(positions)), on, off)
+
+
+def _cumsum(context: FormContext) -> Value:
+    """log2(n) steps that each add a copy shifted by twice as far as the one before (Hillis and Steele, 1986)."""
+    x = context.input(0)
+    axis = normalize_axis(known(context.require_dims(1, "the axis")[0], "the axis"), x.type.rank)
+    length = known(x.type.shape[axis], "the summed dim")
+    reverse = bool(context.attrs.get("reverse", 0))
+    total = _shifted(context, x, axis, 1, reverse) if context.attrs.get("exclusive", 0) else x
+    distance = 1
+    while distance < length:
+        total = context.emit("add", total, _shifted(context, total, axis, distance, reverse))
+        distance *= 2
+    return total
+
+
+def _shifted(context: FormContext, x: Value, axis: int, distance: int, towards_begin: bool) -> Value:
+    """x moved along an axis, zeros moving in."""
+    forward, backward = [0] * x.type.rank, [0] * x.type.rank
+    forward[axis], backward[axis] = distance, -distance
+    begins, ends = (backward, forward) if towards_begin else (forward, backward)
+    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode="constant", value=0)
+
+
+def _trilu(context: FormContext) -> Value:
+    x, diagonal = context.input(0), context.constant(1)
+    if context.optional(1) is not None and diagonal is None:
+        raise UnsupportedForm("the diagonal (input 1) is computed at run time")
+    rows, columns = (known(dim, "a dim") for dim in x.type.shape[-2:])
+    offset = np.arange(columns)[None] - np.arange(rows)[:, None] - (0 if diagonal is None else int(diagonal.item()))
+    keep = offset >= 0 if context.attrs.get("upper", 1) else offset <= 0
+    return context.emit("where", context.const(keep), x, context.const(np.zeros((), x.type.dtype.numpy)))
+
+
+Gather.forms = (
+    OnnxForm("Gather", _gather),
+    OnnxForm("GatherElements", _gather_elements),
+    OnnxForm("GatherND", _gather_nd),
+    OnnxForm("OneHot", _one_hot),
+    OnnxForm("CumSum", _cumsum),
+    OnnxForm("Trilu", _trilu),
+)
+

@@ -1,0 +1,169 @@
+"""Normalisations: by the mean and variance of trailing axes, of batches, of neighbouring channels, by norms."""
+
+from __future__ import annotations
+
+
+import numpy as np
+
+from compiler.ir.graph import Array, Value
+from compiler.ir.op import FormContext, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.types import DType, TensorType
+from compiler.ops.index import slice_axis
+from compiler.ops.reduce import mean, reduce
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_float, attr_int, cast_to, first_type, known, normalize_axis, onnx_dtype, per_channel, reshape, scalar_like
+
+_X = (np.sin(np.arange(2 * 4 * 3 * 5) * 1.1) * 3 + 1).astype(np.float32).reshape(2, 4, 3, 5)
+_C = np.array([0.5, -1.0, 2.0, 1.0], np.float32)
+_D = np.array([0.1, 0.2, -0.3, 0.4], np.float32)
+_V = np.array([0.5, 1.0, 2.0, 0.01], np.float32)
+_ROW = np.array([1.0, 2.0, 0.5, -1.0, 0.25], np.float32)
+
+
+@register
+class Normalize(Op):
+    """``(x - mean) / sqrt(variance + epsilon)`` over the axes from ``axis`` on; without ``center`` ``x / sqrt(mean(x²) + epsilon)``."""
+
+    name = "normalize"
+    families = ("normalize",)
+    samples = (
+        Sample("LayerNormalization", (_X, _ROW, _ROW)),
+        Sample("LayerNormalization", (_X, np.ones((3, 5), np.float32)), {"axis": 2, "epsilon": 0.01}),
+        Sample("InstanceNormalization", (_X, _C, _D)),
+        Sample("GroupNormalization", (_X, _C, _D), {"num_groups": 2}, opset=21),
+        Sample("MeanVarianceNormalization", (_X,)),
+        Sample("MeanVarianceNormalization", (_X,), {"axes": [2, 3]}),
+        Sample("RMSNormalization", (_X, _ROW), opset=23),
+        Sample("BatchNormalization", (_X, _C, _D, _D, _V), constant=(1, 2, 3, 4)),
+        Sample("BatchNormalization", (_X, _C, _D, _D, _V), {"epsilon": 0.01}),
+        Sample("LRN", (_X,), {"size": 3, "alpha": 0.01, "beta": 0.6, "bias": 2.0}),
+        Sample("LpNormalization", (_X,)),
+        Sample("LpNormalization", (_X,), {"p": 1, "axis": 1}),
+    )
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        return (first_type(inputs),)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        x = array(inputs[0])
+        wide, axes = x.astype(np.float64), tuple(range(attr_int(attrs, "axis"), x.ndim))
+        with np.errstate(all="ignore"):
+            centered = wide - wide.mean(axes, keepdims=True) if attrs["center"] else wide
+            spread = np.sqrt(np.square(centered).mean(axes, keepdims=True) + attr_float(attrs, "epsilon"))
+            return ((centered / spread).astype(x.dtype),)
+
+
+def _scaled(context: FormContext, x: Value, scale: Value | None, bias: Value | None) -> Value:
+    scaled = x if scale is None else context.emit("mul", x, scale)
+    return scaled if bias is None else context.emit("add", scaled, bias)
+
+
+def _epsilon(context: FormContext) -> float:
+    return float(context.attrs.get("epsilon", 1e-5))
+
+
+def _layer_norm(context: FormContext) -> Value:
+    return _by_trailing_axes(context, center=True)
+
+
+def _rms_norm(context: FormContext) -> Value:
+    return _by_trailing_axes(context, center=False)
+
+
+def _by_trailing_axes(context: FormContext, *, center: bool) -> Value:
+    if context.outputs > 1:
+        raise UnsupportedForm("the mean and deviation (outputs 1 and 2) are not supported")
+    x = context.input(0)
+    axis = normalize_axis(int(context.attrs.get("axis", -1)), x.type.rank)
+    wide = cast_to(context, x, onnx_dtype(context.attrs.get("stash_type", 1))) if x.type.dtype is not DType.FLOAT64 else x
+    normal = cast_to(context, context.emit("normalize", wide, axis=axis, epsilon=_epsilon(context), center=center), x.type.dtype)
+    return _scaled(context, normal, context.input(1), context.optional(2))
+
+
+def _instance_norm(context: FormContext) -> Value:
+    x = context.input(0)
+    normal = context.emit("normalize", x, axis=2, epsilon=_epsilon(context), center=True)
+    return _scaled(context, normal, *(per_channel(context, context.input(i), x.type.rank) for i in (1, 2)))
+
+
+def _group_norm(context: FormContext) -> Value:
+    """Version 18 scales groups, version 21 channels."""
+    x, groups = context.input(0), int(context.attrs["num_groups"])
+    batch, channels, *dims = x.type.shape
+    width = known(channels, "the number of channels")
+    if width % groups:
+        raise UnsupportedForm(f"{width} channels cannot be split into {groups} groups")
+    split = reshape(context, x, (batch, groups, width // groups, *dims))
+    normal = context.emit("normalize", split, axis=2, epsilon=_epsilon(context), center=True)
+    scale, bias = context.input(1), context.input(2)
+    if scale.type.shape == (groups,) and groups != width:
+        return reshape(context, _scaled(context, normal, *(per_channel(context, v, normal.type.rank) for v in (scale, bias))), x.type.shape)
+    return _scaled(context, reshape(context, normal, x.type.shape), *(per_channel(context, v, x.type.rank) for v in (scale, bias)))
+
+
+def _mean_variance(context: FormContext) -> Value:
+    x = context.input(0)
+    axes = tuple(normalize_axis(axis, x.type.rank) for axis in context.attrs.get("axes", (0, 2, 3)))
+    centered = context.emit("sub", x, mean(context, x, axes))
+    spread = context.emit("sqrt", mean(context, context.emit("mul", centered, centered), axes))
+    return context.emit("div", centered, context.emit("add", spread, scalar_like(context, x, 1e-9)))
+
+
+def _batch_norm(context: FormContext) -> Value:
+    """Inference: a scale and an offset for each channel, computed in float64 where the parameters are constants."""
+    if context.attrs.get("training_mode", 0):
+        raise UnsupportedForm("training_mode is on")
+    if context.opset < 9 and not context.attrs.get("spatial", 1):
+        raise UnsupportedForm("statistics for each element (spatial = 0) are not supported")
+    x, epsilon = context.input(0), _epsilon(context)
+    constants = [context.constant(i) for i in range(1, 5)]
+    known_constants = [c.astype(np.float64) for c in constants if c is not None]
+    rank = x.type.rank
+    if len(known_constants) == 4:
+        scale, bias, average, variance = known_constants
+        factor = scale / np.sqrt(variance + epsilon)
+        values = [context.const(v.astype(x.type.dtype.numpy)) for v in (factor, bias - average * factor)]
+    else:
+        scale_value, bias_value, average_value, variance_value = (context.input(i) for i in range(1, 5))
+        deviation = context.emit("sqrt", context.emit("add", variance_value, scalar_like(context, variance_value, epsilon)))
+        ratio = context.emit("div", scale_value, deviation)
+        values = [ratio, context.emit("sub", bias_value, context.emit("mul", average_value, ratio))]
+    return _scaled(context, x, *(per_channel(context, cast_to(context, v, x.type.dtype), rank) for v in values))
+
+
+def _lrn(context: FormContext) -> Value:
+    x, size = context.input(0), int(context.attrs["size"])
+    alpha, beta, bias = (float(context.attrs.get(key, value)) for key, value in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    before = (size - 1) // 2
+    begins, ends = [0] * x.type.rank, [0] * x.type.rank
+    begins[1], ends[1] = before, size - 1 - before
+    squares = context.emit("mul", x, x)
+    padded = context.emit("pad", squares, begins=tuple(begins), ends=tuple(ends), mode="constant", value=0.0)
+    total = slice_axis(context, padded, 1, 0, x.type.shape[1])
+    for offset in range(1, size):
+        total = context.emit("add", total, slice_axis(context, padded, 1, offset, x.type.shape[1]))
+    scaled = context.emit("add", context.emit("mul", total, scalar_like(context, x, alpha / size)), scalar_like(context, x, bias))
+    return context.emit("div", x, context.emit("pow", scaled, scalar_like(context, x, beta)))
+
+
+def _lp_norm(context: FormContext) -> Value:
+    """Where the norm is zero the result is zero."""
+    x, p = context.input(0), int(context.attrs.get("p", 2))
+    axes = (normalize_axis(int(context.attrs.get("axis", -1)), x.type.rank),)
+    if p == 1:
+        norm = reduce(context, context.emit("abs", x), "sum", axes)
+    else:
+        norm = context.emit("sqrt", reduce(context, context.emit("mul", x, x), "sum", axes))
+    zero = context.emit("equal", norm, scalar_like(context, x, 0))
+    return context.emit("div", x, context.emit("where", zero, scalar_like(context, x, 1), norm))
+
+
+Normalize.forms = (
+    OnnxForm("LayerNormalization", _layer_norm),
+    OnnxForm("RMSNormalization", _rms_norm),
+    OnnxForm("InstanceNormalization", _instance_norm),
+    OnnxForm("GroupNormalization", _group_norm),
+    OnnxForm("MeanVarianceNormalization", _mean_variance),
+    OnnxForm("BatchNormalization", _batch_norm, since=7),
+    OnnxForm("LRN", _lrn),
+    OnnxForm("LpNormalization", _lp_norm),
+)

@@ -1,0 +1,131 @@
+"""Pooling over sliding windows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compiler.ir.graph import Array, Value
+from compiler.ir.intexpr import Dim
+from compiler.ir.op import FormBuild, FormContext, Layouts, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.types import DType, TensorType
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, scalar_like
+from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
+
+_X = (np.sin(np.arange(2 * 3 * 7 * 6) * 1.3) * 4).astype(np.float32).reshape(2, 3, 7, 6)
+_WINDOW = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
+
+
+@register
+class Pool(Op):
+    """``kind`` (max or average) of the windows of ``x [N, C, *S]``; attributes as ONNX's MaxPool and AveragePool."""
+
+    name = "pool"
+    families = ("pool",)
+    samples = (
+        Sample("MaxPool", (_X,), _WINDOW),
+        Sample("MaxPool", (_X,), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
+        Sample("MaxPool", (_X,), {"kernel_shape": [2, 2], "dilations": [2, 1], "auto_pad": "SAME_UPPER"}),
+        Sample("MaxPool", (_X[0],), {"kernel_shape": [3], "strides": [2]}),
+        Sample("MaxPool", (_X.astype(np.int8),), {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1]}),
+        Sample("AveragePool", (_X,), _WINDOW),
+        Sample("AveragePool", (_X,), {**_WINDOW, "count_include_pad": 1}),
+        Sample("AveragePool", (_X,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1}),
+        Sample("AveragePool", (_X[:, :, None],), {"kernel_shape": [1, 2, 3], "auto_pad": "SAME_LOWER"}),
+        Sample("LpPool", (_X,), {"kernel_shape": [2, 2], "p": 2}),
+        Sample("GlobalLpPool", (_X,), {"p": 1}),
+    )
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        x = first_type(inputs)
+        kernel, strides, pads, dilations = (attr_ints(attrs, n) for n in ("kernel_shape", "strides", "pads", "dilations"))
+        axes = len(kernel)
+        dims: list[Dim] = [
+            output_dim(x.shape[2 + a], kernel[a], strides[a], pads[a], pads[axes + a], dilations[a], ceil=bool(attrs["ceil_mode"]))
+            for a in range(axes)
+        ]
+        return (TensorType(x.dtype, (x.shape[0], x.shape[1], *dims)),)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        x = array(inputs[0])
+        kernel, strides, pads, dilations = (attr_ints(attrs, n) for n in ("kernel_shape", "strides", "pads", "dilations"))
+        out = self.infer([TensorType(DType.of(x.dtype), x.shape)], attrs)[0].static_shape[2:]
+        axes = len(kernel)
+        ends = [(out[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 for a in range(axes)]
+        extra = [max(0, ends[a] - x.shape[2 + a] - pads[a] - pads[axes + a]) for a in range(axes)]
+        if attrs["kind"] == "max":
+            lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+            padded = pad_spatial(x, pads, lowest, extra)
+            return (np.maximum.reduce([view for _, view in taps(padded, kernel, strides, dilations, out)]),)
+        ones = np.ones((1, 1, *x.shape[2:]))
+        counted = pad_spatial(pad_spatial(ones, pads, 1), (0,) * 2 * axes, 0, extra) if attrs["count_include_pad"] else pad_spatial(ones, pads, 0, extra)
+        total = sum(view for _, view in taps(pad_spatial(x.astype(np.float64), pads, 0, extra), kernel, strides, dilations, out))
+        count = sum(view for _, view in taps(counted, kernel, strides, dilations, out))
+        with np.errstate(all="ignore"):
+            return ((total / count).astype(x.dtype),)
+
+    def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
+        return Layouts.SAME
+
+
+def _pool(kind: str) -> FormBuild:
+    def build(context: FormContext) -> Value:
+        if context.outputs > 1:
+            raise UnsupportedForm("the positions of the maxima (output 1) are not supported")
+        x = context.input(0)
+        axes = x.type.rank - 2
+        kernel = spatial(context, "kernel_shape", axes, 1)
+        strides, dilations = spatial(context, "strides", axes, 1), spatial(context, "dilations", axes, 1)
+        return context.emit(
+            "pool",
+            x,
+            kind=kind,
+            kernel_shape=kernel,
+            strides=strides,
+            pads=window_pads(context, x.type.shape[2:], kernel, strides, dilations),
+            dilations=dilations,
+            ceil_mode=bool(context.attrs.get("ceil_mode", 0)),
+            count_include_pad=bool(context.attrs.get("count_include_pad", 0)),
+        )
+
+    return build
+
+
+def _power(context: FormContext, x: Value, exponent: float) -> Value:
+    return x if exponent == 1 else context.emit("pow", x, scalar_like(context, x, exponent))
+
+
+def _lp_pool(context: FormContext) -> Value:
+    """``(sum |x|^p)^(1/p)``: an average that counts padding, times the window's size, between powers."""
+    if context.attrs.get("ceil_mode", 0):
+        raise UnsupportedForm("ceil_mode is not supported")
+    x, p = context.input(0), int(context.attrs.get("p", 2))
+    axes = x.type.rank - 2
+    kernel = spatial(context, "kernel_shape", axes, 1)
+    strides, dilations = spatial(context, "strides", axes, 1), spatial(context, "dilations", axes, 1)
+    average = context.emit(
+        "pool",
+        _power(context, context.emit("abs", x), p),
+        kind="average",
+        kernel_shape=kernel,
+        strides=strides,
+        pads=window_pads(context, x.type.shape[2:], kernel, strides, dilations),
+        dilations=dilations,
+        ceil_mode=False,
+        count_include_pad=True,
+    )
+    return _power(context, context.emit("mul", average, scalar_like(context, x, float(np.prod(kernel)))), 1 / p)
+
+
+def _global_lp_pool(context: FormContext) -> Value:
+    x, p = context.input(0), int(context.attrs.get("p", 2))
+    powers = _power(context, context.emit("abs", x), p)
+    total = context.emit("reduce", powers, kind="sum", axes=tuple(range(2, x.type.rank)), keepdims=True)
+    return _power(context, total, 1 / p)
+
+
+Pool.forms = (
+    OnnxForm("MaxPool", _pool("max")),
+    OnnxForm("AveragePool", _pool("average")),
+    OnnxForm("LpPool", _lp_pool),
+    OnnxForm("GlobalLpPool", _global_lp_pool),
+)

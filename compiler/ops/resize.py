@@ -1,0 +1,211 @@
+"""Resize and Upsample: each axis is interpolated for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import floor
+
+import numpy as np
+
+from compiler.ir.graph import Array, Region, Value
+from compiler.ir.intexpr import floordiv
+from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.types import TensorType
+from compiler.ops.gather import gather
+from compiler.ops.index import IndexMap
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, axis_symbol, first_type, known_shape, normalize_axis
+
+_X = (np.sin(np.arange(2 * 2 * 4 * 5) * 1.9) * 3).astype(np.float32).reshape(2, 2, 4, 5)
+
+
+def _scales(*values: float) -> Array:
+    return np.array(values, np.float32)
+
+
+def _sizes(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+def _resize_samples() -> tuple[Sample, ...]:
+    up, odd, down = _scales(1, 1, 2, 3), _scales(1, 1, 1.6, 2.3), _scales(1, 1, 0.6, 0.5)
+    found = [Sample("Resize", (_X, None, up), {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, constant=(2,))]
+    for mode in ("nearest", "linear", "cubic"):
+        for scales in (up, odd, down):
+            found.append(Sample("Resize", (_X, None, scales), {"mode": mode}, constant=(2,)))
+        for transform in ("align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"):
+            found.append(Sample("Resize", (_X, None, odd), {"mode": mode, "coordinate_transformation_mode": transform}, constant=(2,)))
+        found.append(Sample("Resize", (_X, None, None, _sizes(2, 2, 7, 8)), {"mode": mode}, constant=(3,)))
+    return (
+        *found,
+        *(Sample("Resize", (_X, None, odd), {"mode": "nearest", "nearest_mode": mode}, constant=(2,)) for mode in _NEAREST),
+        Sample("Resize", (_X, None, odd), {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}, constant=(2,)),
+        Sample("Resize", (_X, None, down), {"mode": "linear", "antialias": 1}, constant=(2,)),
+        Sample("Resize", (_X, None, down), {"mode": "cubic", "antialias": 1}, constant=(2,)),
+        Sample("Resize", (_X, None, _scales(2.0)), {"mode": "linear", "axes": [3]}, constant=(2,)),
+        Sample("Upsample", (_X, up), {"mode": "nearest"}, opset=9, constant=(1,)),
+        Sample("Upsample", (_X, up), {"mode": "linear"}, opset=9, constant=(1,)),
+    )
+
+
+_NEAREST: dict[str, Callable[[float], int]] = {
+    "round_prefer_floor": lambda x: -floor(0.5 - x),
+    "round_prefer_ceil": lambda x: floor(x + 0.5),
+    "floor": floor,
+    "ceil": lambda x: -floor(-x),
+}
+
+
+@register
+class ResizeNearest(IndexMap):
+    """Every element repeated ``scales[axis]`` times along each axis: output i reads input ``i // scale``."""
+
+    name = "resize_nearest"
+    samples = _resize_samples()
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        x = first_type(inputs)
+        return (TensorType(x.dtype, tuple(dim * scale for dim, scale in zip(x.shape, attr_ints(attrs, "scales"), strict=True))),)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        x = array(inputs[0])
+        for axis, scale in enumerate(attr_ints(attrs, "scales")):
+            x = x if scale == 1 else np.repeat(x, scale, axis)
+        return (x,)
+
+    def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
+        scales = attr_ints(attrs, "scales")
+        shape = self.infer(inputs, attrs)[0].shape
+        index = tuple(floordiv(axis_symbol(axis), scale) for axis, scale in enumerate(scales))
+        return (Region((0,) * len(scales), shape, 0, index),)
+
+    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
+        return attr_ints(attrs, "scales")[1] == 1
+
+
+def _position(transform: str, i: int, scale: float, length: int, resized: int) -> float:
+    """Where in the input output position i lies."""
+    match transform:
+        case "half_pixel":
+            return (i + 0.5) / scale - 0.5
+        case "pytorch_half_pixel":
+            return (i + 0.5) / scale - 0.5 if resized > 1 else 0.0
+        case "half_pixel_symmetric":
+            center = length / 2 * (1 - resized / (length * scale))
+            return center + (i + 0.5) / scale - 0.5
+        case "align_corners":
+            return i * (length - 1) / (resized - 1) if resized > 1 else 0.0
+        case "asymmetric":
+            return i / scale
+    raise UnsupportedForm(f"coordinate_transformation_mode {transform!r} is not supported")
+
+
+def _linear(x: float) -> float:
+    return max(0.0, 1 - abs(x))
+
+
+def _cubic(a: float) -> Callable[[float], float]:
+    """Keys' convolution kernel (1981) with parameter a."""
+
+    def kernel(x: float) -> float:
+        x = abs(x)
+        if x <= 1:
+            return ((a + 2) * x - (a + 3)) * x * x + 1
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
+
+    return kernel
+
+
+class _Axis:
+    """The interpolation of one axis: for each output position its taps, as indices and weights ``[taps, resized]``."""
+
+    def __init__(self, context: FormContext, mode: str, scale: float, length: int, resized: int) -> None:
+        attrs = context.attrs
+        transform = attrs.get("coordinate_transformation_mode", "half_pixel" if context.op_type == "Resize" and context.opset > 10 else "asymmetric")
+        positions = [_position(transform, i, scale, length, resized) for i in range(resized)]
+        if mode == "nearest":
+            rounding = _NEAREST[attrs.get("nearest_mode", "round_prefer_floor" if context.opset > 10 and context.op_type == "Resize" else "floor")]
+            self.indices = np.array([[rounding(p) for p in positions]], np.int64)
+            self.weights = np.ones((1, resized))
+        else:
+            kernel, radius = (_linear, 1) if mode == "linear" else (_cubic(float(attrs.get("cubic_coeff_a", -0.75))), 2)
+            shrink = min(1.0, scale) if attrs.get("antialias", 0) else 1.0
+            reach = int(np.ceil(radius / shrink))
+            offsets = np.arange(1 - reach, reach + 1)
+            self.indices = np.floor(positions).astype(np.int64)[None] + offsets[:, None]
+            distances = (self.indices - np.array(positions)[None]) * shrink
+            self.weights = np.vectorize(kernel, otypes=[np.float64])(distances)
+            if attrs.get("exclude_outside", 0) or shrink != 1:
+                inside = (self.indices >= 0) & (self.indices < length)
+                self.weights = np.where(inside, self.weights, 0) if attrs.get("exclude_outside", 0) else self.weights
+                self.weights = self.weights / self.weights.sum(0, keepdims=True)
+        self.indices = np.clip(self.indices, 0, length - 1)
+
+    def apply(self, context: FormContext, x: Value, axis: int) -> Value:
+        """x with the axis resized: a weighted sum of gathers."""
+        total: Value | None = None
+        broadcast = (-1, *(1,) * (x.type.rank - 1 - axis))
+        for indices, weights in zip(self.indices, self.weights, strict=True):
+            if not weights.any():
+                continue
+            part = gather(context, x, context.const(indices), axis)
+            if not (weights == 1).all():
+                part = context.emit("mul", part, context.const(weights.astype(x.type.dtype.numpy).reshape(broadcast)))
+            total = part if total is None else context.emit("add", total, part)
+        if total is None:
+            raise UnsupportedForm("an axis is resized to nothing")
+        return total
+
+
+def _resize(context: FormContext) -> Value:
+    x, mode = context.input(0), str(context.attrs.get("mode", "nearest"))
+    shape = known_shape(x, "the input")
+    if mode not in ("nearest", "linear", "cubic"):
+        raise UnsupportedForm(f"mode {mode!r} is not supported")
+    scales, resized = _scales_and_sizes(context, shape)
+    axes = [_Axis(context, mode, scales[a], shape[a], resized[a]) if resized[a] != shape[a] or scales[a] != 1 else None for a in range(len(shape))]
+    factors = tuple(_repeat(axis, n, m) for axis, n, m in zip(axes, shape, resized, strict=True))
+    if mode == "nearest" and any(f > 1 for f in factors):
+        x = context.emit("resize_nearest", x, scales=factors)
+        axes = [axis if factor == 1 else None for axis, factor in zip(axes, factors, strict=True)]
+    for position, axis in enumerate(axes):
+        if axis is not None:
+            x = axis.apply(context, x, position)
+    return x
+
+
+def _repeat(axis: _Axis | None, length: int, resized: int) -> int:
+    """The whole factor by which a nearest-neighbour axis repeats its elements; 1 where it does not."""
+    factor = resized // length if length else 1
+    if axis is None or factor < 2 or factor * length != resized or axis.indices.shape[0] != 1:
+        return 1
+    return factor if bool((axis.indices[0] == np.arange(resized) // factor).all()) else 1
+
+
+def _scales_and_sizes(context: FormContext, shape: Sequence[int]) -> tuple[list[float], list[int]]:
+    """The scale and the new length of every axis, whichever of the two the node gives."""
+    rank = len(shape)
+    at = 1 if context.op_type == "Upsample" or context.opset < 11 else 2
+    axes = [normalize_axis(a, rank) for a in context.attrs.get("axes", range(rank))]
+    scales, resized = [1.0] * rank, list(shape)
+    data = context.constant(at)
+    given: Sequence[float] | None = context.attrs.get("scales") if data is None or data.size == 0 else [float(v) for v in data]
+    if given is not None:
+        for axis, scale in zip(axes, given, strict=True):
+            scales[axis], resized[axis] = float(scale), floor(shape[axis] * float(scale))
+        return scales, resized
+    if context.optional(at) is not None and data is None:
+        raise UnsupportedForm("the scales are computed at run time")
+    sizes = [int(s) for s in context.require_dims(3, "the sizes") if isinstance(s, int)]
+    if len(sizes) != len(axes):
+        raise UnsupportedForm(f"{len(sizes)} known sizes for {len(axes)} axes")
+    ratios = [size / shape[axis] for axis, size in zip(axes, sizes, strict=True)]
+    policy = context.attrs.get("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        ratio = min(ratios) if policy == "not_larger" else max(ratios)
+        ratios, sizes = [ratio] * len(axes), [floor(shape[axis] * ratio + 0.5) for axis in axes]
+    for axis, ratio, size in zip(axes, ratios, sizes, strict=True):
+        scales[axis], resized[axis] = ratio, size
+    return scales, resized
+
+
+ResizeNearest.forms = (OnnxForm("Resize", _resize, since=10), OnnxForm("Upsample", _resize))

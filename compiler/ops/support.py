@@ -1,0 +1,215 @@
+"""What op files share: typed attribute access, axes, small constants and shape arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Array, Attr, Value
+from compiler.ir.intexpr import Dim, IntExpr, floordiv, product, sym
+from compiler.ir.op import FormBuild, FormContext, UnsupportedForm
+from compiler.ir.types import DType, TensorType
+
+Attrs = Mapping[str, Attr]
+Types = Sequence[TensorType | None]
+Arrays = Sequence[Array | None]
+
+ONNX_DTYPES: dict[int, DType] = {
+    1: DType.FLOAT32,
+    2: DType.UINT8,
+    3: DType.INT8,
+    4: DType.UINT16,
+    5: DType.INT16,
+    6: DType.INT32,
+    7: DType.INT64,
+    9: DType.BOOL,
+    10: DType.FLOAT16,
+    11: DType.FLOAT64,
+    12: DType.UINT32,
+    13: DType.UINT64,
+    16: DType.BFLOAT16,
+}
+"""Element types by their number in ONNX (``TensorProto.DataType``)."""
+
+
+def onnx_dtype(number: object) -> DType:
+    """The element type of an ONNX attribute such as ``to``. Raises UnsupportedForm for one we do not have."""
+    dtype = ONNX_DTYPES.get(number) if isinstance(number, int) else None
+    if dtype is None:
+        raise UnsupportedForm(f"element type {number} is not supported")
+    return dtype
+
+
+def attr_dims(attrs: Attrs, name: str) -> tuple[Dim, ...]:
+    """An attribute that is a tuple of dims."""
+    value = attrs[name]
+    if not isinstance(value, tuple):
+        raise UnsupportedForm(f"attribute {name} is {value!r}, not a list of integers")
+    return tuple(d for d in value if isinstance(d, (int, IntExpr)))
+
+
+def attr_ints(attrs: Attrs, name: str) -> tuple[int, ...]:
+    """An attribute that is a tuple of known integers. Raises ValueError where one is symbolic."""
+    dims = attr_dims(attrs, name)
+    known = tuple(d for d in dims if isinstance(d, int))
+    if len(known) != len(dims):
+        raise ValueError(f"attribute {name} has symbolic entries: {dims}")
+    return known
+
+
+def attr_int(attrs: Attrs, name: str) -> int:
+    """An attribute that is an integer."""
+    value = attrs[name]
+    if not isinstance(value, int):
+        raise UnsupportedForm(f"attribute {name} is {value!r}, not an integer")
+    return value
+
+
+def attr_float(attrs: Attrs, name: str) -> float:
+    """An attribute that is a number."""
+    value = attrs[name]
+    if not isinstance(value, (int, float)):
+        raise UnsupportedForm(f"attribute {name} is {value!r}, not a number")
+    return float(value)
+
+
+def attr_str(attrs: Attrs, name: str) -> str:
+    """An attribute that is a string."""
+    value = attrs[name]
+    if not isinstance(value, str):
+        raise UnsupportedForm(f"attribute {name} is {value!r}, not a string")
+    return value
+
+
+def first_type(inputs: Types) -> TensorType:
+    """The type of input 0."""
+    return given(inputs[0] if inputs else None)
+
+
+def given(type_: TensorType | None) -> TensorType:
+    """A type that must be there."""
+    if type_ is None:
+        raise UnsupportedForm("a required input is missing")
+    return type_
+
+
+def array(value: Array | None) -> Array:
+    """An array that must be there."""
+    if value is None:
+        raise UnsupportedForm("a required input is missing")
+    return value
+
+
+def normalize_axis(axis: int, rank: int) -> int:
+    """The non-negative form of an axis of a tensor of that rank."""
+    if not -rank <= axis < rank:
+        raise UnsupportedForm(f"axis {axis} does not exist in a tensor of rank {rank}")
+    return axis % rank
+
+
+def normalize_axes(axes: Sequence[Dim], rank: int) -> tuple[int, ...]:
+    """Sorted non-negative axes; a repeated one is refused."""
+    found = sorted(normalize_axis(known(axis, "an axis"), rank) for axis in axes)
+    if len(set(found)) != len(found):
+        raise UnsupportedForm(f"axes {list(axes)} repeat an axis")
+    return tuple(found)
+
+
+def known(dim: Dim, role: str) -> int:
+    """A dim that must be a number."""
+    if not isinstance(dim, int):
+        raise UnsupportedForm(f"{role} is {dim}, which is not known before the model runs; give input_shapes")
+    return dim
+
+
+def known_shape(value: Value, role: str) -> tuple[int, ...]:
+    """The shape of a value that must be static."""
+    return tuple(known(dim, f"a dim of {role}") for dim in value.type.shape)
+
+
+def axis_symbol(axis: int) -> IntExpr:
+    """The index symbol of an output axis in a ``Region``."""
+    return sym(f"i{axis}")
+
+
+def divide(total: Sequence[Dim], parts: Sequence[Dim]) -> Dim:
+    """``product(total) // product(parts)``, with equal dims cancelled first so that symbolic ones divide exactly."""
+    rest: list[Dim] = list(total)
+    divisors: list[Dim] = []
+    for part in parts:
+        if part in rest:
+            rest.remove(part)
+        else:
+            divisors.append(part)
+    numerator, divisor = product(tuple(rest)), product(tuple(divisors))
+    if divisor == 0:
+        return 0
+    return floordiv(numerator, divisor)
+
+
+def reshape(context: FormContext, x: Value, shape: Sequence[Dim]) -> Value:
+    """x under another shape; x itself where it already has it."""
+    return x if x.type.shape == tuple(shape) else context.emit("reshape", x, shape=tuple(shape))
+
+
+def transpose(context: FormContext, x: Value, perm: Sequence[int]) -> Value:
+    """x with its axes permuted; a constant is permuted at once, as a strided view of the same memory."""
+    if tuple(perm) == tuple(range(x.type.rank)):
+        return x
+    data = context.builder.array(x)
+    if data is not None:
+        return context.const(np.transpose(data, tuple(perm)))
+    return context.emit("transpose", x, perm=tuple(perm))
+
+
+def scalar_like(context: FormContext, x: Value, number: float) -> Value:
+    """A constant of rank 0 with x's element type."""
+    return context.const(np.asarray(number).astype(x.type.dtype.numpy))
+
+
+def per_channel(context: FormContext, x: Value, rank: int) -> Value:
+    """A vector of C elements as ``[1, C, 1, …]`` of that rank; a constant stays a view of its memory."""
+    shape = (1, *x.type.shape, *(1,) * (rank - 2))
+    data = context.builder.array(x)
+    return context.const(data.reshape(tuple(known(d, "a dim") for d in shape))) if data is not None else reshape(context, x, shape)
+
+
+def cast_to(context: FormContext, x: Value, dtype: DType) -> Value:
+    """x converted to dtype; x itself where it already is."""
+    return x if x.type.dtype is dtype else context.emit("cast", x, to=dtype)
+
+
+def forward(op: str, inputs: int) -> FormBuild:
+    """A form that is the canonical op on the same inputs, without attributes."""
+
+    def build(context: FormContext) -> Value:
+        return context.emit(op, *(context.input(i) for i in range(inputs)))
+
+    return build
+
+
+def axes_of(context: FormContext, index: int) -> tuple[Dim, ...] | None:
+    """Axes from the attribute of old operator versions or from input ``index`` of new ones; None where absent."""
+    if "axes" in context.attrs:
+        return tuple(context.attrs["axes"])
+    return context.require_dims(index, "axes") if context.optional(index) is not None else None
+
+
+def is_uniform(builder: GraphBuilder, value: Value | None, number: float) -> bool:
+    """Whether value is a constant that holds number everywhere."""
+    data = None if value is None else builder.array(value)
+    return data is not None and data.size > 0 and data.reshape(-1)[0] == number and bool(np.all(data == number))
+
+
+def fold_left(op: str) -> Callable[[FormContext], Value]:
+    """A form of a variadic operator: the binary op applied from left to right."""
+
+    def build(context: FormContext) -> Value:
+        total = context.input(0)
+        for index in range(1, len(context.inputs)):
+            total = context.emit(op, total, context.input(index))
+        return total
+
+    return build

@@ -1,0 +1,74 @@
+"""Sliding windows: the arithmetic that convolution and pooling share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product as cartesian
+
+import numpy as np
+
+from compiler.ir.graph import Array
+from compiler.ir.intexpr import Dim, ceildiv, floordiv
+from compiler.ir.op import FormContext, UnsupportedForm
+from compiler.ops.support import known
+
+
+def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[int, ...]:
+    """An attribute with one number for each spatial axis."""
+    values = tuple(int(v) for v in context.attrs.get(name, (default,) * axes))
+    if len(values) != axes:
+        raise UnsupportedForm(f"attribute {name} has {len(values)} numbers for {axes} spatial axes")
+    return values
+
+
+def window_pads(
+    context: FormContext, shape: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[int, ...]:
+    """Padding of the spatial axes, begins then ends, from ``pads`` or ``auto_pad``."""
+    axes = len(shape)
+    auto = context.attrs.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", ""):
+        pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
+        if len(pads) != 2 * axes:
+            raise UnsupportedForm(f"attribute pads has {len(pads)} numbers for {axes} spatial axes")
+        return pads
+    if auto == "VALID":
+        return (0,) * 2 * axes
+    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+        raise UnsupportedForm(f"auto_pad {auto!r} is not known")
+    begins, ends = [], []
+    for dim, size, stride, dilation in zip(shape, kernel, strides, dilations, strict=True):
+        extent = (size - 1) * dilation + 1
+        total = extent - 1 if stride == 1 else max((ceildiv(known(dim, "a padded dim"), stride) - 1) * stride + extent - known(dim, "a dim"), 0)  # type: ignore[operator]
+        begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        begins.append(begin)
+        ends.append(total - begin)
+    return (*begins, *ends)
+
+
+def output_dim(dim: Dim, kernel: int, stride: int, begin: int, end: int, dilation: int, *, ceil: bool = False) -> Dim:
+    """Windows along one axis; with ``ceil`` a last partial one counts if it starts before the end padding."""
+    room = dim + (begin + end - (kernel - 1) * dilation - 1)
+    if isinstance(room, int) and room < 0:
+        raise UnsupportedForm(f"a window of {(kernel - 1) * dilation + 1} does not fit in {dim} + {begin} + {end} elements")
+    if not ceil:
+        return floordiv(room, stride) + 1
+    count = ceildiv(room, stride) + 1
+    return count - 1 if isinstance(count, int) and isinstance(dim, int) and (count - 1) * stride >= dim + begin else count
+
+
+def taps(
+    padded: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], out: Sequence[int]
+) -> Iterator[tuple[tuple[int, ...], Array]]:
+    """For every position in the window: the strided view ``[N, C, *out]`` of padded that it meets."""
+    for tap in cartesian(*(range(size) for size in kernel)):
+        steps = zip(tap, strides, dilations, out, strict=True)
+        yield tap, padded[(..., *(slice(t * d, t * d + (n - 1) * s + 1, s) if n else slice(0, 0) for t, s, d, n in steps))]
+
+
+def pad_spatial(x: Array, pads: Sequence[int], fill: object, extra: Sequence[int] = ()) -> Array:
+    """x with its spatial axes padded; ``extra`` adds to the ends."""
+    axes = len(pads) // 2
+    more = extra or (0,) * axes
+    widths = [(0, 0), (0, 0)] + [(pads[a], pads[axes + a] + more[a]) for a in range(axes)]
+    return np.pad(x, widths, constant_values=fill)  # type: ignore[call-overload]

@@ -1,0 +1,309 @@
+"""ONNX to canonical Graph IR. Op files say what each operator means (``OnnxForm``); this walks the model and asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, defs
+
+import compiler.ops  # noqa: F401 - registers the operators
+from compiler.errors import UnsupportedError, UserError
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.op import FormContext, OnnxForm, UnsupportedForm, all_ops
+from frontend.onnx.functions import call_attributes, resolved, standard_body
+from frontend.onnx.inputs import input_types
+from frontend.onnx.order import describe, ordered
+from frontend.onnx.reading import TensorReader, read_model
+
+_OLDEST_OPSET = 7
+
+
+def import_model(model: str | Path | bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
+    """The model as a canonical graph. ``input_shapes`` gives inputs their shapes and so binds symbolic dims.
+
+    Graph attributes ``input_names`` and ``output_names`` hold ONNX's names in order; the values' own names are these with characters
+    that the text form does not allow replaced. Initializers stay views of the model's bytes or of its external files.
+
+    Raises UserError for a file that cannot be read, an invalid graph or shapes that do not fit; UnsupportedError, listing every such
+    node, for operators or forms of them that cannot be compiled.
+    """
+    proto, folder, where = read_model(model)
+    return _Importer(proto, folder, where).run(input_shapes)
+
+
+@cache
+def _forms() -> Mapping[tuple[str, str], tuple[OnnxForm, ...]]:
+    found: dict[tuple[str, str], tuple[OnnxForm, ...]] = {}
+    for op in all_ops():
+        for form in op.forms:
+            key = (form.domain, form.op_type)
+            found[key] = (*found.get(key, ()), form)
+    return found
+
+
+def _domain(name: str) -> str:
+    return "" if name == "ai.onnx" else name
+
+
+@dataclass
+class _Scope:
+    """One graph or function body being imported. ``values`` maps names to values, absent optional ones to None."""
+
+    opsets: Mapping[str, int]
+    values: dict[str, Value | None] = field(default_factory=dict)
+    tensors: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
+    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    prefix: str = ""
+    calls: tuple[str, ...] = ()
+
+
+class _Importer:
+    def __init__(self, proto: onnx.ModelProto, folder: Path | None, where: str) -> None:
+        self._proto = proto
+        self._where = where
+        self._reader = TensorReader(folder, where)
+        self._builder = GraphBuilder(proto.graph.name or "model")
+        self._functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+        self._failures: list[str] = []
+
+    def run(self, input_shapes: Mapping[str, Sequence[int]] | None) -> Graph:
+        graph = self._proto.graph
+        scope = _Scope(self._opsets(self._proto.opset_import), tensors={t.name: t for t in graph.initializer})
+        inputs = [value for value in graph.input if value.name not in scope.tensors]
+        names = [*(v.name for v in inputs), *scope.tensors]
+        duplicate = next((name for position, name in enumerate(names) if name in names[:position]), None) if len(set(names)) < len(names) else None
+        if duplicate is not None or len(scope.tensors) < len(graph.initializer):
+            raise UserError(
+                f"an input or initializer named {duplicate or 'twice'!r} is defined twice", where=self._where, hint="export the model again"
+            )
+        outputs = [value.name for value in graph.output]
+        nodes = ordered(graph.node, names, outputs, self._where)
+        try:
+            types = input_types(inputs, input_shapes, self._where)
+        except UnsupportedForm as error:
+            raise self._unsupported([str(error)]) from error
+        for value in inputs:
+            scope.values[value.name] = self._builder.input(value.name, types[value.name])
+        reserved = [self._builder.unique(name) for name in outputs]
+        self._nodes(nodes, outputs, scope)
+        if graph.sparse_initializer:
+            self._failures.append("sparse initializers: only dense ones are supported")
+        if self._failures:
+            raise self._unsupported(self._failures)
+        return self._finish([self._value(name, scope) for name in outputs], reserved, outputs, [v.name for v in inputs])
+
+    def _unsupported(self, items: Sequence[str]) -> UnsupportedError:
+        return UnsupportedError(
+            "the model needs what is not supported:",
+            where=self._where,
+            hint="replace these nodes before export, or report the operators you need",
+            items=tuple(items),
+        )
+
+    def _opsets(self, imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+        opsets = {_domain(entry.domain): entry.version for entry in imports}
+        standard = opsets.get("")
+        newest = defs.onnx_opset_version()
+        if standard is not None and not _OLDEST_OPSET <= standard <= newest:
+            raise UserError(
+                f"the model uses opset {standard}; versions {_OLDEST_OPSET} to {newest} are supported",
+                where=self._where,
+                hint="convert it with onnx.version_converter" if standard < _OLDEST_OPSET else "install a newer onnx package",
+            )
+        return opsets
+
+    def _finish(self, values: Sequence[Value], reserved: Sequence[str], output_names: Sequence[str], input_names: Sequence[str]) -> Graph:
+        """The graph with its outputs under their own names; an output that is an input, a constant or another output becomes a copy."""
+        builder = self._builder
+        renamed: dict[Value, Value] = {}
+        outputs = []
+        for value, name in zip(values, reserved, strict=True):
+            source = value if builder.producer(value) is not None and value not in renamed else self._copied(value)
+            renamed[source] = Value(name, source.type)
+            outputs.append(renamed[source])
+        nodes = tuple(_renamed(node, renamed) for node in builder.nodes)
+        attrs = {"input_names": tuple(input_names), "output_names": tuple(output_names)}
+        return builder.graph(outputs).with_(nodes=nodes, attrs=attrs)
+
+    def _copied(self, value: Value) -> Value:
+        """A copy that is not folded away."""
+        copy = Value(self._builder.unique("identity"), value.type)
+        self._builder.append(Node("identity", (value,), (copy,)))
+        return copy
+
+    def _value(self, name: str, scope: _Scope) -> Value:
+        if name not in scope.values:
+            scope.values[name] = self._builder.constant(self._reader.array(scope.tensors[name]), name)
+        value = scope.values[name]
+        if value is None:
+            raise UnsupportedForm(f"value {name!r} is read, but it is an optional input that is absent")
+        return value
+
+    def _nodes(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: _Scope) -> None:
+        """Import nodes in order; what fails is recorded, and what depends on it is only asked whether it could be imported at all."""
+        used = set(outputs).union(*(node.input for node in nodes))
+        for node in nodes:
+            count = max((position + 1 for position, name in enumerate(node.output) if name in used), default=1)
+            try:
+                if scope.broken.intersection(node.input):
+                    self._check_known(node, scope)
+                    scope.broken.update(node.output)
+                    continue
+                results = self._node(node, count, scope)
+            except UnsupportedForm as error:
+                self._fail(node, scope, str(error))
+                scope.broken.update(node.output)
+                continue
+            if results is None:
+                scope.broken.update(node.output)
+                continue
+            scope.values.update((name, value) for name, value in zip(node.output, results, strict=False) if name)
+
+    def _fail(self, node: onnx.NodeProto, scope: _Scope, reason: str) -> None:
+        domain = _domain(node.domain)
+        place = f" (opset {scope.opsets[domain]})" if domain in scope.opsets else ""
+        operator = f"{domain}.{node.op_type}" if domain else node.op_type
+        name = f"{node.name!r}" if node.name else f"that makes {next(iter(node.output), '')!r}"
+        self._failures.append(f"{operator}{place}, node {scope.prefix}{name}: {reason}")
+
+    def _check_known(self, node: onnx.NodeProto, scope: _Scope) -> None:
+        domain = _domain(node.domain)
+        if (domain, node.op_type, node.overload) in self._functions:
+            return
+        opset = self._opset(domain, scope)
+        if self._form(node, domain, opset) is None and not _has_body(node.op_type, opset, domain):
+            raise UnsupportedForm(_unknown_operator(node.op_type, opset, domain))
+
+    def _opset(self, domain: str, scope: _Scope) -> int:
+        opset = scope.opsets.get(domain)
+        if opset is None:
+            raise UnsupportedForm(f"the model does not import the opset of domain {domain or 'ai.onnx'!r}")
+        return opset
+
+    @staticmethod
+    def _form(node: onnx.NodeProto, domain: str, opset: int) -> OnnxForm | None:
+        return next((form for form in _forms().get((domain, node.op_type), ()) if form.accepts(opset)), None)
+
+    def _node(self, node: onnx.NodeProto, outputs: int, scope: _Scope) -> Sequence[Value] | None:
+        """The results of one node; None where the body of a function of the model failed, which is recorded already."""
+        domain = _domain(node.domain)
+        inputs = tuple(self._value(name, scope) if name and not self._absent(name, scope) else None for name in node.input)
+        local = self._functions.get((domain, node.op_type, node.overload))
+        if local is not None:
+            return self._call(local, node, inputs, scope)
+        opset = self._opset(domain, scope)
+        form = self._form(node, domain, opset)
+        refusal: UnsupportedForm | None = None
+        if form is not None:
+            attrs = {a.name: self._attribute(a) for a in resolved(node, scope.attributes)}
+            name = scope.prefix + (node.name or next(iter(node.output), ""))
+            try:
+                results = form.build(FormContext(node.op_type, inputs, attrs, opset, self._builder, outputs, name))
+            except UnsupportedForm as error:
+                refusal = error
+            except KeyError as error:
+                raise UnsupportedForm(f"attribute {error} is missing") from error
+            else:
+                return (results,) if isinstance(results, Value) else results
+        body = standard_body(self._standalone(node, scope), domain, opset, inputs)
+        if body is None:
+            raise refusal or UnsupportedForm(_unknown_operator(node.op_type, opset, domain))
+        return self._standard_call(body, node, inputs, scope, refusal)
+
+    @staticmethod
+    def _absent(name: str, scope: _Scope) -> bool:
+        return name in scope.values and scope.values[name] is None
+
+    @staticmethod
+    def _standalone(node: onnx.NodeProto, scope: _Scope) -> onnx.NodeProto:
+        """The node with references to a function's attributes replaced by their values."""
+        if not any(attribute.ref_attr_name for attribute in node.attribute):
+            return node
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        del copy.attribute[:]
+        copy.attribute.extend(resolved(node, scope.attributes))
+        return copy
+
+    def _standard_call(
+        self, body: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope, refusal: UnsupportedForm | None
+    ) -> Sequence[Value]:
+        """The standard's body of an operator; its own failures become one of the node."""
+        before, self._failures = self._failures, []
+        try:
+            results = self._call(body, node, inputs, scope)
+            failures = self._failures
+        finally:
+            self._failures = before
+        if results is None:
+            raise refusal or UnsupportedForm(f"its standard definition needs {'; '.join(failures)}")
+        return results
+
+    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope) -> Sequence[Value] | None:
+        """A function's body in the place of the node that calls it; None where something in it failed."""
+        if function.name in scope.calls:
+            raise UserError(f"function {function.name!r} calls itself", where=self._where, hint="export the model without recursion")
+        arguments = dict.fromkeys(function.input) | dict(zip(function.input, inputs, strict=False))
+        inner = _Scope(
+            {**scope.opsets, **self._opsets(function.opset_import)},
+            values=arguments,
+            attributes=call_attributes(function, node, scope.attributes),
+            prefix=f"{scope.prefix}{node.name or node.op_type}/",
+            calls=(*scope.calls, function.name),
+        )
+        nodes = ordered(function.node, function.input, function.output, f"{self._where}, function {function.name}")
+        before = len(self._failures)
+        self._nodes(nodes, function.output, inner)
+        if len(self._failures) > before:
+            return None
+        return [self._value(name, inner) for name in function.output]
+
+    def _attribute(self, attribute: AttributeProto) -> Any:
+        """An attribute's value: int, float, str, a tuple of these, or an array; subgraphs stay as they are."""
+        match attribute.type:
+            case AttributeProto.FLOAT:
+                return attribute.f
+            case AttributeProto.INT:
+                return attribute.i
+            case AttributeProto.STRING:
+                return attribute.s.decode("utf-8", "replace")
+            case AttributeProto.TENSOR:
+                return self._reader.array(attribute.t)
+            case AttributeProto.FLOATS:
+                return tuple(attribute.floats)
+            case AttributeProto.INTS:
+                return tuple(attribute.ints)
+            case AttributeProto.STRINGS:
+                return tuple(s.decode("utf-8", "replace") for s in attribute.strings)
+            case _:
+                return attribute
+
+
+def _renamed(node: Node, renamed: Mapping[Value, Value]) -> Node:
+    if not any(value in renamed for value in (*node.inputs, *node.outputs)):
+        return node
+    inputs = tuple(None if v is None else renamed.get(v, v) for v in node.inputs)
+    return replace(node, inputs=inputs, outputs=tuple(renamed.get(v, v) for v in node.outputs))
+
+
+def _has_body(op_type: str, opset: int, domain: str) -> bool:
+    try:
+        schema = defs.get_schema(op_type, opset, domain)
+    except defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def _unknown_operator(op_type: str, opset: int, domain: str) -> str:
+    try:
+        defs.get_schema(op_type, opset, domain)
+    except defs.SchemaError:
+        return "no operator of that name is known in this opset"
+    return "the operator is not supported"

@@ -1,0 +1,146 @@
+"""Model files and their tensors: everything that touches bytes from outside, checked before use."""
+
+from __future__ import annotations
+
+import mmap
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from compiler.errors import UserError
+from compiler.ir.graph import Array
+from compiler.ir.op import UnsupportedForm
+from compiler.ops.support import ONNX_DTYPES
+
+_EXPORT_AGAIN = "check that the file is complete (copy or download it again) and that it is an ONNX model"
+
+
+def read_model(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
+    """The model, the folder its external data must lie in (None: it has none), and its name for messages.
+
+    Raises UserError for a file that cannot be read or is not an ONNX model.
+    """
+    if isinstance(model, onnx.ModelProto):
+        return _checked(model, model.graph.name or "model"), None, model.graph.name or "model"
+    if isinstance(model, (bytes, bytearray, memoryview)):
+        return _parse(bytes(model), "model bytes"), None, "model bytes"
+    if not isinstance(model, (str, Path)):
+        raise UserError(f"a model cannot be a {type(model).__name__}", where="model", hint="give a path, bytes or an onnx.ModelProto")
+    path = Path(model)
+    if not path.exists():
+        raise UserError("the file does not exist", where=str(path), hint=f"check the path; the current folder is {Path.cwd()}")
+    if path.is_dir():
+        raise UserError("this is a folder, not a file", where=str(path), hint="give the path of the .onnx file in it")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the file cannot be read: {error.strerror}", where=str(path), hint="check its permissions") from error
+    return _parse(data, str(path)), path.resolve().parent, str(path)
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    if not data:
+        raise UserError("the file is empty", where=where, hint=_EXPORT_AGAIN)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise UserError("this is not an ONNX model, or it is cut off: it does not parse as one", where=where, hint=_EXPORT_AGAIN) from error
+    return _checked(model, where)
+
+
+def _checked(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    if not model.HasField("graph") or not model.graph.output:
+        raise UserError("this holds no graph with outputs, so it is not a whole ONNX model", where=where, hint=_EXPORT_AGAIN)
+    if not model.opset_import:
+        raise UserError("the model does not say which opset it was written for", where=where, hint="export it again with a current exporter")
+    return model
+
+
+class TensorReader:
+    """Turns TensorProtos into arrays: views of the model's own bytes, or of external files mapped into memory."""
+
+    def __init__(self, folder: Path | None, where: str) -> None:
+        self._folder = folder
+        self._where = where
+        self._files: dict[Path, mmap.mmap] = {}
+
+    def array(self, tensor: onnx.TensorProto) -> Array:
+        """The tensor's data. Raises UnsupportedForm for its element type, UserError where its bytes are not what it declares."""
+        dtype = ONNX_DTYPES.get(tensor.data_type)
+        name = tensor.name or "(unnamed)"
+        if dtype is None:
+            raise UnsupportedForm(f"tensor {name!r} has element type {_type_name(tensor.data_type)}, which is not supported")
+        shape = tuple(tensor.dims)
+        if any(dim < 0 for dim in shape):
+            raise self._error(f"tensor {name!r} has a negative dim: {list(shape)}")
+        count = prod(shape)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            return self._external(tensor, dtype.numpy, count, name).reshape(shape)
+        if tensor.HasField("raw_data"):
+            raw = tensor.raw_data
+            if len(raw) != count * dtype.itemsize:
+                raise self._error(f"tensor {name!r} of shape {list(shape)} needs {count * dtype.itemsize} bytes and has {len(raw)}")
+            return np.frombuffer(raw, dtype.numpy).reshape(shape)
+        try:
+            return np.asarray(numpy_helper.to_array(tensor)).astype(dtype.numpy, copy=False).reshape(shape)
+        except (ValueError, TypeError) as error:
+            raise self._error(f"tensor {name!r} does not hold the {count} elements of its shape {list(shape)}") from error
+
+    def _external(self, tensor: onnx.TensorProto, dtype: np.dtype[Any], count: int, name: str) -> Array:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        path = self._external_path(entries.get("location", ""), name)
+        try:
+            offset = int(entries.get("offset", "0"))
+            length = int(entries.get("length", str(count * dtype.itemsize)))
+        except ValueError as error:
+            raise self._error(f"the external data of tensor {name!r} has an offset or length that is not a number") from error
+        size = path.stat().st_size
+        if offset < 0 or length != count * dtype.itemsize or offset + length > size:
+            raise self._error(
+                f"tensor {name!r} needs {count * dtype.itemsize} bytes, and its external data is said to be {length} bytes"
+                f" from {offset} on in {path.name}, which has {size}"
+            )
+        if count == 0:
+            return np.zeros(0, dtype)
+        if path not in self._files:
+            with path.open("rb") as file:
+                self._files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._files[path], dtype, count, offset)
+
+    def _external_path(self, location: str, name: str) -> Path:
+        if self._folder is None:
+            raise UserError(
+                f"tensor {name!r} lies in the external file {location!r}, but the model was not given as a file",
+                where=self._where,
+                hint="give the path of the model, or load its data into it with onnx.load(path)",
+            )
+        path = (self._folder / location).resolve()
+        if not location or Path(location).is_absolute() or not path.is_relative_to(self._folder):
+            raise UserError(
+                f"tensor {name!r} refers to external data at {location!r}, outside the model's folder",
+                where=self._where,
+                hint="keep external data beside the model, under a relative path; do not use models that point elsewhere",
+            )
+        if not path.is_file():
+            raise UserError(
+                f"the external data file {location!r} of tensor {name!r} does not exist in {self._folder}",
+                where=self._where,
+                hint="put it beside the model; both files belong together",
+            )
+        return path
+
+    def _error(self, what: str) -> UserError:
+        return UserError(what, where=self._where, hint=_EXPORT_AGAIN)
+
+
+def _type_name(number: int) -> str:
+    try:
+        return str(onnx.TensorProto.DataType.Name(number)).lower()
+    except ValueError:
+        return f"number {number}"
