@@ -81,11 +81,11 @@ class ValueEmitter:
             halves = []
             for start in (0, half):
                 mask = ", ".join(f"i32 {start + i}" for i in range(half))
-                halves.append(self.writer.ins(f"shufflevector {whole} {value}, {whole} poison, <{half} x i32> <{mask}>"))
+                pick = f"extractelement {whole} {value}, i32 {start}"
+                halves.append(self.writer.ins(pick if half == 1 else f"shufflevector {whole} {value}, {whole} poison, <{half} x i32> <{mask}>"))
             value = self.function(fn, halves, [part, part], part)
             lanes = half
-        vector = f"<1 x {llvm_type(VecType(type_.dtype, 1))}>"
-        return self.writer.ins(f"extractelement {vector} {value}, i32 0") if type_.lanes > 1 else value
+        return value
 
     # -- functions ----------------------------------------------------------------------------------------------
 
