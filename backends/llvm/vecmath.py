@@ -35,6 +35,7 @@ FUNCTIONS: dict[str, Callable[..., Lane]] = {
     "mod": vecmath_trig.mod,
     "fmod": vecmath_trig.fmod,
 }
+"""Emitters by function name; each takes the arithmetic and one operand an argument."""
 
 
 def supports(fn: str, dtype: DType) -> bool:
