@@ -35,7 +35,7 @@ class Interval:
 def live_ranges(graph: Graph) -> Mapping[Value, tuple[int, int]]:
     """For every root the nodes that make it and read it (or a view of it) last; inputs and constants start at -1, outputs never end."""
     roots = memory_roots(graph)
-    ranges = {root: (-1, -1) for root in (*graph.inputs, *graph.constants)}
+    ranges = dict.fromkeys((*graph.inputs, *graph.constants), (-1, -1))
     for number, node in enumerate(graph.nodes):
         for value in node.present_inputs:
             ranges[roots[value]] = (ranges[roots[value]][0], number)

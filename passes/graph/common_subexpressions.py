@@ -32,7 +32,7 @@ class CommonSubexpressions:
         merged = graph.with_(nodes=tuple(substitute(node, twins) for node in graph.nodes), outputs=tuple(twins.get(v, v) for v in graph.outputs))
         seen: dict[_Key, Value] = {}
 
-        def rule(node: Node, builder: GraphBuilder) -> Value | None:
+        def rule(node: Node, _: GraphBuilder) -> Value | None:
             if node.regions:
                 return None
             attrs = tuple(sorted((name, print_attr(attr)) for name, attr in node.attrs.items()))

@@ -1,0 +1,60 @@
+"""The passes of each optimisation level, in order."""
+
+from __future__ import annotations
+
+import compiler.kernels
+import compiler.ops  # noqa: F401  (importing registers the ops and the kernel families)
+from compiler.errors import UserError
+from compiler.ir.graph import Graph
+from compiler.target import Target
+from passes.base import Observer, Pass, PassManager, PassReport
+from passes.graph.canonicalize import EqualizeRanks, GatherConstants
+from passes.graph.common_subexpressions import CommonSubexpressions
+from passes.graph.constant_fold import ConstantFold
+from passes.graph.dead_code import EliminateDeadCode
+from passes.graph.fold_affine import FoldAffine
+from passes.graph.group import Group
+from passes.graph.layout import AssignLayout
+from passes.graph.outputs import CopyOutputs
+from passes.graph.plan import PlanMemory
+from passes.graph.simplify import Simplify
+
+OPT_LEVELS = (0, 1, 2, 3)
+"""0: only what code generation needs. 1: exact simplification and fusion. 2: weights folded (rounding differs). 3: as 2, larger search."""
+
+
+def passes_for(target: Target, opt_level: int = 3) -> tuple[Pass, ...]:
+    """Every pass from the canonical graph to the planned one. Raises UserError for a level that does not exist."""
+    if opt_level not in OPT_LEVELS:
+        raise UserError(f"opt_level is {opt_level!r}", where="compile", hint=f"use one of {', '.join(map(str, OPT_LEVELS))}")
+    return (*canonical_passes(opt_level), *backend_passes(target, opt_level))
+
+
+def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
+    """Canonical graph to canonical graph, the same for every target."""
+    clean: tuple[Pass, ...] = (ConstantFold(), EliminateDeadCode())
+    if opt_level >= 1:
+        clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), EliminateDeadCode())
+    if opt_level >= 2:
+        clean = (*clean, FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
+    return clean
+
+
+def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
+    """Canonical graph to a grouped, laid-out and planned one."""
+    return (
+        EqualizeRanks(),
+        CommonSubexpressions(),
+        EliminateDeadCode(),
+        AssignLayout(target.lanes),
+        CopyOutputs(),
+        Group(fuse=opt_level >= 1),
+        PlanMemory(effort=1_000_000 if opt_level == 3 else 100_000),
+    )
+
+
+def optimize(
+    graph: Graph, target: Target, opt_level: int = 3, *, verify: bool = False, observer: Observer | None = None
+) -> tuple[Graph, tuple[PassReport, ...]]:
+    """The planned graph, ready for lowering, and what each pass did."""
+    return PassManager(passes_for(target, opt_level), verify, observer).run(graph)

@@ -1,0 +1,212 @@
+"""The choice of layouts: which values are channel-blocked and where conversions stand, as one minimum cut over the whole graph.
+
+Every node gets a side of the cut, blocked or row-major. A value read on the other side than it is made costs one conversion, however
+many nodes read it there; some nodes prefer a side. Nodes that ``Op.layouts`` ties to one layout stand at the source or the sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import networkx as nx
+
+from compiler.ir.graph import Graph, Node, Value, captured
+from compiler.ir.intexpr import Dim, evaluate, symbols
+from compiler.ir.op import Layouts, lookup
+from compiler.ir.types import TensorType, same_bytes
+from compiler.ir.verify import Stage, is_elementwise
+from passes.base import PassResult, register_pass
+from passes.rewrite import builder_for, finish, substitute
+
+_CONVERSION_BYTES = 4096
+"""What starting one more kernel costs, as memory traffic."""
+
+_UNKNOWN_DIM = 16
+"""What a symbolic dim counts as in estimates."""
+
+_BLOCKED, _ROW_MAJOR = "blocked", "row-major"
+_Side = Hashable
+
+
+@register_pass
+@dataclass(frozen=True)
+class AssignLayout:
+    """Gives every value its layout, channels in blocks of ``block`` or row-major, and inserts ``to_layout`` where both are needed.
+
+    ``%c: f32[1, 8, 4, 4] = conv(%x, %w); return %c`` becomes
+    ``%c.1: f32[1, 8, 4, 4]{8c} = conv(%x, %w); %c: f32[1, 8, 4, 4] = to_layout(%c.1) {block = 1}; return %c``.
+    """
+
+    block: int
+    name: ClassVar[str] = "assign-layout"
+    stage: ClassVar[Stage] = Stage.LAID_OUT
+
+    def run(self, graph: Graph) -> PassResult:
+        cut = _Cut(graph, self.block)
+        if self.block == 1 or Layouts.BLOCKED_OUT not in cut.kinds:
+            return PassResult(graph, changed=False)
+        result = _Writer(graph, cut).write()
+        conversions = sum(node.op == "to_layout" for node in result.nodes)
+        return PassResult(result, changed=True, notes=(f"{conversions} conversions",))
+
+
+class _Cut:
+    """The network and its minimum cut. A side is ``_BLOCKED``, ``_ROW_MAJOR`` or the number of a node that is free to choose."""
+
+    def __init__(self, graph: Graph, block: int) -> None:
+        self._graph = graph
+        self.block = block
+        self.kinds = [self._kind(node) for node in graph.nodes]
+        self._sides: dict[Value, _Side] = {}
+        self._readers: dict[Value, list[_Side]] = {}
+        self._network: nx.DiGraph[_Side] = nx.DiGraph()
+        self._network.add_nodes_from((_BLOCKED, _ROW_MAJOR))
+        for number, node in enumerate(graph.nodes):
+            self._add_node(number, node)
+        for value in graph.outputs:
+            self._readers.setdefault(value, []).append(_ROW_MAJOR)
+        for value, readers in self._readers.items():
+            if value not in graph.constants:
+                self._add_conversion(value, readers)
+        self._blocked = set(nx.minimum_cut(self._network, _BLOCKED, _ROW_MAJOR)[1][0])
+
+    def result_block(self, number: int) -> int:
+        """The layout node ``number`` writes."""
+        return self.block if self._result_side(number) in self._blocked else 1
+
+    def read_block(self, number: int, operand: int) -> int:
+        """The layout node ``number`` reads its operand in."""
+        return self.block if self._read_side(number, operand) in self._blocked else 1
+
+    def _read_side(self, number: int, operand: int) -> _Side:
+        """The side on which a node reads an operand."""
+        node = self._graph.nodes[number]
+        value = node.inputs[operand]
+        match self.kinds[number]:
+            case Layouts.SAME if value is not None and not _one_channel(node, value.type):
+                return number
+            case Layouts.BLOCKED_OUT if operand == 0:
+                return _BLOCKED if node.attrs.get("group", 1) != 1 else number
+            case _:
+                return _ROW_MAJOR
+
+    def _result_side(self, number: int) -> _Side:
+        return {Layouts.SAME: number, Layouts.BLOCKED_OUT: _BLOCKED}.get(self.kinds[number], _ROW_MAJOR)
+
+    def _kind(self, node: Node) -> Layouts:
+        """``Op.layouts``, or PLAIN where a value on a free side could not be blocked."""
+        if node.regions:
+            return Layouts.PLAIN
+        kind = lookup(node.op).layouts([None if v is None else v.type for v in node.inputs], node.attrs, self.block)
+        tied = [v.type for v in node.outputs]
+        if kind is Layouts.SAME:
+            tied += [v.type for v in node.present_inputs if not _one_channel(node, v.type)]
+            return kind if all(_blockable(t) and t.rank == tied[0].rank for t in tied) else Layouts.PLAIN
+        return kind
+
+    def _add_node(self, number: int, node: Node) -> None:
+        for value in node.outputs:
+            self._sides[value] = self._result_side(number)
+        for operand, read in enumerate(node.inputs):
+            if read is not None:
+                self._readers.setdefault(read, []).append(self._read_side(number, operand))
+        for region in node.regions:
+            for taken in captured(region):
+                self._readers.setdefault(taken, []).append(_ROW_MAJOR)
+        if self.kinds[number] is Layouts.SAME:
+            self._add_edge(number, _ROW_MAJOR, sum(self._padding(v.type) for v in node.outputs))
+        elif self.kinds[number] is Layouts.BLOCKED_OUT:
+            x = node.present_inputs[0].type
+            self._add_edge(number, _ROW_MAJOR, self._padding(x))
+            if _estimate(x.shape[1]) >= self.block:
+                self._add_edge(_BLOCKED, number, _estimate(x.nbytes))
+
+    def _add_conversion(self, value: Value, readers: list[_Side]) -> None:
+        """One conversion for all who read on the other side: a node of its own stands between them and the value."""
+        side, cost = self._sides.get(value, _ROW_MAJOR), self._conversion(value.type)
+        if side != _BLOCKED:
+            self._add_edge((value, _BLOCKED), side, cost)
+            for reader in readers:
+                if reader != _ROW_MAJOR:
+                    self._network.add_edge(reader, (value, _BLOCKED))
+        if side != _ROW_MAJOR:
+            self._add_edge(side, (value, _ROW_MAJOR), cost)
+            for reader in readers:
+                if reader != _BLOCKED:
+                    self._network.add_edge((value, _ROW_MAJOR), reader)
+
+    def _add_edge(self, source: _Side, sink: _Side, cost: int) -> None:
+        self._network.add_edge(source, sink, capacity=cost)
+
+    def _conversion(self, type_: TensorType) -> int:
+        """Bytes read and written; a conversion that moves none is only a little worse than no conversion."""
+        if not _blockable(type_):
+            return 0
+        blocked = type_.with_block(self.block)
+        return 1 if same_bytes(type_, blocked) else _CONVERSION_BYTES + _estimate(type_.nbytes) + _estimate(blocked.nbytes)
+
+    def _padding(self, type_: TensorType) -> int:
+        return _estimate(type_.with_block(self.block).nbytes) - _estimate(type_.nbytes)
+
+
+class _Writer:
+    """Builds the graph that a cut describes; ``_versions`` are a value's forms by layout."""
+
+    def __init__(self, graph: Graph, cut: _Cut) -> None:
+        self._graph = graph
+        self._cut = cut
+        self._builder = builder_for(graph)
+        self._versions: dict[tuple[Value, int], Value] = {(v, 1): v for v in (*graph.inputs, *graph.constants)}
+        self._made_in: dict[Value, int] = {}
+        self._outputs = set(graph.outputs)
+
+    def write(self) -> Graph:
+        for number, node in enumerate(self._graph.nodes):
+            inputs = tuple(None if v is None else self._in(v, self._cut.read_block(number, i)) for i, v in enumerate(node.inputs))
+            block = self._cut.result_block(number)
+            outputs = tuple(self._define(v, block) for v in node.outputs)
+            around = {v: self._in(v, 1) for region in node.regions for v in captured(region)}
+            regions = substitute(node, around).regions
+            self._builder.append(Node(node.op, inputs, outputs, node.attrs, regions, node.name))
+        return finish(self._builder, self._graph, tuple(self._in(v, 1) for v in self._graph.outputs))
+
+    def _define(self, value: Value, block: int) -> Value:
+        made = value
+        if block != 1:
+            name = self._builder.unique(value.name) if value in self._outputs else value.name
+            made = Value(name, value.type.with_block(block))
+        self._versions[value, block] = made
+        self._made_in[value] = block
+        return made
+
+    def _in(self, value: Value, block: int) -> Value:
+        """value in a layout, converted where it is first asked for."""
+        found = self._versions.get((value, block))
+        if found is not None:
+            return found
+        type_ = value.type.with_block(block)
+        constant = self._graph.constants.get(value)
+        if constant is not None:
+            found = self._builder.adopt(Value(self._builder.unique(value.name), type_), constant)
+        else:
+            found = value if value in self._outputs and block == 1 else Value(self._builder.unique(value.name), type_)
+            source = self._versions[value, self._made_in.get(value, 1)]
+            self._builder.append(Node("to_layout", (source,), (found,), {"block": block}, name=value.name))
+        self._versions[value, block] = found
+        return found
+
+
+def _blockable(type_: TensorType) -> bool:
+    return type_.rank >= 2 and isinstance(type_.shape[1], int)
+
+
+def _one_channel(node: Node, operand: TensorType) -> bool:
+    """Whether an elementwise node reads one element of operand for all channels, which it does row-major."""
+    axis = 1 - (node.outputs[0].type.rank - operand.rank)
+    return is_elementwise(node) and (axis < 0 or operand.shape[axis] == 1)
+
+
+def _estimate(dim: Dim) -> int:
+    return evaluate(dim, dict.fromkeys(symbols(dim), _UNKNOWN_DIM))
