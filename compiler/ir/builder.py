@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr
 from compiler.ir.op import lookup

@@ -58,7 +58,9 @@ class Binary(Elementwise):
         return content
 
 
-def _define(op_name: str, onnx_name: str, function: str, samples_: tuple[Sample, ...], dims_: DimFunction | None = None, *, variadic: bool = False) -> None:
+def _define(
+    op_name: str, onnx_name: str, function: str, samples_: tuple[Sample, ...], dims_: DimFunction | None = None, *, variadic: bool = False
+) -> None:
     """Register ``function`` as an op with one ONNX form."""
 
     @register
@@ -162,7 +164,7 @@ _define("bitwise_xor", "BitwiseXor", "xor", _pairs("BitwiseXor", "i"))
 
 
 def _variadic_sum(context: FormContext) -> Value:
-    return fold_left("add")(context)  # type: ignore[return-value]
+    return fold_left("add")(context)
 
 
 def _variadic_mean(context: FormContext) -> Value:

@@ -9,21 +9,35 @@ import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormContext, Layouts, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.index import slice_axis
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, attr_ints, first_type, given, known, known_shape, per_channel, reshape, transpose
+from compiler.ops.support import (
+    Arrays,
+    Attrs,
+    Types,
+    array,
+    attr_int,
+    attr_ints,
+    first_type,
+    given,
+    known,
+    known_shape,
+    per_channel,
+    reshape,
+    transpose,
+)
 from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
 
 
 def _wave(*shape: int) -> Array:
-    return (np.sin(np.arange(prod(shape)) * 1.7) * 2).astype(np.float32).reshape(shape)
+    return np.asarray(np.sin(np.arange(prod(shape)) * 1.7) * 2, np.float32).reshape(shape)
 
 
 _X, _W = _wave(2, 4, 7, 6), _wave(6, 4, 3, 2)
 _DEPTHWISE, _GROUPED = _wave(8, 1, 3, 3), _wave(6, 2, 3, 3)
-_T = _wave(4, 3, 3, 4)
+_Y, _T = _wave(2, 4, 5, 3), _wave(4, 3, 3, 4)
 
 
 @register
@@ -40,13 +54,13 @@ class Conv(Op):
         Sample("Conv", (_wave(1, 2, 9), _wave(3, 2, 3)), {"pads": [1, 1]}, constant=(1,)),
         Sample("Conv", (_wave(1, 2, 3, 4, 5), _wave(3, 2, 2, 2, 2)), {"auto_pad": "VALID"}, constant=(1,)),
         Sample("Conv", (_X, _W, _wave(6))),
-        Sample("ConvTranspose", (_wave(2, 4, 5, 3), _T), constant=(1,)),
-        Sample("ConvTranspose", (_wave(2, 4, 5, 3), _T, _wave(3)), {"strides": [2, 3], "pads": [1, 0, 1, 2], "output_padding": [1, 0]}, constant=(1, 2)),
-        Sample("ConvTranspose", (_wave(2, 4, 5, 3), _T), {"strides": [2, 2], "dilations": [2, 1], "group": 2}, constant=(1,)),
-        Sample("ConvTranspose", (_wave(2, 4, 5, 3), _T), {"strides": [3, 2], "output_shape": [14, 7]}, constant=(1,)),
-        Sample("ConvTranspose", (_wave(2, 4, 5, 3), _wave(4, 3, 2, 2)), {"strides": [2, 2]}, constant=(1,)),
+        Sample("ConvTranspose", (_Y, _T), constant=(1,)),
+        Sample("ConvTranspose", (_Y, _T, _wave(3)), {"strides": [2, 3], "pads": [1, 0, 1, 2], "output_padding": [1, 0]}, constant=(1, 2)),
+        Sample("ConvTranspose", (_Y, _T), {"strides": [2, 2], "dilations": [2, 1], "group": 2}, constant=(1,)),
+        Sample("ConvTranspose", (_Y, _T), {"strides": [3, 2], "output_shape": [14, 7]}, constant=(1,)),
+        Sample("ConvTranspose", (_Y, _wave(4, 3, 2, 2)), {"strides": [2, 2]}, constant=(1,)),
         Sample("ConvTranspose", (_wave(1, 2, 5), _wave(2, 3, 4)), {"strides": [2], "auto_pad": "SAME_UPPER"}, constant=(1,)),
-        Sample("ConvTranspose", (_wave(2, 4, 5, 3), _T), {"strides": [2, 3], "group": 2, "pads": [1, 1, 0, 0]}),
+        Sample("ConvTranspose", (_Y, _T), {"strides": [2, 3], "group": 2, "pads": [1, 1, 0, 0]}),
     )
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -74,7 +88,7 @@ class Conv(Op):
         weights = w.astype(np.float64).reshape(group, w.shape[0] // group, *w.shape[1:])
         total = np.zeros((x.shape[0], group, w.shape[0] // group, prod(out[2:])))
         for tap, view in taps(grouped, w.shape[2:], attr_ints(attrs, "strides"), attr_ints(attrs, "dilations"), out[2:]):
-            at = weights[(..., *tap)]
+            at = weights[(slice(None),) * 3 + tap]
             pixels = view.reshape(*view.shape[:3], prod(out[2:]))
             total += at * pixels if w.shape[1] == 1 else np.matmul(at, pixels)
         return (total.reshape(out).astype(x.dtype),)
@@ -108,7 +122,9 @@ def _conv(context: FormContext) -> Value:
     return _with_bias(context, context.emit("conv", x, w, strides=strides, pads=pads, dilations=dilations, group=int(context.attrs.get("group", 1))))
 
 
-def _transposed_pads(context: FormContext, shape: Sequence[int], extents: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _transposed_pads(
+    context: FormContext, shape: Sequence[int], extents: Sequence[int], strides: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where the result begins in the full one, and its spatial shape."""
     axes = len(shape)
     more = spatial(context, "output_padding", axes, 0)
@@ -168,7 +184,8 @@ def _by_phases(
     counts = [-(-extent // stride) for extent, stride in zip(extents, strides, strict=True)]
     inputs, outputs = weights.shape[0] // group, weights.shape[1]
     dense = np.zeros((*weights.shape[:2], *(count * stride for count, stride in zip(counts, strides, strict=True))), weights.dtype)
-    dense[(..., *(slice(0, extent, dilation) for extent, dilation in zip(extents, dilations, strict=True)))] = weights
+    positions = tuple(slice(0, extent, dilation) for extent, dilation in zip(extents, dilations, strict=True))
+    dense[(slice(None), slice(None), *positions)] = weights
     split = dense.reshape(group, inputs, outputs, *(n for pair in zip(counts, strides, strict=True) for n in pair))
     order = (0, 2, *(4 + 2 * a for a in range(axes)), 1, *(3 + 2 * a for a in range(axes)))
     phases = np.flip(split.transpose(order), tuple(range(3 + axes, 3 + 2 * axes)))

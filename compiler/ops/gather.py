@@ -9,7 +9,7 @@ import numpy as np
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormContext, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import slice_axis
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, cast_to, first_type, given, known, known_shape, normalize_axis, reshape

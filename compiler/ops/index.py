@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product as cartesian
-from typing import NamedTuple
 
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, floordiv, maximum, minimum
-from compiler.ir.op import FormContext, Layouts, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.support import (
@@ -20,6 +20,7 @@ from compiler.ops.support import (
     Types,
     array,
     attr_dims,
+    attr_float,
     attr_int,
     attr_ints,
     attr_str,
@@ -344,7 +345,8 @@ def _concat(context: FormContext) -> Value:
 Concat.forms = (OnnxForm("Concat", _concat),)
 
 
-class Segment(NamedTuple):
+@dataclass(frozen=True)
+class Segment:
     """A run of one output axis: where it starts, how long it is, and what it reads (None: the fill value)."""
 
     offset: Dim
@@ -380,7 +382,7 @@ class Pad(IndexMap):
         kept = x[tuple(slice(max(0, -b), dim - max(0, -e)) for (b, e), dim in zip(pads, x.shape, strict=True))]
         widths = [(max(0, b), max(0, e)) for b, e in pads]
         if mode == "constant":
-            return (np.pad(kept, widths, constant_values=attrs["value"]),)
+            return (np.pad(kept, widths, constant_values=attr_float(attrs, "value") if x.dtype.kind not in "iu" else attr_int(attrs, "value")),)
         return (np.pad(kept, widths, mode=mode),)  # type: ignore[call-overload]
 
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
@@ -437,7 +439,7 @@ def _segments(axis: int, dim: Dim, begin: int, end: int, mode: str) -> Iterator[
         runs = _periodic(i, known(length, "a padded dim"), begin, end, mode)
     for run in runs:
         if run.extent != 0:
-            yield run._replace(index=None if run.index is None else run.index + crop_begin)
+            yield replace(run, index=None if run.index is None else run.index + crop_begin)
 
 
 def _periodic(i: IntExpr, length: int, begin: int, end: int, mode: str) -> list[Segment]:

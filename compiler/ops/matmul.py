@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compiler.ir.graph import Value
+from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, Op, OnnxForm, Sample, UnsupportedForm, broadcast_shapes, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, broadcast_shapes, register
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.reduce import reduce

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import slice_axis
 from compiler.ops.reduce import mean, reduce
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_float, attr_int, cast_to, first_type, known, normalize_axis, onnx_dtype, per_channel, reshape, scalar_like
+from compiler.ops.support import (
+    Arrays,
+    Attrs,
+    Types,
+    array,
+    attr_float,
+    attr_int,
+    cast_to,
+    first_type,
+    known,
+    normalize_axis,
+    onnx_dtype,
+    per_channel,
+    reshape,
+    scalar_like,
+)
 
 _X = (np.sin(np.arange(2 * 4 * 3 * 5) * 1.1) * 3 + 1).astype(np.float32).reshape(2, 4, 3, 5)
 _C = np.array([0.5, -1.0, 2.0, 1.0], np.float32)

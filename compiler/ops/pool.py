@@ -6,7 +6,7 @@ import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormBuild, FormContext, Layouts, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, scalar_like
 from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
@@ -57,11 +57,12 @@ class Pool(Op):
             padded = pad_spatial(x, pads, lowest, extra)
             return (np.maximum.reduce([view for _, view in taps(padded, kernel, strides, dilations, out)]),)
         ones = np.ones((1, 1, *x.shape[2:]))
-        counted = pad_spatial(pad_spatial(ones, pads, 1), (0,) * 2 * axes, 0, extra) if attrs["count_include_pad"] else pad_spatial(ones, pads, 0, extra)
-        total = sum(view for _, view in taps(pad_spatial(x.astype(np.float64), pads, 0, extra), kernel, strides, dilations, out))
-        count = sum(view for _, view in taps(counted, kernel, strides, dilations, out))
+        counted = pad_spatial(pad_spatial(ones, pads, int(bool(attrs["count_include_pad"]))), (0,) * 2 * axes, 0, extra)
+        padded = pad_spatial(x.astype(np.float64), pads, 0, extra)
+        total = np.add.reduce([view for _, view in taps(padded, kernel, strides, dilations, out)])
+        count = np.add.reduce([view for _, view in taps(counted, kernel, strides, dilations, out)])
         with np.errstate(all="ignore"):
-            return ((total / count).astype(x.dtype),)
+            return (np.asarray(total / count).astype(x.dtype),)
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         return Layouts.SAME

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.op import FormBuild, FormContext, Layouts, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import (
     Arrays,
@@ -58,7 +59,7 @@ def _samples(*names: str) -> tuple[Sample, ...]:
 _LIMITS = {"max": ("-inf", "min"), "min": ("inf", "max")}
 
 
-def _initial(kind: str, dtype: np.dtype[np.generic]) -> object:
+def _initial(kind: str, dtype: np.dtype[Any]) -> object:
     """What a reduction over nothing gives."""
     if kind in ("sum", "prod"):
         return 0 if kind == "sum" else 1
@@ -105,9 +106,8 @@ class Reduce(Op):
         (content,) = contents
         if content is None or content.dtype.kind not in "iuO" or attrs["kind"] not in ("sum", "prod"):
             return None
-        function = np.add if attrs["kind"] == "sum" else np.multiply
-        reduced = function.reduce(content.astype(object), axis=attr_ints(attrs, "axes"), keepdims=bool(attrs["keepdims"]))
-        return np.asarray(reduced, dtype=object)
+        function = _KINDS[attr_str(attrs, "kind")]
+        return np.asarray(function(content.astype(object), axis=attr_ints(attrs, "axes"), keepdims=bool(attrs["keepdims"])), dtype=object)
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         outer = attr_ints(attrs, "axes")[:1]

@@ -28,12 +28,14 @@ def _sizes(*values: int) -> Array:
 
 def _resize_samples() -> tuple[Sample, ...]:
     up, odd, down = _scales(1, 1, 2, 3), _scales(1, 1, 1.6, 2.3), _scales(1, 1, 0.6, 0.5)
-    found = [Sample("Resize", (_X, None, up), {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, constant=(2,))]
+    legacy = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    found = [Sample("Resize", (_X, None, up), legacy, constant=(2,))]
     for mode in ("nearest", "linear", "cubic"):
-        for scales in (up, odd, down):
-            found.append(Sample("Resize", (_X, None, scales), {"mode": mode}, constant=(2,)))
-        for transform in ("align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric"):
-            found.append(Sample("Resize", (_X, None, odd), {"mode": mode, "coordinate_transformation_mode": transform}, constant=(2,)))
+        found += [Sample("Resize", (_X, None, scales), {"mode": mode}, constant=(2,)) for scales in (up, odd, down)]
+        found += [
+            Sample("Resize", (_X, None, odd), {"mode": mode, "coordinate_transformation_mode": transform}, constant=(2,))
+            for transform in ("align_corners", "asymmetric", "pytorch_half_pixel", "half_pixel_symmetric")
+        ]
         found.append(Sample("Resize", (_X, None, None, _sizes(2, 2, 7, 8)), {"mode": mode}, constant=(3,)))
     return (
         *found,

@@ -9,7 +9,7 @@ import numpy as np
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, Op, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import (
     Arrays,

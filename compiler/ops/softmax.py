@@ -6,7 +6,7 @@ import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import product
-from compiler.ir.op import FormBuild, FormContext, Op, OnnxForm, Sample, register
+from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, first_type, normalize_axis, reshape
 

@@ -195,7 +195,12 @@ class Gelu(Elementwise):
     """``x/2 * (1 + erf(x/sqrt(2)))``, or its tanh approximation: attribute ``approximate`` is ``none`` or ``tanh``."""
 
     name = "gelu"
-    forms = (OnnxForm("Gelu", lambda context: context.emit("gelu", context.input(0), approximate=context.attrs.get("approximate", "none")), since=20),)
+
+    @staticmethod
+    def _build(context: FormContext) -> Value:
+        return context.emit("gelu", context.input(0), approximate=context.attrs.get("approximate", "none"))
+
+    forms = (OnnxForm("Gelu", _build, since=20),)
     samples = (Sample("Gelu", (_MODERATE,)), Sample("Gelu", (_MODERATE,), {"approximate": "tanh"}))
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:

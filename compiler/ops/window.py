@@ -36,10 +36,15 @@ def window_pads(
         return (0,) * 2 * axes
     if auto not in ("SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedForm(f"auto_pad {auto!r} is not known")
-    begins, ends = [], []
+    begins: list[int] = []
+    ends: list[int] = []
     for dim, size, stride, dilation in zip(shape, kernel, strides, dilations, strict=True):
         extent = (size - 1) * dilation + 1
-        total = extent - 1 if stride == 1 else max((ceildiv(known(dim, "a padded dim"), stride) - 1) * stride + extent - known(dim, "a dim"), 0)  # type: ignore[operator]
+        if stride == 1:
+            total = extent - 1
+        else:
+            length = known(dim, "a padded dim")
+            total = max((-(-length // stride) - 1) * stride + extent - length, 0)
         begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
         begins.append(begin)
         ends.append(total - begin)
@@ -66,9 +71,9 @@ def taps(
         yield tap, padded[(..., *(slice(t * d, t * d + (n - 1) * s + 1, s) if n else slice(0, 0) for t, s, d, n in steps))]
 
 
-def pad_spatial(x: Array, pads: Sequence[int], fill: object, extra: Sequence[int] = ()) -> Array:
+def pad_spatial(x: Array, pads: Sequence[int], fill: float, extra: Sequence[int] = ()) -> Array:
     """x with its spatial axes padded; ``extra`` adds to the ends."""
     axes = len(pads) // 2
     more = extra or (0,) * axes
     widths = [(0, 0), (0, 0)] + [(pads[a], pads[axes + a] + more[a]) for a in range(axes)]
-    return np.pad(x, widths, constant_values=fill)  # type: ignore[call-overload]
+    return np.asarray(np.pad(x, widths, constant_values=fill))

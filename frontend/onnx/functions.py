@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 from onnx import defs
@@ -13,21 +14,43 @@ from compiler.ops.support import ONNX_DTYPES
 _NUMBER = {dtype: number for number, dtype in ONNX_DTYPES.items()}
 
 
-def standard_body(node: onnx.NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]) -> onnx.FunctionProto | None:
-    """The standard's body of a function operator for these operands; None where the operator has none."""
+def _schema(op_type: str, opset: int, domain: str) -> Any:
+    """The standard's schema of an operator as of opset; None where there is none."""
     try:
-        schema = defs.get_schema(node.op_type, opset, domain)
+        return defs.get_schema(op_type, opset, domain)
     except defs.SchemaError:
         return None
-    version = max((v for v in schema.function_opset_versions if v <= opset), default=None)
-    if version is not None:
-        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(version))
-    version = max((v for v in schema.context_dependent_function_opset_versions if v <= opset), default=None)
-    if version is None:
+
+
+def has_body(op_type: str, opset: int, domain: str) -> bool:
+    """Whether the standard defines an operator by a body (perhaps not for every use of it)."""
+    schema = _schema(op_type, opset, domain)
+    return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
+
+
+def unknown_operator(op_type: str, opset: int, domain: str) -> str:
+    """Why an operator without a form cannot be imported."""
+    if _schema(op_type, opset, domain) is None:
+        return "no operator of that name is known in this opset"
+    return "the operator is not supported"
+
+
+def standard_body(node: onnx.NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]) -> onnx.FunctionProto | None:
+    """The standard's body of a function operator for these operands; None where the operator has none."""
+    schema = _schema(node.op_type, opset, domain)
+    if schema is None:
         return None
-    types = [_type(value).SerializeToString() for value in inputs]
-    body = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
-    return onnx.FunctionProto.FromString(body) if body else None
+    body = b""
+    if version := max((v for v in schema.function_opset_versions if v <= opset), default=0):
+        body = schema.get_function_with_opset_version(version)
+    elif version := max((v for v in schema.context_dependent_function_opset_versions if v <= opset), default=0):
+        types = [_type(value).SerializeToString() for value in inputs]
+        body = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
+    if not body:
+        return None
+    function = onnx.FunctionProto()
+    function.ParseFromString(body)
+    return function
 
 
 def _type(value: Value | None) -> onnx.TypeProto:

@@ -16,9 +16,9 @@ from compiler.errors import UnsupportedError, UserError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import FormContext, OnnxForm, UnsupportedForm, all_ops
-from frontend.onnx.functions import call_attributes, resolved, standard_body
+from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
 from frontend.onnx.inputs import input_types
-from frontend.onnx.order import describe, ordered
+from frontend.onnx.order import ordered
 from frontend.onnx.reading import TensorReader, read_model
 
 _OLDEST_OPSET = 7
@@ -178,8 +178,8 @@ class _Importer:
         if (domain, node.op_type, node.overload) in self._functions:
             return
         opset = self._opset(domain, scope)
-        if self._form(node, domain, opset) is None and not _has_body(node.op_type, opset, domain):
-            raise UnsupportedForm(_unknown_operator(node.op_type, opset, domain))
+        if self._form(node, domain, opset) is None and not has_body(node.op_type, opset, domain):
+            raise UnsupportedForm(unknown_operator(node.op_type, opset, domain))
 
     def _opset(self, domain: str, scope: _Scope) -> int:
         opset = scope.opsets.get(domain)
@@ -214,7 +214,7 @@ class _Importer:
                 return (results,) if isinstance(results, Value) else results
         body = standard_body(self._standalone(node, scope), domain, opset, inputs)
         if body is None:
-            raise refusal or UnsupportedForm(_unknown_operator(node.op_type, opset, domain))
+            raise refusal or UnsupportedForm(unknown_operator(node.op_type, opset, domain))
         return self._standard_call(body, node, inputs, scope, refusal)
 
     @staticmethod
@@ -291,19 +291,3 @@ def _renamed(node: Node, renamed: Mapping[Value, Value]) -> Node:
         return node
     inputs = tuple(None if v is None else renamed.get(v, v) for v in node.inputs)
     return replace(node, inputs=inputs, outputs=tuple(renamed.get(v, v) for v in node.outputs))
-
-
-def _has_body(op_type: str, opset: int, domain: str) -> bool:
-    try:
-        schema = defs.get_schema(op_type, opset, domain)
-    except defs.SchemaError:
-        return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
-
-
-def _unknown_operator(op_type: str, opset: int, domain: str) -> str:
-    try:
-        defs.get_schema(op_type, opset, domain)
-    except defs.SchemaError:
-        return "no operator of that name is known in this opset"
-    return "the operator is not supported"
