@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import gcd, lcm, prod
+from math import gcd, lcm
 
 from compiler.ir.intexpr import Apply, Dim, IntExpr, Sym, floordiv, mod, substitute, sym, symbols
 from compiler.ir.loop import Buffer, Reg, VecType
@@ -22,10 +22,10 @@ from compiler.kernels.loops import (
     expression_dtypes,
     load_lanes,
     parallel_nest,
-    serial_nest,
     transpose_square,
     vector_lanes,
     vector_loop,
+    vector_nest,
 )
 from compiler.target import Target
 
@@ -102,7 +102,7 @@ class BoxWriter:
     # -- lanes along the last axis ------------------------------------------------------------------------------
 
     def _lanes(self, box: Box) -> None:
-        b, threads, last = self._b, self._workload.threads, box.axes[-1]
+        last = box.axes[-1]
         lanes = vector_lanes(self._target, self._dtypes, last.extent)
         period = lcm(lanes, _period(box.index, last.symbol)) // lanes
         unroll = period if 1 < period <= _MOST_VECTORS_IN_A_PERIOD else self._vectors
@@ -113,16 +113,7 @@ class BoxWriter:
             for position, count in chunks:
                 self._vector(box, indices, position, lanes, count, loads)
 
-        if prod(extents) >= threads or last.extent < threads * lanes:
-            with parallel_nest(b, extents, threads) as outer:
-                vector_loop(b, last.extent, lanes, unroll, lambda chunks: body(outer, chunks))
-            return
-
-        def across(chunks: Sequence[Chunk]) -> None:
-            with serial_nest(b, extents) as outer:
-                body(outer, chunks)
-
-        vector_loop(b, last.extent, lanes, unroll, across, parallel=True)
+        vector_nest(self._b, extents, last.extent, lanes, unroll, self._workload.threads, body)
 
     def _vector(self, box: Box, outer: Sequence[Dim], position: Dim, lanes: int, count: int, loads: dict[object, Reg]) -> None:
         point = [*outer, position] if box.axes else []

@@ -13,6 +13,7 @@ from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Arg, Call, Scalar
 from compiler.ir.types import DType
+from compiler.kernels.base import Workload, broadcast_strides, physical_strides
 from compiler.target import Target
 
 _PARTS_PER_WORKER = 4
@@ -58,7 +59,7 @@ def reads_anchor(expr: Scalar) -> bool:
 
 @dataclass(frozen=True)
 class Axis:
-    """A loop over ``extent``: one step adds ``step`` to the coordinate along physical output axis ``output``.
+    """A loop over ``extent``: one step adds ``step`` to the coordinate along physical output axis ``output`` (-1: it is folded away).
 
     It adds ``strides[t]`` to the index into tensor t of those walked together. ``symbol`` is its variable in a box's index.
     """
@@ -68,6 +69,11 @@ class Axis:
     step: int = 1
     symbol: str = ""
     strides: tuple[Dim | None, ...] = ()
+
+    @property
+    def stride(self) -> Dim:
+        """The stride of the first tensor."""
+        return self.strides[0] or 0
 
 
 def collapse(axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -86,7 +92,14 @@ def collapse(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 def _joins(outer: Axis, inner: Axis) -> bool:
     pairs = zip(outer.strides, inner.strides, strict=True)
-    return all(a is not None and b is not None and a == b * inner.extent for a, b in pairs)
+    return (outer.output < 0) == (inner.output < 0) and all(a is not None and b is not None and a == b * inner.extent for a, b in pairs)
+
+
+def axes_of(workload: Workload) -> list[Axis]:
+    """The axes of a row-major output, walked together with ``inputs[0]`` of the same shape and the epilogue's operands."""
+    output = workload.output
+    tables = [physical_strides(workload.inputs[0].type), physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    return [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.static_shape)]
 
 
 def coordinates(offset: Sequence[Dim], axes: Sequence[Axis], indices: Sequence[Dim]) -> tuple[Dim, ...]:
@@ -95,6 +108,14 @@ def coordinates(offset: Sequence[Dim], axes: Sequence[Axis], indices: Sequence[D
     for axis, index in zip(axes, indices, strict=True):
         place[axis.output] = place[axis.output] + index * axis.step
     return tuple(place)
+
+
+def offset(axes: Sequence[Axis], indices: Sequence[Dim]) -> Dim:
+    """The index into the first tensor that a point of axes gives."""
+    total: Dim = 0
+    for axis, index in zip(axes, indices, strict=True):
+        total = total + index * axis.stride
+    return total
 
 
 # -- loops --------------------------------------------------------------------------------------------------------------
@@ -148,6 +169,25 @@ def vector_loop(b: LoopBuilder, extent: int, lanes: int, unroll: int, body: Call
             body(rest)
     elif rest:
         body(rest)
+
+
+def vector_nest(
+    b: LoopBuilder, extents: Sequence[int], last: int, lanes: int, unroll: int, threads: int, body: Callable[[Sequence[Dim], list[Chunk]], None]
+) -> None:
+    """``body`` for every point of ``extents`` and every group of vectors that covers ``last`` positions.
+
+    The workers share the outer loops, or the vectors where there are too few outer iterations.
+    """
+    if prod(extents) >= threads or last < threads * lanes:
+        with parallel_nest(b, extents, threads) as outer:
+            vector_loop(b, last, lanes, unroll, lambda chunks: body(outer, chunks))
+        return
+
+    def across(chunks: list[Chunk]) -> None:
+        with serial_nest(b, extents) as outer:
+            body(outer, chunks)
+
+    vector_loop(b, last, lanes, unroll, across, parallel=True)
 
 
 # -- lanes --------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""Reductions over any axes.
+
+Where the innermost axis stays, lanes run along it and every lane folds on its own; otherwise lanes run along the innermost
+reduced axis and are folded at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Buffer, Function, Reg
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.folds import Fold, accumulator_dtype
+from compiler.kernels.loops import Axis, Chunk, collapse, coordinates, expression_dtypes, mask_tail, offset, parallel_nest, vector_lanes, vector_nest
+from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class ReduceSchedule:
+    """``vectors``: neighbouring result vectors folded at once; ``accumulators``: vectors that fold side by side, all counted."""
+
+    vectors: int
+    accumulators: int
+
+
+@dataclass(frozen=True)
+class ReducedAxes:
+    """The axes of x after joining neighbours: those of the result, and those folded away. The first stride of an axis is x's."""
+
+    kept: tuple[Axis, ...]
+    reduced: tuple[Axis, ...]
+    lanes_kept: bool
+
+
+def reduced_axes(workload: Workload, axes: Sequence[int]) -> ReducedAxes:
+    """The loops of a reduction of ``inputs[0]`` over logical ``axes``; the output keeps them as 1 where it has x's rank."""
+    x, output = workload.inputs[0].type, workload.output
+    tables = [physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    found = []
+    place = 0
+    for number, (extent, step) in enumerate(zip(x.physical_shape, physical_strides(x), strict=True)):
+        folded = number in axes
+        strides = (step, *(0 if folded else table[place] for table in tables))
+        found.append(Axis(extent if isinstance(extent, int) else 0, -1 if folded else place, strides=strides))
+        place += not folded or x.rank == output.rank
+    joined = collapse(found)
+    reduced = tuple(axis for axis in joined if axis.output < 0)
+    kept = tuple(axis for axis in joined if axis.output >= 0)
+    return ReducedAxes(kept, reduced or (Axis(1, -1, strides=(1,)),), bool(joined) and joined[-1].output >= 0)
+
+
+class Reduce:
+    """The family: params ``kind`` (sum, max, min, prod), ``axes``, ``keepdims``."""
+
+    name = "reduce"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Static shapes in one layout; a blocked tensor keeps its channels and batch in place."""
+        x, output, axes = workload.inputs[0].type, workload.output, workload.ints("axes")
+        in_place = 1 not in axes and (0 not in axes or x.rank == output.rank)
+        return x.is_static and x.block == output.block and (x.block == 1 or in_place)
+
+    def heuristic(self, workload: Workload, target: Target) -> ReduceSchedule:
+        return ReduceSchedule(4, 8)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[ReduceSchedule]:
+        first = self.heuristic(workload, target)
+        return [first, *(s for s in (ReduceSchedule(v, a) for v in (1, 2, 4, 8) for a in (4, 8, 12)) if s != first)]
+
+    def pack(self, workload: Workload, schedule: ReduceSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        return [constants[0], *pack_operands(workload, constants[1:])]
+
+    def build(self, workload: Workload, schedule: ReduceSchedule, target: Target, name: str) -> Function:
+        b = LoopBuilder(name)
+        (x,), operands, out = declare_buffers(b, workload)
+        if workload.output.elements != 0:
+            loops = reduced_axes(workload, workload.ints("axes"))
+            writer = _ReduceWriter(b, workload, schedule, target, loops, x, out, Epilogue(b, workload, operands))
+            if loops.lanes_kept:
+                writer.lanes_along_result()
+            else:
+                writer.lanes_along_reduced()
+        return b.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.inputs[0].type.with_block(1).elements
+
+
+class _ReduceWriter:
+    def __init__(
+        self,
+        b: LoopBuilder,
+        workload: Workload,
+        schedule: ReduceSchedule,
+        target: Target,
+        loops: ReducedAxes,
+        x: Buffer,
+        out: Buffer,
+        epilogue: Epilogue,
+    ) -> None:
+        self._b = b
+        self._workload = workload
+        self._schedule = schedule
+        self._target = target
+        self._loops = loops
+        self._x = x
+        self._out = out
+        self._epilogue = epilogue
+        self._kind = str(workload.attrs["kind"])
+        self._dtypes = [x.dtype, *expression_dtypes(workload.epilogue)]
+        self._elements = prod(axis.extent for axis in loops.reduced)
+        self._origin = (0,) * len(workload.output.physical_shape)
+
+    def lanes_along_result(self) -> None:
+        """Every lane folds an element of the result."""
+        *outer, last = self._loops.kept
+        lanes = vector_lanes(self._target, self._dtypes, last.extent)
+        width = min(self._schedule.vectors, -(-last.extent // lanes))
+        unroll = max(1, min(self._schedule.accumulators // width, self._loops.reduced[-1].extent))
+        fold = self._fold(unroll)
+
+        def body(indices: Sequence[Dim], chunks: list[Chunk]) -> None:
+            base = offset(outer, indices)
+            rows = [[fold.start(lanes)] * len(chunks)] * unroll
+
+            def elements(index: Dim, position: Dim, _: int) -> list[Reg]:
+                at = index + position * self._loops.reduced[-1].stride
+                return [self._load(fold, at + place * last.stride, lanes, count) for place, count in chunks]
+
+            joined = fold.join(fold.over(self._loops.reduced, base, 1, rows, elements))
+            for value, (position, count) in zip(joined, chunks, strict=True):
+                self._store(value, [*indices, position], count)
+
+        vector_nest(self._b, [axis.extent for axis in outer], last.extent, lanes, width, self._workload.threads, body)
+
+    def lanes_along_reduced(self) -> None:
+        """The lanes of the accumulators are folded at the end, into one element of the result."""
+        last = self._loops.reduced[-1]
+        lanes = vector_lanes(self._target, self._dtypes, last.extent)
+        unroll = max(1, min(self._schedule.accumulators // 2, -(-last.extent // lanes)))
+        fold = self._fold(unroll * lanes)
+        with parallel_nest(self._b, [axis.extent for axis in self._loops.kept], self._workload.threads) as indices:
+
+            def elements(index: Dim, position: Dim, count: int) -> list[Reg]:
+                value = self._load(fold, index + position * last.stride, lanes, count)
+                return [mask_tail(self._b, value, count, fold.start(lanes))]
+
+            rows = [[fold.start(lanes)]] * unroll
+            (total,) = fold.join(fold.over(self._loops.reduced, offset(self._loops.kept, indices), lanes, rows, elements))
+            self._store(fold.across(total), indices, 1)
+
+    def _fold(self, accumulators: int) -> Fold:
+        return Fold(self._b, self._kind, accumulator_dtype(self._kind, self._x.dtype, self._elements // accumulators))
+
+    def _load(self, fold: Fold, index: Dim, lanes: int, count: int) -> Reg:
+        return self._b.cast(self._b.load(self._x, index, lanes, count=count if count < lanes else None), fold.dtype)
+
+    def _store(self, value: Reg, indices: Sequence[Dim], count: int) -> None:
+        kept = self._loops.kept
+        value = self._b.cast(value, self._workload.anchor.dtype)
+        axis = kept[-1].output if kept else -1
+        place = coordinates(self._origin, kept, indices)
+        self._epilogue.store(self._out, value, place, count if count < value.type.lanes else None, axis=axis)
+
+
+register_family(Reduce())
