@@ -17,7 +17,7 @@ and in the region at most one node that is not elementwise.
 
 planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 with the value inside the arena,
 or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node that makes it to
-the last one that reads it or a view of it.
+the last one that reads it or a view of it. The one exception is a group whose attribute ``in_place`` numbers the operand it writes over.
 """
 
 from __future__ import annotations
@@ -209,9 +209,11 @@ def _verify_plan(graph: Graph, where: str) -> None:
             raise InternalError(f"a value of {nbytes} bytes cannot be planned", where=place)
         if offset + nbytes > arena_bytes:
             raise InternalError(f"bytes {offset}..{offset + nbytes} lie outside the arena of {arena_bytes}", where=place)
+        over = node.attrs.get("in_place")
+        written_over = owner.get(node.present_inputs[over]) if isinstance(over, int) else None
         live = [entry for entry in live if entry[0] >= step]
-        for _, begin, end, other in live:
-            if offset < end and begin < offset + nbytes:
+        for last_read, begin, end, other in live:
+            if offset < end and begin < offset + nbytes and not (other is written_over and last_read == step and begin == offset):
                 raise InternalError(f"overlaps %{other.name}, which is still read", where=place)
         live.append((last.get(node.output, step), offset, offset + nbytes, node.output))
 
