@@ -23,6 +23,7 @@ from compiler.ir.types import DType
 Array = np.ndarray[Any, np.dtype[Any]]
 F32, F64 = DType.FLOAT32, DType.FLOAT64
 COUNT = 1 << 16
+NUMPY: dict[DType, type[np.float32] | type[np.float64]] = {F32: np.float32, F64: np.float64}
 
 pytestmark = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="the reference needs numpy's 80-bit long double")
 
@@ -175,8 +176,8 @@ def _samples(low: float, high: float, dtype: DType) -> Array:
     scale = max(abs(low), abs(high))
     smallest = low if low > 0 else scale * 1e-20
     magnitudes = smallest * (scale / smallest) ** random.random(COUNT) * (np.where(random.random(COUNT) < 0.5, -1, 1) if low < 0 else 1)
-    points = np.concatenate([even, magnitudes, [low, high, 0.5, 1.0, -1.0]]).astype(dtype.numpy)
-    near = np.concatenate([points, np.nextafter(points[-5:], dtype.numpy.type(0)), np.nextafter(points[-5:], dtype.numpy.type(2))])
+    points = np.concatenate([even, magnitudes, [low, high, 0.5, 1.0, -1.0]]).astype(NUMPY[dtype])
+    near = np.concatenate([points, np.nextafter(points[-5:], NUMPY[dtype](0)), np.nextafter(points[-5:], NUMPY[dtype](2))])
     return near[(near >= low) & (near <= high)]
 
 
@@ -193,7 +194,7 @@ def test_error_is_within_the_stated_bound(library: Library, fn: str, dtype: DTyp
 @pytest.mark.parametrize("fn", ["sin", "cos", "tan"])
 def test_circular_functions_next_to_multiples_of_half_pi(library: Library, fn: str, dtype: DType, quadrants: int) -> None:
     """Where the reduced argument is smallest, a reduction that loses bits shows."""
-    multiples = (np.arange(1, quadrants, 7).astype(np.longdouble) * (2 * np.arctan(np.longdouble(1)))).astype(dtype.numpy)
+    multiples = (np.arange(1, quadrants, 7).astype(np.longdouble) * (2 * np.arctan(np.longdouble(1)))).astype(NUMPY[dtype])
     # Long double's own pi is too short to be the reference next to far multiples: float64 results are bounded absolutely.
     got = library(fn, multiples)
     with np.errstate(all="ignore"):
@@ -210,7 +211,7 @@ def _powers(dtype: DType) -> tuple[Array, Array]:
     reach = 125 if dtype is F32 else 1021
     x = np.concatenate([np.exp2(random.uniform(-30, 30, COUNT)), random.uniform(0.5, 2, COUNT)])
     y = random.uniform(-reach, reach, x.size) / np.log2(x)
-    return x.astype(dtype.numpy), y.astype(dtype.numpy)
+    return x.astype(NUMPY[dtype]), y.astype(NUMPY[dtype])
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -222,7 +223,7 @@ def test_pow_over_the_whole_range_of_results(library: Library, dtype: DType) -> 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_integer_powers_of_negative_bases(library: Library, dtype: DType) -> None:
     x, y = np.meshgrid(np.linspace(-9, -0.1, 90), np.arange(-9, 10))
-    base, exponent = x.ravel().astype(dtype.numpy), y.ravel().astype(dtype.numpy)
+    base, exponent = x.ravel().astype(NUMPY[dtype]), y.ravel().astype(NUMPY[dtype])
     _check("pow", library("pow", base, exponent), (base, exponent), CASES["pow"].ulp[dtype is F64])
 
 
@@ -231,8 +232,8 @@ def test_integer_powers_of_negative_bases(library: Library, dtype: DType) -> Non
 def test_remainders_are_exact(library: Library, fn: str, dtype: DType) -> None:
     random = np.random.default_rng(2)
     spread = 20 if dtype is F32 else 50
-    x = (np.exp2(random.uniform(-spread, spread, COUNT)) * random.choice([-1, 1], COUNT)).astype(dtype.numpy)
-    y = (np.exp2(random.uniform(-spread, spread, COUNT)) * random.choice([-1, 1], COUNT)).astype(dtype.numpy)
+    x = (np.exp2(random.uniform(-spread, spread, COUNT)) * random.choice([-1, 1], COUNT)).astype(NUMPY[dtype])
+    y = (np.exp2(random.uniform(-spread, spread, COUNT)) * random.choice([-1, 1], COUNT)).astype(NUMPY[dtype])
     x[: COUNT // 4] = np.trunc(x[: COUNT // 4])
     y[: COUNT // 4] = np.ceil(np.abs(y[: COUNT // 4]))
     np.testing.assert_array_equal(library(fn, x, y), CASES[fn].reference(x, y))
@@ -253,27 +254,27 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 1.5, -1.5, mat
 @pytest.mark.parametrize("fn", CASES)
 def test_special_values(library: Library, fn: str, dtype: DType) -> None:
     """Zeros with their signs, infinities, NaN, domain edges, overflow and underflow, in every combination of two arguments."""
-    values = np.array(SPECIAL, dtype.numpy)
+    values = np.array(SPECIAL, NUMPY[dtype])
     args = tuple(g.ravel() for g in np.meshgrid(*[values] * CASES[fn].arity))
     got = library(fn, *args)
     with np.errstate(all="ignore"):
-        exact = CASES[fn].reference(*(a.astype(np.longdouble) for a in args)).astype(dtype.numpy)
-        exact = np.where(np.abs(exact) < np.finfo(dtype.numpy).tiny, np.copysign(0, exact), exact).astype(dtype.numpy)
+        exact = CASES[fn].reference(*(a.astype(np.longdouble) for a in args)).astype(NUMPY[dtype])
+        exact = np.where(np.abs(exact) < np.finfo(NUMPY[dtype]).tiny, np.copysign(0, exact), exact).astype(NUMPY[dtype])
     _, got_sign = _sign_and_value(got)
     _, want_sign = _sign_and_value(exact)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(exact))
     np.testing.assert_array_equal(got_sign, want_sign)
     with np.errstate(invalid="ignore"):
-        np.testing.assert_allclose(got, exact, rtol=4 * float(np.finfo(dtype.numpy).eps), atol=0)
+        np.testing.assert_allclose(got, exact, rtol=4 * float(np.finfo(NUMPY[dtype]).eps), atol=0)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_exp_at_the_ends_of_its_range(library: Library, dtype: DType) -> None:
-    top = np.nextafter(np.log(np.finfo(dtype.numpy).max).astype(dtype.numpy), dtype.numpy.type(0))
+    top = np.nextafter(np.log(np.finfo(NUMPY[dtype]).max).astype(NUMPY[dtype]), NUMPY[dtype](0))
     bottom = np.log(2.0) * (-125 if dtype is F32 else -1021)
-    got = library("exp", np.array([top, top * 1.001, bottom, bottom * 1.02], dtype.numpy))
+    got = library("exp", np.array([top, top * 1.001, bottom, bottom * 1.02], NUMPY[dtype]))
     assert np.isfinite(got[0])
-    assert got[0] > np.finfo(dtype.numpy).max * 0.99
+    assert got[0] > np.finfo(NUMPY[dtype]).max * 0.99
     assert got[1] == math.inf
     assert got[2] > 0
     assert got[3] == 0
@@ -282,7 +283,7 @@ def test_exp_at_the_ends_of_its_range(library: Library, dtype: DType) -> None:
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("fn", ["log", "pow"])
 def test_subnormal_arguments(library: Library, fn: str, dtype: DType) -> None:
-    x = np.array([np.finfo(dtype.numpy).tiny / 3, np.finfo(dtype.numpy).smallest_subnormal], dtype.numpy)
+    x = np.array([np.finfo(NUMPY[dtype]).tiny / 3, np.finfo(NUMPY[dtype]).smallest_subnormal], NUMPY[dtype])
     args = (x,) if fn == "log" else (x, np.full_like(x, 0.25))
     _check(fn, library(fn, *args), args, CASES[fn].ulp[dtype is F64])
 
@@ -290,7 +291,7 @@ def test_subnormal_arguments(library: Library, fn: str, dtype: DType) -> None:
 @pytest.mark.parametrize("fn", ["sin", "cos"])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_circular_functions_stay_bounded_past_their_range(library: Library, fn: str, dtype: DType) -> None:
-    huge = np.geomspace(1e9, 1e38, 500).astype(dtype.numpy)
+    huge = np.geomspace(1e9, 1e38, 500).astype(NUMPY[dtype])
     assert np.abs(library(fn, huge)).max() <= 1
 
 
@@ -299,7 +300,7 @@ def test_circular_functions_stay_bounded_past_their_range(library: Library, fn: 
 def test_every_width_gives_the_same_bits(library: Library, fn: str, seed: int, size: int, width: tuple[DType, int]) -> None:
     dtype, lanes = width
     random = np.random.default_rng(seed)
-    args = [(random.standard_normal(size) * 4).astype(dtype.numpy) for _ in range(CASES[fn].arity)]
+    args = [(random.standard_normal(size) * 4).astype(NUMPY[dtype]) for _ in range(CASES[fn].arity)]
     np.testing.assert_array_equal(library(fn, *args, lanes=lanes), library(fn, *args))
 
 
