@@ -178,7 +178,7 @@ def apply(fn: str, args: Sequence[Array], dtype: DType) -> Array:
     """The function on numpy arrays, rounded to dtype; this is what every other execution of it is compared with."""
     with np.errstate(all="ignore"):
         result = cast_array(args[0], dtype) if fn == "cast" else FUNCTIONS[fn].numpy(*args)
-    return np.asarray(result).astype(dtype.numpy, copy=False)
+        return np.asarray(result).astype(dtype.numpy, copy=False)
 
 
 def cast_array(x: Array, dtype: DType) -> Array:
