@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,12 @@ pytestmark = pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="the 
 def _erf(x: Array) -> Array:
     """From erfc by a continued fraction or from the Taylor series, in long double."""
     a = np.abs(x).astype(np.longdouble)
-    series, term = a.copy(), a.copy()
+    series: Array = a.copy()
+    term: Array = a.copy()
     for n in range(1, 120):
         term = term * (-a * a) / n
         series = series + term / (2 * n + 1)
-    fraction = a.copy()
+    fraction: Array = a.copy()
     for n in range(120, 0, -1):
         fraction = a + (np.longdouble(n) / 2) / np.where(fraction == 0, 1, fraction)
     root_pi = np.sqrt(4 * np.arctan(np.longdouble(1)))
@@ -148,7 +149,7 @@ class Library:
 
 
 @pytest.fixture(scope="module")
-def library() -> Iterator[Library]:
+def library() -> Library:
     return Library()
 
 
@@ -231,7 +232,7 @@ def test_integer_powers_of_negative_bases(library: Library, dtype: DType) -> Non
 @pytest.mark.parametrize("fn", ["mod", "fmod"])
 def test_remainders_are_exact(library: Library, fn: str, dtype: DType) -> None:
     random = np.random.default_rng(2)
-    spread = 20 if dtype is F32 else 50
+    spread = 23 if dtype is F32 else 52
     x = (np.exp2(random.uniform(-spread, spread, COUNT)) * random.choice([-1, 1], COUNT)).astype(NUMPY[dtype])
     y = (np.exp2(random.uniform(-spread, spread, COUNT)) * random.choice([-1, 1], COUNT)).astype(NUMPY[dtype])
     x[: COUNT // 4] = np.trunc(x[: COUNT // 4])
@@ -240,7 +241,7 @@ def test_remainders_are_exact(library: Library, fn: str, dtype: DType) -> None:
 
 
 def test_a_remainder_past_the_exact_range_is_nan(library: Library) -> None:
-    assert np.isnan(library("fmod", np.float32([1e30]), np.float32([7])))[0]
+    assert np.isnan(library("fmod", np.array([1e30], np.float32), np.array([7], np.float32)))[0]
 
 
 def _sign_and_value(x: Array) -> tuple[Array, Array]:
@@ -265,7 +266,7 @@ def test_special_values(library: Library, fn: str, dtype: DType) -> None:
     np.testing.assert_array_equal(np.isnan(got), np.isnan(exact))
     np.testing.assert_array_equal(got_sign, want_sign)
     with np.errstate(invalid="ignore"):
-        np.testing.assert_allclose(got, exact, rtol=4 * float(np.finfo(NUMPY[dtype]).eps), atol=0)
+        np.testing.assert_allclose(got.astype(np.float64), exact.astype(np.float64), rtol=4 * float(np.finfo(NUMPY[dtype]).eps), atol=0)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
