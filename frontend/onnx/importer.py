@@ -164,7 +164,7 @@ class _Importer:
             if results is None:
                 scope.broken.update(node.output)
                 continue
-            scope.values.update((name, value) for name, value in zip(node.output, results, strict=False) if name)
+            scope.values.update(results)
 
     def _fail(self, node: onnx.NodeProto, scope: _Scope, reason: str) -> None:
         domain = _domain(node.domain)
@@ -191,8 +191,8 @@ class _Importer:
     def _form(node: onnx.NodeProto, domain: str, opset: int) -> OnnxForm | None:
         return next((form for form in _forms().get((domain, node.op_type), ()) if form.accepts(opset)), None)
 
-    def _node(self, node: onnx.NodeProto, outputs: int, scope: _Scope) -> Sequence[Value] | None:
-        """The results of one node; None where the body of a function of the model failed, which is recorded already."""
+    def _node(self, node: onnx.NodeProto, outputs: int, scope: _Scope) -> Mapping[str, Value] | None:
+        """The results of one node by name; None where the body of a function of the model failed, which is recorded already."""
         domain = _domain(node.domain)
         inputs = tuple(self._value(name, scope) if name and not self._absent(name, scope) else None for name in node.input)
         local = self._functions.get((domain, node.op_type, node.overload))
@@ -211,7 +211,7 @@ class _Importer:
             except KeyError as error:
                 raise UnsupportedForm(f"attribute {error} is missing") from error
             else:
-                return (results,) if isinstance(results, Value) else results
+                return dict(zip(node.output, (results,) if isinstance(results, Value) else results, strict=False))
         body = standard_body(self._standalone(node, scope), domain, opset, inputs)
         if body is None:
             raise refusal or UnsupportedForm(unknown_operator(node.op_type, opset, domain))
@@ -234,7 +234,7 @@ class _Importer:
 
     def _standard_call(
         self, body: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope, refusal: UnsupportedForm | None
-    ) -> Sequence[Value]:
+    ) -> Mapping[str, Value]:
         """The standard's body of an operator; its own failures become one of the node."""
         before, self._failures = self._failures, []
         try:
@@ -246,7 +246,7 @@ class _Importer:
             raise refusal or UnsupportedForm(f"its standard definition needs {'; '.join(failures)}")
         return results
 
-    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope) -> Sequence[Value] | None:
+    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope) -> Mapping[str, Value] | None:
         """A function's body in the place of the node that calls it; None where something in it failed."""
         if function.name in scope.calls:
             raise UserError(f"function {function.name!r} calls itself", where=self._where, hint="export the model without recursion")
@@ -258,12 +258,13 @@ class _Importer:
             prefix=f"{scope.prefix}{node.name or node.op_type}/",
             calls=(*scope.calls, function.name),
         )
-        nodes = ordered(function.node, function.input, function.output, f"{self._where}, function {function.name}")
+        outputs = [formal for formal, name in zip(function.output, node.output, strict=False) if name]
+        nodes = ordered(function.node, function.input, outputs, f"{self._where}, function {function.name}")
         before = len(self._failures)
-        self._nodes(nodes, function.output, inner)
+        self._nodes(nodes, outputs, inner)
         if len(self._failures) > before:
             return None
-        return [self._value(name, inner) for name in function.output]
+        return dict(zip(filter(None, node.output), (self._value(name, inner) for name in outputs), strict=True))
 
     def _attribute(self, attribute: AttributeProto) -> Any:
         """An attribute's value: int, float, str, a tuple of these, or an array; subgraphs stay as they are."""
