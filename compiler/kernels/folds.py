@@ -83,11 +83,11 @@ class Fold:
             with self._b.loop("r", 0, groups, carried=[value for row in rows for value in row]) as loop:
                 inside = _rows(loop.carried, width)
                 for u in range(unroll):
-                    inside[u] = self._combine(inside[u], elements(loop.var * (step * unroll) + u * step, step))
+                    inside[u] = self.combine(inside[u], elements(loop.var * (step * unroll) + u * step, step))
                 loop.yield_([value for row in inside for value in row])
             rows = _rows(loop.results, width)
         for u, position in enumerate(range(groups * step * unroll, extent, step)):
-            rows[u] = self._combine(rows[u], elements(position, min(step, extent - position)))
+            rows[u] = self.combine(rows[u], elements(position, min(step, extent - position)))
         return rows
 
     def over(
@@ -113,14 +113,15 @@ class Fold:
         rows = [list(row) for row in rows]
         while len(rows) > 1:
             half = (len(rows) + 1) // 2
-            rows = [self._combine(rows[i], rows[i + half]) if i + half < len(rows) else list(rows[i]) for i in range(half)]
+            rows = [self.combine(rows[i], rows[i + half]) if i + half < len(rows) else list(rows[i]) for i in range(half)]
         return list(rows[0])
 
     def across(self, vector: Reg) -> Reg:
         """The lanes of one accumulator folded into a scalar."""
         return self._b.reduce(self._kind.across, vector)
 
-    def _combine(self, left: Sequence[Reg], right: Sequence[Reg]) -> list[Reg]:
+    def combine(self, left: Sequence[Reg], right: Sequence[Reg]) -> list[Reg]:
+        """Two rows of accumulators or elements, pairwise."""
         return [self._b.op(self._kind.fn, a, b) for a, b in zip(left, right, strict=True)]
 
 

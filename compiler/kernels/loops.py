@@ -106,7 +106,8 @@ def coordinates(offset: Sequence[Dim], axes: Sequence[Axis], indices: Sequence[D
     """Physical output coordinates of one point of a box at ``offset``."""
     place = list(offset)
     for axis, index in zip(axes, indices, strict=True):
-        place[axis.output] = place[axis.output] + index * axis.step
+        if axis.output >= 0:
+            place[axis.output] = place[axis.output] + index * axis.step
     return tuple(place)
 
 

@@ -1,0 +1,104 @@
+"""Gather: slices of a tensor along one axis, at positions that are data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Function, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.loops import (
+    Axis,
+    Chunk,
+    collapse,
+    coordinates,
+    expression_calls,
+    expression_dtypes,
+    offset,
+    parallel_nest,
+    serial_nest,
+    vector_lanes,
+    vector_loop,
+)
+from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class GatherSchedule:
+    """``vectors``: vectors of a slice copied in one iteration."""
+
+    vectors: int
+
+
+class Gather:
+    """The family: inputs data and indices (int32 or int64), param ``axis``.
+
+    A negative index counts from the end. One that is out of range reads the nearest element: nothing outside data is ever read.
+    """
+
+    name = "gather"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Static row-major shapes, the gathered axis not empty."""
+        data, indices = (operand.type for operand in workload.inputs)
+        plain = data.block == workload.output.block == 1
+        return plain and data.is_static and indices.is_static and (data.shape[workload.int("axis")] != 0 or workload.output.elements == 0)
+
+    def heuristic(self, workload: Workload, target: Target) -> GatherSchedule:
+        return GatherSchedule(4)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[GatherSchedule]:
+        return [GatherSchedule(vectors) for vectors in (4, 1, 2, 8)]
+
+    def pack(self, workload: Workload, schedule: GatherSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        return [*constants[:2], *pack_operands(workload, constants[2:])]
+
+    def build(self, workload: Workload, schedule: GatherSchedule, target: Target, name: str) -> Function:
+        b = LoopBuilder(name)
+        (data, indices), operands, out = declare_buffers(b, workload)
+        if workload.output.elements == 0:
+            return b.function()
+        epilogue = Epilogue(b, workload, operands)
+        size = workload.inputs[0].type.static_shape[workload.int("axis")]
+        slices, which, inner = _axes(workload)
+        extents = [axis.extent for axis in (*slices, *which)]
+        origin = (0,) * workload.output.rank
+        lanes = vector_lanes(target, [data.dtype, *expression_dtypes(workload.epilogue)], inner[-1].extent)
+        with parallel_nest(b, extents, workload.threads) as at:
+            chosen = b.cast(b.load(indices, offset(which, at[len(slices) :])), DType.INT64)
+            scalar = VecType(DType.INT64, 1)
+            wrapped = b.op("select", b.op("lt", chosen, b.const(0, scalar)), b.op("add", chosen, b.const(size, scalar)), chosen)
+            place = b.bind(b.op("min", b.op("max", wrapped, b.const(0, scalar)), b.const(size - 1, scalar)))
+            start = offset(slices, at[: len(slices)]) + place * physical_strides(workload.inputs[0].type)[workload.int("axis")]
+            with serial_nest(b, [axis.extent for axis in inner[:-1]]) as between:
+
+                def copy(chunks: list[Chunk]) -> None:
+                    for position, count in chunks:
+                        point = [*between, position]
+                        value = b.load(data, start + offset(inner, point), lanes, count=count)
+                        where = coordinates(origin, (*slices, *which, *inner), [*at, *point])
+                        epilogue.store(out, value, where, count if count < lanes else None, axis=inner[-1].output)
+
+                vector_loop(b, inner[-1].extent, lanes, schedule.vectors, copy)
+        return b.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return workload.output.elements * expression_calls(workload.epilogue)
+
+
+def _axes(workload: Workload) -> tuple[tuple[Axis, ...], tuple[Axis, ...], tuple[Axis, ...]]:
+    """The output's axes that walk data before the gathered axis, indices, and data after it; the last at least one."""
+    data, indices = (operand.type for operand in workload.inputs)
+    output, axis = workload.output, workload.int("axis")
+    walked = (*physical_strides(data)[:axis], *physical_strides(indices), *physical_strides(data)[axis + 1 :])
+    tables = [walked, physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    axes = [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.static_shape)]
+    ends = axis + indices.rank
+    return collapse(axes[:axis]), collapse(axes[axis:ends]), collapse(axes[ends:]) or (Axis(1, -1, strides=(0,)),)
+
+
+register_family(Gather())
