@@ -10,8 +10,8 @@ from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
-from compiler.kernels.loops import Axis, Chunk, coordinates, expression_dtypes, offset, vector_lanes, vector_nest
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
+from compiler.kernels.loops import Axis, Chunk, coordinates, expression_dtypes, offset, pack_plain, vector_lanes, vector_nest
 from compiler.kernels.reduce import reduced_axes
 from compiler.target import Target
 
@@ -24,7 +24,10 @@ class ArgReduceSchedule:
 
 
 class ArgReduce:
-    """The family: params ``kind`` (max or min), ``axis``, ``select_last_index``; int64 result. NaN counts as the extreme, as in numpy."""
+    """The family: params ``kind`` (max or min), ``axis``, ``last`` (of equal ones, the last); int64 result.
+
+    NaN counts as the extreme, as in numpy.
+    """
 
     name = "arg_reduce"
 
@@ -40,7 +43,7 @@ class ArgReduce:
         return [ArgReduceSchedule(vectors) for vectors in (2, 1, 4)]
 
     def pack(self, workload: Workload, schedule: ArgReduceSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [constants[0], *pack_operands(workload, constants[1:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: ArgReduceSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
@@ -86,7 +89,7 @@ class _Better:
 
     def __init__(self, b: LoopBuilder, workload: Workload) -> None:
         self._b = b
-        self._last = bool(workload.attrs.get("select_last_index"))
+        self._last = bool(workload.attrs["last"])
         largest = workload.attrs["kind"] == "max"
         self._compare = ("ge" if largest else "le") if self._last else ("gt" if largest else "lt")
         self._float = workload.inputs[0].type.dtype.is_float

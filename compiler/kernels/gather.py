@@ -10,7 +10,7 @@ from compiler.ir.loop import Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
 from compiler.kernels.loops import (
     Axis,
     Chunk,
@@ -19,6 +19,7 @@ from compiler.kernels.loops import (
     expression_calls,
     expression_dtypes,
     offset,
+    pack_plain,
     parallel_nest,
     serial_nest,
     vector_lanes,
@@ -55,7 +56,7 @@ class Gather:
         return [GatherSchedule(vectors) for vectors in (4, 1, 2, 8)]
 
     def pack(self, workload: Workload, schedule: GatherSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [*constants[:2], *pack_operands(workload, constants[2:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: GatherSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)

@@ -14,9 +14,9 @@ from compiler.ir.loop import Buffer, Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import TensorType
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.boxes import Box, BoxWriter
-from compiler.kernels.loops import Axis, expression_calls, parallel_nest
+from compiler.kernels.loops import Axis, expression_calls, pack_plain, parallel_nest
 from compiler.target import Target
 
 _CHEAP_CALLS = 6
@@ -48,8 +48,7 @@ class Injective:
         return [first, *(InjectiveSchedule(v) for v in (1, 2, 4, 8) if v != first.vectors)]
 
     def pack(self, workload: Workload, schedule: InjectiveSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        inputs = len(workload.inputs)
-        return [*constants[:inputs], *pack_operands(workload, constants[inputs:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: InjectiveSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)

@@ -10,9 +10,9 @@ from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import TensorType
-from compiler.kernels.base import Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.boxes import Box, BoxWriter
-from compiler.kernels.loops import Axis, expression_calls
+from compiler.kernels.loops import Axis, expression_calls, pack_plain
 from compiler.target import Target
 
 
@@ -23,10 +23,10 @@ class LayoutSchedule:
     vectors: int
 
 
-class ToLayout:
+class Layout:
     """The family: ``inputs[0].type.block`` to ``output.block``; one of the two is 1, or they are equal."""
 
-    name = "to_layout"
+    name = "layout"
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Static shapes of rank 2 or more, blocked on one side."""
@@ -40,7 +40,7 @@ class ToLayout:
         return [LayoutSchedule(vectors) for vectors in (4, 1, 2)]
 
     def pack(self, workload: Workload, schedule: LayoutSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [constants[0], *pack_operands(workload, constants[1:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: LayoutSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
@@ -84,4 +84,4 @@ def _part(source: TensorType, output: TensorType, extents: Sequence[int], first:
     return Box(tuple(offset), tuple(axes), 0, index)
 
 
-register_family(ToLayout())
+register_family(Layout())

@@ -11,8 +11,8 @@ from math import prod
 from compiler.ir.intexpr import Dim, floordiv, mod
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Arg, Call, Scalar
-from compiler.ir.types import DType
+from compiler.ir.scalar import Array, Call, Scalar
+from compiler.ir.types import DType, pack_physical
 from compiler.kernels.base import Workload, broadcast_strides, physical_strides
 from compiler.target import Target
 
@@ -47,11 +47,10 @@ def expression_calls(expr: Scalar) -> int:
     return 1 + sum(map(expression_calls, expr.args)) if isinstance(expr, Call) else 0
 
 
-def reads_anchor(expr: Scalar) -> bool:
-    """Whether an epilogue uses the anchor's result."""
-    if isinstance(expr, Call):
-        return any(map(reads_anchor, expr.args))
-    return isinstance(expr, Arg) and expr.index == 0
+def pack_plain(workload: Workload, constants: Sequence[Array | None]) -> list[Array | None]:
+    """Constant inputs and operands as they lie in memory in their own layouts."""
+    operands = (*workload.inputs, *workload.operands)
+    return [None if c is None else pack_physical(c, operand.type.block) for operand, c in zip(operands, constants, strict=True)]
 
 
 # -- axes ---------------------------------------------------------------------------------------------------------------

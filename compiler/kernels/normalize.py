@@ -12,7 +12,7 @@ from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
 from compiler.kernels.loops import (
     Axis,
@@ -23,6 +23,7 @@ from compiler.kernels.loops import (
     expression_dtypes,
     mask_tail,
     offset,
+    pack_plain,
     parallel_nest,
     serial_nest,
     vector_lanes,
@@ -55,7 +56,7 @@ class Normalize:
         return [NormalizeSchedule(vectors) for vectors in (4, 1, 2, 8)]
 
     def pack(self, workload: Workload, schedule: NormalizeSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [constants[0], *pack_operands(workload, constants[1:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: NormalizeSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)

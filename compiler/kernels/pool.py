@@ -16,9 +16,9 @@ from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
-from compiler.kernels.loops import Chunk, expression_dtypes, load_lanes, parallel_nest, vector_lanes, vector_loop
+from compiler.kernels.loops import Chunk, expression_dtypes, load_lanes, pack_plain, parallel_nest, vector_lanes, vector_loop
 from compiler.kernels.windows import Axis, spatial_axes, tap_bounds, tile_runs
 from compiler.target import Target
 
@@ -62,7 +62,7 @@ class Pool:
         return [first, *(PoolSchedule(tile) for tile in (1, 2, 4, 8) if tile != first.tile)]
 
     def pack(self, workload: Workload, schedule: PoolSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [constants[0], *pack_operands(workload, constants[1:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: PoolSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)

@@ -14,9 +14,21 @@ from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
-from compiler.kernels.loops import Axis, Chunk, collapse, coordinates, expression_dtypes, mask_tail, offset, parallel_nest, vector_lanes, vector_nest
+from compiler.kernels.loops import (
+    Axis,
+    Chunk,
+    collapse,
+    coordinates,
+    expression_dtypes,
+    mask_tail,
+    offset,
+    pack_plain,
+    parallel_nest,
+    vector_lanes,
+    vector_nest,
+)
 from compiler.target import Target
 
 
@@ -73,7 +85,7 @@ class Reduce:
         return [first, *(s for s in (ReduceSchedule(v, a) for v in (1, 2, 4, 8) for a in (4, 8, 12)) if s != first)]
 
     def pack(self, workload: Workload, schedule: ReduceSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [constants[0], *pack_operands(workload, constants[1:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: ReduceSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)

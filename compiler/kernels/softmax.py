@@ -13,7 +13,7 @@ from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
 from compiler.kernels.loops import (
     Axis,
@@ -24,6 +24,7 @@ from compiler.kernels.loops import (
     expression_dtypes,
     mask_tail,
     offset,
+    pack_plain,
     parallel_nest,
     vector_lanes,
     vector_loop,
@@ -56,7 +57,7 @@ class Softmax:
         return [SoftmaxSchedule(vectors) for vectors in (4, 1, 2, 8)]
 
     def pack(self, workload: Workload, schedule: SoftmaxSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return [constants[0], *pack_operands(workload, constants[1:])]
+        return pack_plain(workload, constants)
 
     def build(self, workload: Workload, schedule: SoftmaxSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
