@@ -13,7 +13,7 @@ from compiler.ir.intexpr import IntExpr, floordiv, maximum, minimum, mod
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
 from compiler.ir.scalar import Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType
-from compiler.ops.support import Arrays, Attrs, Types, attr_float, fold_left, forward, is_uniform, onnx_dtype, scalar_like
+from compiler.ops.support import Arrays, Attrs, Types, attr_float, fold_left, forward, is_uniform, normalize_axis, onnx_dtype, reshape, scalar_like
 
 _F = np.array([[-2.5, -0.0, 1.0], [3.5, np.inf, np.nan]], np.float32)
 _ROW = np.array([2.0, -1.5, 4.0], np.float32)
@@ -63,12 +63,15 @@ def _define(
 ) -> None:
     """Register ``function`` as an op with one ONNX form."""
 
+    def build(context: FormContext) -> Value:
+        return context.emit(op_name, context.input(0), _aligned(context))
+
     @register
     class Plain(Binary):
         """One scalar function of two operands."""
 
         name = op_name
-        forms = (OnnxForm(onnx_name, fold_left(op_name) if variadic else forward(op_name, 2)),)
+        forms = (OnnxForm(onnx_name, fold_left(op_name) if variadic else build),)
         samples = samples_
         dims = staticmethod(dims_) if dims_ is not None else None
 
@@ -79,6 +82,15 @@ def _define(
             return _drop_neutral(node, builder)
 
     del Plain
+
+
+def _aligned(context: FormContext) -> Value:
+    """Operand 1; before version 7 its first axis is the first operand's ``axis``, and axes of 1 are put after it."""
+    left, right = context.input(0), context.input(1)
+    if context.opset >= 7 or "axis" not in context.attrs:
+        return right
+    axis = normalize_axis(int(context.attrs["axis"]), left.type.rank)
+    return reshape(context, right, (*right.type.shape, *(1,) * (left.type.rank - axis - right.type.rank)))
 
 
 def _pairs(onnx_name: str, *dtypes: str) -> tuple[Sample, ...]:
@@ -201,7 +213,7 @@ class Pow(Elementwise):
     """The power with the type of its base, whatever the exponent's."""
 
     name = "pow"
-    forms = (OnnxForm("Pow", forward("pow", 2)),)
+    forms = (OnnxForm("Pow", lambda context: context.emit("pow", context.input(0), _aligned(context))),)
     samples = (
         Sample("Pow", (np.array([0.5, 2.0, 3.0], np.float32), np.array([2.0, -1.0, 0.5], np.float32))),
         Sample("Pow", (_F, np.array(2.0, np.float32)), constant=(1,)),

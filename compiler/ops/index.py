@@ -127,7 +127,8 @@ def _space_to_depth(context: FormContext) -> Value:
     x, size = context.input(0), int(context.attrs["blocksize"])
     batch, channels, height, width = _image_shape(x)
     rows, columns = floordiv(height, size), floordiv(width, size)
-    spread = transpose(context, reshape(context, x, (batch, channels, rows, size, columns, size)), (0, 3, 5, 1, 2, 4))
+    perm = (0, 3, 5, 1, 2, 4) if context.attrs.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    spread = transpose(context, reshape(context, x, (batch, channels, rows, size, columns, size)), perm)
     return reshape(context, spread, (batch, channels * (size * size), rows, columns))
 
 

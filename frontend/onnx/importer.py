@@ -21,8 +21,6 @@ from frontend.onnx.inputs import input_types
 from frontend.onnx.order import ordered
 from frontend.onnx.reading import TensorReader, read_model
 
-_OLDEST_OPSET = 7
-
 
 def import_model(model: str | Path | bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """The model as a canonical graph. ``input_shapes`` gives inputs their shapes and so binds symbolic dims.
@@ -109,13 +107,12 @@ class _Importer:
 
     def _opsets(self, imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
         opsets = {_domain(entry.domain): entry.version for entry in imports}
-        standard = opsets.get("")
         newest = defs.onnx_opset_version()
-        if standard is not None and not _OLDEST_OPSET <= standard <= newest:
+        if opsets.get("", 0) > newest:
             raise UserError(
-                f"the model uses opset {standard}; versions {_OLDEST_OPSET} to {newest} are supported",
+                f"the model uses opset {opsets['']}; the onnx package here knows opsets up to {newest}",
                 where=self._where,
-                hint="convert it with onnx.version_converter" if standard < _OLDEST_OPSET else "install a newer onnx package",
+                hint="install a newer onnx package, or convert the model with onnx.version_converter",
             )
         return opsets
 
