@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from benchmarks.engines import random_feeds
 from benchmarks.models import ROOT, load
 
 _MB = 1e6
-COLD_S, CACHED_S, LOAD_S = 5.0, 0.3, 0.030
+COLD_S, CODE_GENERATION_S, CACHED_S, LOAD_S = 5.0, 3.0, 0.3, 0.030
 ARTIFACT_OVER_WEIGHTS = 400 << 10
 ARENA_OVER_BOUND = 1.10
 RESIDENT_OVER_DATA = 80 << 20
@@ -61,6 +62,31 @@ def compile_step(model: Path, saved: Path, threads: int) -> dict[str, float]:
     return {"seconds": seconds, "weights": memory.weights, "arena": memory.arena, "arena_bound": memory.arena_bound}
 
 
+def stages_step(model: Path, saved: Path, threads: int) -> dict[str, float]:
+    """Seconds of each stage of a compilation, as the driver runs them; nothing is saved."""
+    del saved
+    from backends.llvm.engine import compile_program
+    from compiler.lowering import lower
+    from compiler.pipeline import optimize
+    from compiler.target import native
+    from frontend.onnx.importer import import_model
+    from runtime.cpus import available_cpus
+
+    feeds = random_feeds(onnx.load(model, load_external_data=False))
+    target = native()
+    stamps = [time.perf_counter()]
+    graph = import_model(model, {name: array.shape for name, array in feeds.items()})
+    stamps.append(time.perf_counter())
+    planned, _ = optimize(graph, target)
+    stamps.append(time.perf_counter())
+    program = lower(planned, target, threads)
+    stamps.append(time.perf_counter())
+    compile_program(program, target, available_cpus())
+    stamps.append(time.perf_counter())
+    names = ("import", "passes", "kernels", "code generation")
+    return dict(zip(names, (after - before for before, after in pairwise(stamps)), strict=True))
+
+
 def load_step(model: Path, saved: Path, threads: int) -> dict[str, float]:
     """Load the saved module and run it: seconds of loading, bytes of physical memory beyond those after the import."""
     import tensorsmith as ts
@@ -74,7 +100,7 @@ def load_step(model: Path, saved: Path, threads: int) -> dict[str, float]:
     return {"seconds": seconds, "resident": resident_bytes() - before}
 
 
-STEPS = {"compile": compile_step, "load": load_step}
+STEPS = {"compile": compile_step, "stages": stages_step, "load": load_step}
 
 
 def in_process(step: str, model: Path, saved: Path, threads: int, cache: Path) -> dict[str, float]:
@@ -95,12 +121,14 @@ def measure(model: onnx.ModelProto, threads: int) -> list[Limit]:
         onnx.save(model, path)
         arguments: Any = (path, saved, threads, cache)
         cold = in_process("compile", *arguments)
+        stages = in_process("stages", *arguments)
         cached = in_process("compile", *arguments)
         loaded = [in_process("load", *arguments) for _ in range(3)]
         size = saved.stat().st_size
     data = cold["weights"] + cold["arena"]
     return [
         Limit("compile, cold", cold["seconds"], COLD_S, "s"),
+        *(Limit(f"  {stage}", seconds, CODE_GENERATION_S if stage == "code generation" else COLD_S, "s") for stage, seconds in stages.items()),
         Limit("compile, cached", cached["seconds"], CACHED_S, "s"),
         Limit("load a saved module", min(step["seconds"] for step in loaded) * 1e3, LOAD_S * 1e3, "ms"),
         Limit("saved module", size / _MB, (cold["weights"] + ARTIFACT_OVER_WEIGHTS) / _MB, "MB"),

@@ -38,7 +38,7 @@ def main(
     peak, bandwidth = max(peaks), read_gbytes(threads)
     gflop = sum(kernel.flops for kernel in module.kernels) / 1e9
     best, middle = min(times), sorted(times)[len(times) // 2]
-    console = Console(width=160)
+    console = Console(width=200)
     console.print(f"{model}, {threads} thread{'s' if threads > 1 else ''}, compiled in {compile_s:.2f} s")
     console.print(f"fastest {best * 1e3:.3f} ms, median {middle * 1e3:.3f} ms over {len(times)} runs")
     speed = gflop / best
