@@ -161,16 +161,16 @@ def _model_bytes(model: Model) -> bytes | None:
 
 
 def _build(model: Model, options: Options) -> _Built:
-    from frontend.onnx.importer import import_model
-
     from backends.llvm import spmd
     from backends.llvm.engine import compile_program
     from compiler.lowering import lower
     from compiler.pipeline import optimize
+    from frontend.onnx.importer import import_model
 
     target = resolve(options.target)
-    graph = import_model(model, dict(options.input_shapes))
-    program = lower(optimize(graph, target, options.opt_level), target, options.workers)
+    graph = import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes))
+    planned, _ = optimize(graph, target, options.opt_level)
+    program = lower(planned, target, options.workers)
     image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
         name=program.name,

@@ -37,6 +37,8 @@ JOB_SLEEPERS = 320
 """i32: threads asleep on the job word, or about to be."""
 BARRIER_SLEEPERS = 324
 """i32: threads asleep on the barrier word, or about to be."""
+MISSES = 8
+"""Bytes from either count of sleepers to an i32: waits in a row that ended in sleep."""
 POOL_BYTES = 384
 
 SPIN = 20_000

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, open_module, parse_shapes, random_inputs, read_inputs
+from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, console, open_module, parse_shapes, random_inputs, read_inputs
 from compiler.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def bench_command(
 ) -> None:
     """Time inferences; inputs that are not given are random."""
     import numpy as np
-    from rich.console import Console
 
     from compiler.cli.bench_engine import ENGINES
     from runtime.cpus import available_cpus
@@ -60,7 +59,7 @@ def bench_command(
             for engine in ["tensorsmith", *peers]:
                 timings.setdefault(engine, []).append(_round(engine, model, names, workers, repeats, Path(folder)))
         differences = {engine: _difference(Path(folder), engine) for engine in peers}
-    Console().print(_table(f"{model.name}, {workers} threads", timings, differences))
+    console().print(_table(f"{model.name}, {workers} threads", timings, differences))
 
 
 def _round(engine: str, model: Path, names: list[str], threads: int, repeats: int, folder: Path) -> Timing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compiler.cli.options import InputShapes, ModuleFile, open_module, parse_shapes
+from compiler.cli.options import InputShapes, ModuleFile, console, open_module, parse_shapes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -12,22 +12,20 @@ if TYPE_CHECKING:
 
 def inspect_command(module: ModuleFile, input_shape: InputShapes = None) -> None:
     """Show inputs, outputs, memory and kernels."""
-    from rich.console import Console
-
     opened = open_module(module, None, parse_shapes(input_shape))
     memory = opened.memory
-    console = Console()
-    console.print(f"{opened.name} for {opened.target}, {opened.threads} threads", markup=False, highlight=False)
+    out = console()
+    out.print(f"{opened.name} for {opened.target}, {opened.threads} threads")
     for label, infos in (("input", opened.inputs), ("output", opened.outputs)):
         for info in infos:
-            console.print(f"{label:7} {info}", markup=False, highlight=False)
+            out.print(f"{label:7} {info}")
     arena = f"arena {memory.arena / 1e6:.2f} MB (bound {memory.arena_bound / 1e6:.2f} MB)"
     sizes = f"weights {memory.weights / 1e6:.2f} MB, code {memory.code / 1e3:.0f} kB, {arena}"
-    console.print(sizes, markup=False, highlight=False)
+    out.print(sizes)
     table = kernel_table("MFLOP", "kB")
     for kernel in opened.kernels:
         table.add_row(kernel.name, kernel.family, f"{kernel.flops / 1e6:.2f}", f"{kernel.nbytes / 1e3:.1f}", kernel.schedule)
-    console.print(table)
+    out.print(table)
 
 
 def kernel_table(*figures: str) -> Table:

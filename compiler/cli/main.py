@@ -9,6 +9,7 @@ import typer
 from compiler.cli.bench import bench_command
 from compiler.cli.compile import compile_command
 from compiler.cli.inspect import inspect_command
+from compiler.cli.opt import opt_command
 from compiler.cli.profile import profile_command
 from compiler.cli.run import run_command
 from compiler.errors import UserError
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command("compile")(compile_command)
 app.command("run")(run_command)
 app.command("bench")(bench_command)
+app.command("opt")(opt_command)
 app.command("inspect")(inspect_command)
 app.command("profile")(profile_command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +12,12 @@ import typer
 from compiler.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from runtime.artifact import TensorInfo
     from runtime.module import Module
+
+_FILE_COLUMNS = 200
 
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 ModuleFile = Annotated[Path, typer.Argument(help="A compiled module (.tsm) or an ONNX file.", show_default=False)]
@@ -79,6 +84,14 @@ def open_module(path: Path, threads: int | None, shapes: Mapping[str, Sequence[i
     if shapes:
         raise UserError("a compiled module has fixed shapes", where="--input-shape", hint="give the ONNX file, or leave the option out")
     return load(path, threads=threads)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where tables are printed; text is taken as it is, and files and pipes get wide lines."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=None if stream.isatty() else _FILE_COLUMNS)
 
 
 def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:
