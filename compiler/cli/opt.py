@@ -66,7 +66,7 @@ def opt_command(
     if stage in (Stage.LOOPS, Stage.LLVM):
         _print_program(lower(graph, machine, options.workers), stage)
     elif stage is not None or not (print_before or print_after or time_passes):
-        typer.echo(print_graph(graph))
+        typer.echo(print_graph(graph), nl=False)
     if time_passes:
         _print_times(reports)
 
@@ -98,7 +98,7 @@ class _Printer:
         from compiler.ir.printer import print_graph
 
         if name in wanted or "all" in wanted:
-            typer.echo(f"// {when} {name}{suffix}\n{print_graph(graph)}\n")
+            typer.echo(f"// {when} {name}{suffix}\n{print_graph(graph)}")
 
 
 def _split(text: str) -> list[str]:
