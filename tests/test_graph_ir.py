@@ -35,6 +35,19 @@ CANONICAL = """graph @net {
 """
 BIG = np.arange(32, dtype=np.float32).reshape(4, 8)
 
+LAID_OUT = """graph @net {
+  input %x: f32[1, 8, 4, 4]
+  input %w: f32[8, 8, 1, 1]
+  input %bias: f32[1, 8, 1, 1]{8c}
+  input %scale: f32[4]
+  %b: f32[1, 8, 4, 4]{8c} = to_layout(%x) {block = 8}
+  %c: f32[1, 8, 4, 4]{8c} = conv(%b, %w) {strides = [1, 1], pads = [0, 0, 0, 0], dilations = [1, 1], group = 1}
+  %d: f32[1, 8, 4, 4]{8c} = add(%c, %bias)
+  %e: f32[1, 8, 4, 4]{8c} = mul(%d, %scale)
+  return %e
+}
+"""
+
 PLANNED = """graph @net(arena_bytes = 192) {
   input %x: f32[16]
   %a: f32[16] = group(%x) {offset = 0} "first"
@@ -239,6 +252,10 @@ def _one_name_for_two(graph: Graph) -> Graph:
     return graph.with_(inputs=(*graph.inputs, Value("one", TensorType(F32, ()))))
 
 
+def _foreign_attribute(graph: Graph) -> Graph:
+    return graph.with_(nodes=(replace(graph.nodes[0], attrs={"axis": np.int64(1)}), *graph.nodes[1:]))
+
+
 def _odd_symbol(graph: Graph) -> Graph:
     return graph.with_(inputs=(*graph.inputs, Value("z", TensorType(F32, (sym("batch size"),)))))
 
@@ -252,11 +269,30 @@ def _odd_symbol(graph: Graph) -> Graph:
         (_wrong_constant, "holds float64[4]"),
         (_block_a_vector, "has no such layout"),
         (_one_name_for_two, "two values are called %one"),
+        (_foreign_attribute, "of type int64 cannot be an attribute"),
         (_odd_symbol, "not an identifier"),
     ],
 )
 def test_rules_of_every_stage(change: Callable[[Graph], Graph], what: str) -> None:
-    _refuse(change(canonical()), Stage.LAID_OUT, what)
+    with pytest.raises(InternalError) as caught:
+        verify_graph(change(canonical()), Stage.LAID_OUT)
+    assert what in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("%c: f32[1, 8, 4, 4]{8c}", "%c: f32[1, 8, 4, 4]", "conv cannot run in these layouts"),
+        ("%w: f32[8, 8, 1, 1]", "%w: f32[8, 8, 1, 1]{8c}", "conv cannot run in these layouts"),
+        ("%bias: f32[1, 8, 1, 1]{8c}", "%bias: f32[1, 8, 1, 1]", "add cannot run in these layouts"),
+        ("%d: f32[1, 8, 4, 4]{8c}", "%d: f32[1, 8, 4, 4]{4c}", "add cannot run in these layouts"),
+        ("%e: f32[1, 8, 4, 4]{8c} = mul(%d, %scale)", "%e: f32[128]{1c} = reshape(%d) {shape = [128]}", "reshape cannot run in these layouts"),
+        ("{block = 8}", "{block = 4}", "to_layout's block"),
+    ],
+)
+def test_rules_of_layouts(old: str, new: str, what: str) -> None:
+    verify_graph(parse_graph(LAID_OUT), Stage.LAID_OUT)
+    _refuse(parse_graph(LAID_OUT.replace(old, new, 1)), Stage.LAID_OUT, what)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ class Buffer:
 
 
 class LoopKind(Enum):
+    """Who runs a loop's iterations: each worker all of them, or each its part."""
+
     SERIAL = "for"
     PARALLEL = "parallel"
 

@@ -17,8 +17,8 @@ import numpy as np
 from compiler.errors import InternalError
 from compiler.ir.graph import Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.scalar import Array, Scalar, evaluate
 from compiler.ir.scalar import Arg as ScalarArg
+from compiler.ir.scalar import Array, Scalar, evaluate
 from compiler.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Sample:
     domain: str = ""
 
 
-class UnsupportedForm(Exception):
+class UnsupportedForm(Exception):  # noqa: N818 # it names what was met; the importer makes the error
     """A form met a node it cannot import; the importer lists all of them in one error."""
 
 

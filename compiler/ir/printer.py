@@ -22,6 +22,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from compiler.errors import InternalError
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Region, Value
 from compiler.ir.intexpr import IntExpr
 from compiler.ir.scalar import Arg, Call, Const, Scalar
@@ -102,7 +103,7 @@ def print_node(node: Node, names: Mapping[Value, str] = MappingProxyType({})) ->
 
 
 def print_attr(attr: Attr) -> str:
-    """An attribute's value, exactly."""
+    """An attribute's value, exactly. Raises InternalError for what is not an ``Attr``."""
     match attr:
         case None:
             return "none"
@@ -120,8 +121,9 @@ def print_attr(attr: Attr) -> str:
             return f"[{', '.join(map(print_attr, attr))}]"
         case Region():
             return _print_region(attr)
-        case _:
+        case Arg() | Const() | Call():
             return print_scalar(attr)
+    raise InternalError(f"{attr!r} of type {type(attr).__name__} cannot be an attribute", where="IR text")
 
 
 def print_scalar(expr: Scalar) -> str:
@@ -178,11 +180,10 @@ def _print_data(constant: Constant) -> str:
     if not is_inline(constant):
         return f"@{constant.digest}"
     array = np.ascontiguousarray(constant.array)
-    items = [number(item) for item in array.reshape(-1).astype(_wide(array)).tolist()]
-    # A NaN of another bit pattern than the usual one does not survive as a literal.
+    # The bits of a NaN do not survive as a literal.
     if array.dtype.kind not in "iub" and np.isnan(array).any():
         return f'bytes "{array.tobytes().hex()}"'
-    return f"[{', '.join(items)}]"
+    return f"[{', '.join(number(item) for item in array.reshape(-1).astype(_wide(array)).tolist())}]"
 
 
 def _wide(array: Array) -> np.dtype[np.generic]:

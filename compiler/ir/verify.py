@@ -5,6 +5,7 @@ At every stage:
 - A node reads values that are defined before it, in its own graph or in one around it. A ``group`` region reads its inputs alone.
 - A graph's outputs are defined in it or around it.
 - A node's output types are what its op infers from its operands (layout apart); a constant's array has its value's dtype and shape.
+- Attributes are of the kinds that ``graph.Attr`` lists.
 - A layout block is at least 1, and is more than 1 only for values of rank 2 or more.
 - Symbolic dims are named by identifiers.
 
