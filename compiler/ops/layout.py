@@ -14,7 +14,7 @@ class ToLayout(Op):
     """The same logical values with channels in blocks of ``block`` (1: row-major)."""
 
     name = "to_layout"
-    families = ("to_layout",)
+    families = ("layout",)
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         return (first_type(inputs).with_block(attr_int(attrs, "block")),)
