@@ -16,7 +16,7 @@ from backends.reference import run_program
 from compiler.errors import InternalError, UserError
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import sym
-from compiler.ir.loop import Access, Function, Let, Reg, VecType
+from compiler.ir.loop import Access, Buffer, Function, Let, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.loop_interp import run_function
 from compiler.ir.loop_text import parse_function, print_function
@@ -174,6 +174,22 @@ def test_broken_rules_are_named(old: str, new: str, what: str) -> None:
 
 
 # -- meaning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "buffer"), [("a.b", "x"), ("a b", "x"), ("f", "x.y"), ("f", "é")])
+def test_names_are_identifiers(name: str, buffer: str) -> None:
+    with pytest.raises(InternalError, match="is not an identifier"):
+        verify_function(Function(name, (Buffer(buffer, F32, 1, Access.READ),), ()))
+
+
+def test_symbols_may_have_dots() -> None:
+    text = SCALE.replace("N", "a.N").replace("i1", "i.1").replace("bind j", "bind j.0").replace("y[j]", "y[j.0]").replace("if j", "if j.0")
+    function = parse_function(text)
+    verify_function(function)
+    assert print_function(function) == text
+    y = np.zeros(9, np.float32)
+    run_function(function, [np.arange(9, dtype=np.float32), y, None], {"a.N": 9})
+    np.testing.assert_array_equal(y, 2 * np.arange(9))
 
 
 @settings(QUICK, max_examples=150)

@@ -1,6 +1,7 @@
 """The rules of Loop IR, checked.
 
-- Functions, buffers, params, loop variables and bound names are identifiers; buffers' names are unique.
+- Functions and buffers are called by identifiers, as are params, loop variables and bound names, which may also have dots;
+  buffers' names are unique.
 - A register is defined once, before it is read, and is seen in the block that defines it and in the blocks inside.
 - Indices use params, variables of the loops around and names bound before, in the same way; none of these hides another.
 - A buffer's size uses params alone.
@@ -43,8 +44,10 @@ class _Verifier:
 
     def run(self) -> None:
         function = self._function
-        for name in (function.name, *(b.name for b in function.buffers), *function.params):
+        for name in (function.name, *(b.name for b in function.buffers)):
             self._identifier(name)
+        for name in function.params:
+            self._identifier(name.replace(".", "_"))
         for buffer in function.buffers:
             self._require(buffer.name not in self._buffers, f"two buffers are called {buffer.name}")
             self._buffers[buffer.name] = buffer
@@ -56,7 +59,7 @@ class _Verifier:
             raise InternalError(what, where=self._where)
 
     def _identifier(self, name: str) -> None:
-        self._require(name.replace(".", "_").isidentifier() and name.isascii(), f"{name!r} is not an identifier")
+        self._require(name.isidentifier() and name.isascii(), f"{name!r} is not an identifier")
 
     def _index(self, expr: Dim) -> None:
         for name in symbols(expr):
@@ -73,7 +76,7 @@ class _Verifier:
         self._regs[reg.id] = reg
 
     def _symbol(self, name: str) -> None:
-        self._identifier(name)
+        self._identifier(name.replace(".", "_"))
         self._require(name not in self._symbols, f"{name} is known already")
         self._symbols.add(name)
 
