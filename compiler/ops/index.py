@@ -249,7 +249,7 @@ def _slice(context: FormContext) -> Value:
             sizes[axis] = maximum(floordiv(_bound(end, dim, 0, dim) - starts[axis] + (step - 1), step), 0)
         else:
             starts[axis] = _bound(begin, dim, 0, dim - 1)
-            sizes[axis] = maximum(floordiv(starts[axis] - _bound(end, dim, -1, dim - 1) + (-step - 1), -step), 0)
+            sizes[axis] = minimum(maximum(floordiv(starts[axis] - _bound(end, dim, -1, dim - 1) + (-step - 1), -step), 0), dim)
     if tuple(sizes) == x.type.shape and set(steps) <= {1}:
         return x
     return context.emit("slice", x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))

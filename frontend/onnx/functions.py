@@ -60,10 +60,16 @@ def _type(value: Value | None) -> onnx.TypeProto:
     return onnx.helper.make_tensor_type_proto(_NUMBER[value.type.dtype], dims)
 
 
-def call_attributes(function: onnx.FunctionProto, node: onnx.NodeProto, outer: Mapping[str, onnx.AttributeProto]) -> dict[str, onnx.AttributeProto]:
-    """The attributes a function's body sees: its defaults, then those of the calling node."""
+def call_attributes(
+    function: onnx.FunctionProto, node: onnx.NodeProto, opset: int | None, outer: Mapping[str, onnx.AttributeProto]
+) -> dict[str, onnx.AttributeProto]:
+    """The attributes a function's body sees: its defaults (the standard's, where it is an operator of opset), then the calling node's."""
     given = {attribute.name: attribute for attribute in resolved(node, outer)}
-    return {attribute.name: attribute for attribute in function.attribute_proto} | given
+    defaults = {attribute.name: attribute for attribute in function.attribute_proto}
+    schema = None if opset is None else _schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
+    if schema is not None:
+        defaults |= {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
+    return defaults | given
 
 
 def resolved(node: onnx.NodeProto, outer: Mapping[str, onnx.AttributeProto]) -> list[onnx.AttributeProto]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -75,14 +76,12 @@ class _Importer:
         graph = self._proto.graph
         scope = _Scope(self._opsets(self._proto.opset_import), tensors={t.name: t for t in graph.initializer})
         inputs = [value for value in graph.input if value.name not in scope.tensors]
-        names = [*(v.name for v in inputs), *scope.tensors]
-        duplicate = next((name for position, name in enumerate(names) if name in names[:position]), None) if len(set(names)) < len(names) else None
-        if duplicate is not None or len(scope.tensors) < len(graph.initializer):
-            raise UserError(
-                f"an input or initializer named {duplicate or 'twice'!r} is defined twice", where=self._where, hint="export the model again"
-            )
+        names = [value.name for value in inputs]
+        for name, count in (Counter(names) + Counter(t.name for t in graph.initializer)).items():
+            if count > 1:
+                raise UserError(f"input or initializer {name!r} is defined twice", where=self._where, hint="export the model again")
         outputs = [value.name for value in graph.output]
-        nodes = ordered(graph.node, names, outputs, self._where)
+        nodes = ordered(graph.node, (*names, *scope.tensors), outputs, self._where)
         try:
             types = input_types(inputs, input_shapes, self._where)
         except UnsupportedForm as error:
@@ -251,7 +250,7 @@ class _Importer:
         inner = _Scope(
             {**scope.opsets, **self._opsets(function.opset_import)},
             values=arguments,
-            attributes=call_attributes(function, node, scope.attributes),
+            attributes=call_attributes(function, node, scope.opsets.get(_domain(node.domain)), scope.attributes),
             prefix=f"{scope.prefix}{node.name or node.op_type}/",
             calls=(*scope.calls, function.name),
         )

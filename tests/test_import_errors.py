@@ -1,0 +1,207 @@
+"""Models that cannot be imported: each a UserError that says where, what, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from test_import import info, model_of
+
+from compiler.errors import UnsupportedError, UserError
+from frontend.onnx.importer import import_model
+
+RELU = model_of([helper.make_node("Relu", ["x"], ["y"])], [info("x", ["n", 3])], ["y"])
+
+
+def failure(model: object, *parts: str, shapes: object = None) -> UserError:
+    """The error importing model gives; it must say what, where and what to do, and hold every one of parts."""
+    with pytest.raises(UserError) as caught:
+        import_model(model, shapes)  # type: ignore[arg-type]
+    error = caught.value
+    assert error.where
+    assert error.hint
+    for part in parts:
+        assert part in str(error)
+    return error
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    failure(tmp_path / "none.onnx", "none.onnx", "does not exist")
+
+
+def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    failure(tmp_path, "folder")
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    failure(str(tmp_path / "empty.onnx"), "empty.onnx", "the file is empty")
+
+
+def test_not_a_protobuf(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
+    path.write_text("this is not a model\n" * 10)
+    failure(path, "text.onnx", "not an ONNX model")
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    data = RELU.SerializeToString()
+    path = tmp_path / "cut.onnx"
+    for length in range(1, len(data)):
+        path.write_bytes(data[:length])
+        failure(path, "cut.onnx")
+
+
+def test_another_kind_of_object() -> None:
+    failure(3, "int")
+
+
+def test_cycle() -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "c"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+        helper.make_node("Neg", ["b"], ["c"], name="third"),
+        helper.make_node("Abs", ["c"], ["y"], name="after"),
+    ]
+    error = failure(model_of(nodes, [info("x", [2])], ["y"]), "circle", "'first'", "'second'", "'third'")
+    assert "'after'" not in str(error)
+
+
+def test_missing_input_of_a_node() -> None:
+    failure(model_of([helper.make_node("Relu", ["nowhere"], ["y"], name="n")], [info("x", [2])], ["y"]), "'nowhere'", "'n'", "nothing defines")
+
+
+def test_missing_output() -> None:
+    failure(model_of([helper.make_node("Relu", ["x"], ["y"])], [info("x", [2])], ["z"]), "'z'")
+
+
+@pytest.mark.parametrize("name", ["a", "x", "c"])
+def test_duplicate_value_name(name: str) -> None:
+    constant = numpy_helper.from_array(np.ones(2, np.float32), "c")
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["x"], [name], name="again"), helper.make_node("Abs", ["a"], ["y"])]
+    failure(model_of(nodes, [info("x", [2])], ["y"], [constant]), repr(name), "defined twice", "'again'")
+
+
+def test_duplicate_input_and_initializer() -> None:
+    failure(model_of([helper.make_node("Relu", ["x"], ["y"])], [info("x", [2]), info("x", [2])], ["y"]), "'x'", "defined twice")
+    constants = [numpy_helper.from_array(np.ones(2, np.float32), "c")] * 2
+    failure(model_of([helper.make_node("Add", ["x", "c"], ["y"])], [info("x", [2])], ["y"], constants), "'c'", "defined twice")
+
+
+def test_every_unsupported_node_is_listed() -> None:
+    nodes = [
+        helper.make_node("Unique", ["x"], ["u"], name="first"),
+        helper.make_node("Relu", ["u"], ["r"], name="fine"),
+        helper.make_node("Fancy", ["r"], ["f"], name="second", domain="my.domain"),
+        helper.make_node("NonZero", ["x"], ["nz"], name="third"),
+        helper.make_node("MaxPool", ["x4"], ["p", "indices"], name="fourth", kernel_shape=[2, 2]),
+        helper.make_node("Reshape", ["x", "shape"], ["s"]),
+    ]
+    inputs = [info("x", [4]), info("x4", [1, 1, 4, 4]), info("shape", [2], TensorProto.INT64)]
+    error = failure(model_of(nodes, inputs, ["f", "nz", "indices", "s"], opset=18, domains=["my.domain"]))
+    assert isinstance(error, UnsupportedError)
+    unique, fancy, nonzero, pool, reshape = error.items
+    assert unique.startswith("Unique (opset 18), node 'first': ")
+    assert fancy.startswith("my.domain.Fancy (opset 1), node 'second': ")
+    assert "'third'" in nonzero
+    assert "'fourth'" in pool
+    assert "output 1" in pool
+    assert reshape.startswith("Reshape (opset 18), node that makes 's': the new shape")
+    assert all(item in str(error) for item in error.items)
+
+
+def test_unsupported_node_in_a_function_is_listed_with_its_caller() -> None:
+    body = [helper.make_node("Unique", ["v"], ["r"], name="inner")]
+    function = helper.make_function("mine", "Outer", ["v"], ["r"], body, [helper.make_opsetid("", 20)])
+    nodes = [helper.make_node("Outer", ["x"], ["y"], domain="mine", name="call")]
+    error = failure(model_of(nodes, [info("x", [2])], ["y"], functions=[function], domains=["mine"]), "Unique", "call/", "'inner'")
+    assert isinstance(error, UnsupportedError)
+
+
+def test_recursive_function() -> None:
+    body = [helper.make_node("Again", ["v"], ["r"], domain="mine")]
+    function = helper.make_function("mine", "Again", ["v"], ["r"], body, [helper.make_opsetid("mine", 1)])
+    nodes = [helper.make_node("Again", ["x"], ["y"], domain="mine")]
+    failure(model_of(nodes, [info("x", [2])], ["y"], functions=[function], domains=["mine"]), "'Again'", "calls itself")
+
+
+def test_wrong_shapes_in_the_graph_name_the_node() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")]
+    failure(model_of(nodes, [info("x", [2, 3]), info("w", [4, 5])], ["y"]), "'product'", "f32[2, 3]", "f32[4, 5]")
+
+
+def test_unsupported_input_type() -> None:
+    failure(model_of([helper.make_node("Identity", ["x"], ["y"])], [info("x", [2], TensorProto.STRING)], ["y"]), "'x'", "element type")
+
+
+def test_input_without_a_shape() -> None:
+    bare = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], [bare], ["y"])
+    failure(model, "'x'", "no shape", "input_shapes")
+    assert import_model(model, {"x": [2, 3]}).outputs[0].type.shape == (2, 3)
+
+
+def test_newer_opset_than_known() -> None:
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], [info("x", [2])], ["y"], opset=999)
+    failure(model, "opset 999")
+
+
+def test_tensor_with_too_few_bytes() -> None:
+    tensor = numpy_helper.from_array(np.ones(4, np.float32), "c")
+    tensor.raw_data = tensor.raw_data[:-1]
+    failure(model_of([helper.make_node("Add", ["x", "c"], ["y"])], [info("x", [4])], ["y"], [tensor]), "'c'", "16 bytes", "15")
+
+
+def external(location: str, **entries: str) -> onnx.ModelProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    return model_of([helper.make_node("Add", ["x", "w"], ["y"])], [info("x", [4])], ["y"], [tensor])
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "", "link/secret.bin"])
+def test_external_data_outside_the_folder(tmp_path: Path, location: str) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(64))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    onnx.save(external(location), folder / "m.onnx")
+    failure(folder / "m.onnx", "'w'", "outside the model's folder")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"offset": "4"}, {"length": "20"}, {"length": "8"}, {"offset": "-4"}, {"offset": "99999999999999999999"}, {"offset": "four"}],
+)
+def test_external_data_out_of_bounds(tmp_path: Path, entries: dict[str, str]) -> None:
+    (tmp_path / "data.bin").write_bytes(bytes(16))
+    onnx.save(external("data.bin", **entries), tmp_path / "m.onnx")
+    failure(tmp_path / "m.onnx", "'w'")
+
+
+def test_external_data_that_is_not_there(tmp_path: Path) -> None:
+    onnx.save(external("data.bin"), tmp_path / "m.onnx")
+    failure(tmp_path / "m.onnx", "'data.bin'", "does not exist")
+    failure(external("data.bin"), "'data.bin'", "not given as a file")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "part"),
+    [
+        ({"z": [1, 3]}, "'z'"),
+        ({"x": [1, 3, 1]}, "[1, 3, 1]"),
+        ({"x": [1, 4]}, "fixes"),
+        ({"x": [-1, 3]}, "[-1, 3]"),
+        ({"x": ["a", 3]}, "['a', 3]"),
+    ],
+)
+def test_input_shapes_that_do_not_fit(shapes: object, part: str) -> None:
+    failure(RELU, part, "input_shapes", shapes=shapes)
+
+
+def test_input_shapes_that_contradict_each_other() -> None:
+    model = model_of([helper.make_node("Add", ["a", "b"], ["y"])], [info("a", ["n"]), info("b", ["n"])], ["y"])
+    failure(model, "'n'", "2", "3", shapes={"a": [2], "b": [3]})

@@ -1,0 +1,275 @@
+"""Every operator's samples, imported as one-node models and interpreted, against ONNX's own reference or ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Node, Region, Value
+from compiler.ir.interp import interpret, interpret_all
+from compiler.ir.intexpr import evaluate
+from compiler.ir.op import Layouts, Sample, all_ops, lookup
+from compiler.ir.types import DType, TensorType
+from compiler.ir.verify import Stage, verify_graph
+from frontend.onnx.importer import import_model
+
+SAMPLES = [pytest.param(s, id=f"{op.name}-{k}-{s.op_type}") for op in all_ops() for k, s in enumerate(op.samples)]
+
+REFERENCE_IS_WRONG = {
+    "ConvTranspose": "fails on groups and on output_shape",
+    "GatherElements": "refuses indices smaller than the data",
+    "GlobalLpPool": "has no implementation",
+    "Hardmax": "does not flatten before opset 13",
+    "LogSoftmax": "loses everything below exp's range",
+    "LpNormalization": "ignores p",
+    "LRN": "accumulates in another order",
+    "MaxPool of int8": "fills with NaN",
+    "OneHot": "refuses a depth of shape [1]",
+    "Pad": "fails on negative pads",
+    "Resize": "maps align_corners by the scale, not by the lengths",
+    "Softmax": "does not flatten before opset 13",
+    "Softsign": "fails on a scalar",
+    "Upsample": "has no linear mode",
+}
+
+
+def one_node_model(sample: Sample) -> onnx.ModelProto:
+    inputs, initializers, names = [], [], []
+    for index, array in enumerate(sample.inputs):
+        names.append("" if array is None else f"x{index}")
+        if array is not None and index in sample.constant:
+            initializers.append(numpy_helper.from_array(array, f"x{index}"))
+        elif array is not None:
+            inputs.append(helper.make_tensor_value_info(f"x{index}", helper.np_dtype_to_tensor_dtype(array.dtype), array.shape))
+    attrs = {k: numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in sample.attrs.items()}
+    outputs = [f"y{index}" for index in range(sample.outputs)]
+    node = helper.make_node(sample.op_type, names, outputs, domain=sample.domain, **attrs)
+    graph = helper.make_graph([node], "sample", inputs, [onnx.ValueInfoProto(name=name) for name in outputs], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid(sample.domain, sample.opset)], ir_version=10)
+
+
+def feeds_of(sample: Sample) -> dict[str, np.ndarray]:
+    return {f"x{i}": a for i, a in enumerate(sample.inputs) if a is not None and i not in sample.constant}
+
+
+def expected(model: onnx.ModelProto, sample: Sample) -> list[np.ndarray]:
+    first = sample.inputs[0] if sample.inputs else None
+    if {sample.op_type, f"{sample.op_type} of {None if first is None else first.dtype}"} & REFERENCE_IS_WRONG.keys():
+        runtime = pytest.importorskip("onnxruntime", reason="the oracle of operators whose reference implementation is wrong")
+        session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return list(session.run(None, feeds_of(sample)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return [np.asarray(y) for y in ReferenceEvaluator(model).run(None, feeds_of(sample))]
+
+
+def assert_same(got: np.ndarray, want: np.ndarray) -> None:
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    if want.dtype.kind in "iub":
+        np.testing.assert_array_equal(got, want)
+        return
+    finite = np.abs(want[np.isfinite(want)])
+    scale = min(float(finite.max(initial=0)), 100.0)
+    np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_sample_agrees_with_the_standard(sample: Sample) -> None:
+    model = one_node_model(sample)
+    graph = import_model(model)
+    verify_graph(graph, Stage.CANONICAL)
+    got = interpret(graph, feeds_of(sample))
+    for value, want in zip(got.values(), expected(model, sample), strict=True):
+        assert_same(np.asarray(value), want)
+
+
+def read_boxes(regions: Sequence[Region], inputs: Sequence[np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The output as its boxes describe it, element by element, and how often each element is written."""
+    out, written = np.zeros(shape, inputs[0].dtype), np.zeros(shape, np.int64)
+    for region in regions:
+        for position in product(*(range(evaluate(extent, {})) for extent in region.extent)):
+            at = tuple(evaluate(o, {}) + p for o, p in zip(region.offset, position, strict=True))
+            symbols = {f"i{axis}": p for axis, p in enumerate(position)}
+            source = tuple(evaluate(e, symbols) for e in region.index)
+            assert region.source is None or all(0 <= s < n for s, n in zip(source, inputs[region.source].shape, strict=True))
+            out[at] = region.fill if region.source is None else inputs[region.source][source]
+            written[at] += 1
+    return out, written
+
+
+def index_nodes(graph: Graph) -> Iterator[tuple[Node, tuple[Region, ...]]]:
+    for node in graph.nodes:
+        regions = lookup(node.op).regions([v.type for v in node.present_inputs], node.attrs)
+        if regions is not None:
+            yield node, regions
+
+
+@pytest.mark.parametrize("sample", [p for p in SAMPLES if "injective" in lookup(p.id.split("-")[0]).families])
+def test_regions_say_what_evaluate_does(sample: Sample) -> None:
+    graph = import_model(one_node_model(sample))
+    for node, regions in index_nodes(graph):
+        values = interpret_all(graph, feeds_of(sample))
+        want = values[node.output.name]
+        got, written = read_boxes(regions, [values[v.name] for v in node.present_inputs], want.shape)
+        np.testing.assert_array_equal(written, 1)
+        np.testing.assert_array_equal(got, want)
+
+
+def simplified(graph: Graph) -> Graph:
+    """graph with every node offered to its op's simplifications once, in order."""
+    builder = GraphBuilder(graph.name)
+    for value in graph.inputs:
+        builder.inputs.append(builder.adopt(value))
+    replaced: dict[Value, Value] = {v: builder.adopt(v, c) for v, c in graph.constants.items()}
+    for node in graph.nodes:
+        inputs = tuple(None if v is None else replaced.get(v, v) for v in node.inputs)
+        moved = Node(node.op, inputs, node.outputs, node.attrs, name=node.name)
+        better = lookup(node.op).simplify(moved, builder)
+        if better is None:
+            builder.append(moved)
+        else:
+            assert better.type == node.output.type
+            replaced[node.output] = better
+    return builder.graph([replaced.get(v, v) for v in graph.outputs])
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_simplifications_keep_the_result(sample: Sample) -> None:
+    graph = import_model(one_node_model(sample))
+    values = interpret_all(graph, feeds_of(sample))
+    simple = simplified(graph)
+    found = interpret_all(simple, feeds_of(sample))
+    for before, after in zip(graph.outputs, simple.outputs, strict=True):
+        np.testing.assert_allclose(np.asarray(found[after.name], np.float64), np.asarray(values[before.name], np.float64), rtol=1e-6)
+
+
+F32 = DType.FLOAT32
+
+
+def simplify_one(op: str, *operands: TensorType | np.ndarray, **attrs: Any) -> tuple[Node, Value | None, GraphBuilder]:
+    builder = GraphBuilder("g", folding=False)
+    values = [builder.constant(o) if isinstance(o, np.ndarray) else builder.input("x", o) for o in operands]
+    output = builder.emit(op, *values, **attrs)
+    node = builder.producer(output)
+    assert node is not None
+    return node, lookup(op).simplify(node, builder), builder
+
+
+@pytest.mark.parametrize(
+    ("op", "operands"),
+    [
+        ("add", (TensorType(F32, (2, 3)), np.zeros((1, 3), np.float32))),
+        ("sub", (TensorType(F32, (2, 3)), np.zeros((), np.float32))),
+        ("mul", (TensorType(F32, (2, 3)), np.ones((), np.float32))),
+        ("div", (TensorType(F32, (2, 3)), np.ones((3,), np.float32))),
+        ("pow", (TensorType(F32, (2, 3)), np.ones((), np.float32))),
+    ],
+)
+def test_neutral_operands_vanish(op: str, operands: tuple[TensorType | np.ndarray, ...]) -> None:
+    node, found, _ = simplify_one(op, *operands)
+    assert found is node.inputs[0]
+
+
+def test_a_neutral_operand_that_broadcasts_stays() -> None:
+    _, found, _ = simplify_one("add", TensorType(F32, (1, 3)), np.zeros((2, 3), np.float32))
+    assert found is None
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "want"),
+    [
+        ("transpose", {"perm": (0, 1, 2)}, None),
+        ("transpose", {"perm": (1, 0, 2)}, "reshape"),
+        ("reshape", {"shape": (1, 3, 4)}, None),
+        ("slice", {"starts": (0, 0, 0), "sizes": (1, 3, 4), "steps": (1, 1, 1)}, None),
+        ("cast", {"to": F32}, None),
+        ("expand", {"shape": (1, 3, 4)}, None),
+        ("reduce", {"kind": "sum", "axes": (0,), "keepdims": True}, None),
+        ("clip", {"low": 0.0, "high": None}, "relu"),
+        ("pad", {"begins": (0, -1, 0), "ends": (0, 0, -2), "mode": "constant", "value": 0.0}, "slice"),
+    ],
+)
+def test_simplification(op: str, attrs: dict[str, Any], want: str | None) -> None:
+    node, found, builder = simplify_one(op, TensorType(F32, (1, 3, 4)), **attrs)
+    assert found is not None
+    maker = builder.producer(found)
+    assert (None if maker is None else maker.op) == want
+    assert found is node.inputs[0] if want is None else found.type == node.output.type
+
+
+@pytest.mark.parametrize(("op", "inner"), [("neg", None), ("not", None), ("relu", "relu"), ("floor", "floor")])
+def test_repeated_functions_collapse(op: str, inner: str | None) -> None:
+    builder = GraphBuilder("g")
+    x = builder.input("x", TensorType(DType.BOOL if op == "not" else F32, (4,)))
+    once = builder.emit(op, x)
+    node = builder.producer(builder.emit(op, once))
+    assert node is not None
+    assert lookup(op).simplify(node, builder) is (x if inner is None else once)
+
+
+IMAGE = TensorType(F32, (1, 16, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("op", "types", "attrs", "want"),
+    [
+        ("add", [IMAGE, IMAGE], {}, Layouts.SAME),
+        ("conv", [IMAGE, TensorType(F32, (24, 16, 1, 1))], {"group": 1}, Layouts.BLOCKED_OUT),
+        ("conv", [IMAGE, TensorType(F32, (16, 1, 3, 3))], {"group": 16}, Layouts.BLOCKED_OUT),
+        ("conv", [IMAGE, TensorType(F32, (8, 4, 3, 3))], {"group": 4}, Layouts.PLAIN),
+        ("conv", [TensorType(F32, (1, 4, 2, 2, 2)), TensorType(F32, (8, 4, 1, 1, 1))], {"group": 1}, Layouts.PLAIN),
+        ("concat", [IMAGE, IMAGE], {"axis": 1}, Layouts.SAME),
+        ("concat", [IMAGE, TensorType(F32, (1, 3, 6, 6))], {"axis": 1}, Layouts.PLAIN),
+        ("reduce", [IMAGE], {"kind": "sum", "axes": (2, 3), "keepdims": True}, Layouts.SAME),
+        ("reduce", [IMAGE], {"kind": "sum", "axes": (1,), "keepdims": True}, Layouts.PLAIN),
+        ("slice", [IMAGE], {"starts": (0, 8, 0, 1), "sizes": (1, 8, 6, 5), "steps": (1, 1, 1, 1)}, Layouts.SAME),
+        ("slice", [IMAGE], {"starts": (0, 4, 0, 0), "sizes": (1, 8, 6, 6), "steps": (1, 1, 1, 1)}, Layouts.PLAIN),
+        ("pad", [IMAGE], {"begins": (0, 0, 1, 1), "ends": (0, 0, 1, 1), "mode": "constant", "value": 0}, Layouts.SAME),
+        ("transpose", [IMAGE], {"perm": (0, 1, 3, 2)}, Layouts.PLAIN),
+        ("reshape", [IMAGE], {"shape": (1, 16, 36)}, Layouts.PLAIN),
+    ],
+)
+def test_layouts(op: str, types: list[TensorType], attrs: dict[str, Any], want: Layouts) -> None:
+    assert lookup(op).layouts(types, attrs, 8) is want
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3).flatmap(
+        lambda shape: st.tuples(st.just(shape), st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=len(shape), max_size=len(shape)))
+    ),
+    st.sampled_from(["constant", "edge", "reflect", "wrap"]),
+)
+def test_pad_boxes_on_any_shape(case: tuple[list[int], list[tuple[int, int]]], mode: str) -> None:
+    shape, pads = case
+    x = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
+    attrs = {"begins": tuple(b for b, _ in pads), "ends": tuple(e for _, e in pads), "mode": mode, "value": -1.0}
+    regions = lookup("pad").regions([TensorType(F32, x.shape)], attrs)
+    assert regions is not None
+    want = np.pad(x, pads, constant_values=-1) if mode == "constant" else np.pad(x, pads, mode=mode)  # type: ignore[call-overload]
+    got, written = read_boxes(regions, [x], want.shape)
+    np.testing.assert_array_equal(written, 1)
+    np.testing.assert_array_equal(got, want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 6), st.integers(-9, 9), st.integers(-9, 9), st.sampled_from([-3, -2, -1, 1, 2, 3]))
+def test_slice_on_any_bounds(length: int, start: int, end: int, step: int) -> None:
+    x = np.arange(length, dtype=np.float32)
+    sample = Sample("Slice", (x, *(np.array([v], np.int64) for v in (start, end, 0, step))), constant=(1, 2, 3, 4))
+    (got,) = interpret(import_model(one_node_model(sample)), feeds_of(sample)).values()
+    first, last = (v + length if v < 0 else v for v in (start, end))
+    first = min(max(first, 0), length if step > 0 else length - 1)
+    last = min(max(last, 0 if step > 0 else -1), length)
+    np.testing.assert_array_equal(got, x[[i for i in range(first, last, step) if 0 <= i < length]])
