@@ -225,10 +225,12 @@ class ValueEmitter:
         source, target = llvm_type(from_), llvm_type(to)
         if b is DType.BOOL:
             return w.binary("fcmp une" if a.is_float else "icmp ne", from_, value, w.constant(0, from_))
+        if b in _HALF and a is not DType.FLOAT32:
+            wide = VecType(DType.FLOAT32, to.lanes)
+            return self.cast(self.cast(value, from_, wide), wide, to)
+        if b is DType.BFLOAT16:
+            return self._to_bfloat16(value, to)
         if a.is_float and b.is_float:
-            if a.itemsize == b.itemsize:
-                wide = VecType(DType.FLOAT32, to.lanes)
-                return self.cast(self.cast(value, from_, wide), wide, to)
             return w.ins(f"{'fpext' if a.itemsize < b.itemsize else 'fptrunc'} {source} {value} to {target}")
         if a.is_float:
             return self._float_to_integer(value, from_, to)
@@ -239,6 +241,18 @@ class ValueEmitter:
         if a is DType.BOOL or a.itemsize < b.itemsize:
             return w.ins(f"{'sext' if a.is_signed else 'zext'} {source} {value} to {target}")
         return w.ins(f"trunc {source} {value} to {target}")
+
+    def _to_bfloat16(self, value: str, to: VecType) -> str:
+        """The upper half of a float32, rounded to nearest even; x86 before AVX512-BF16 has no instruction, and LLVM calls a library for it."""
+        w = self.writer
+        single, word, half = (VecType(dtype, to.lanes) for dtype in (DType.FLOAT32, DType.UINT32, DType.UINT16))
+        bits = w.bitcast(single, word, value)
+        odd = w.binary("and", word, w.binary("lshr", word, bits, w.constant(16, word)), w.constant(1, word))
+        rounded = w.binary("add", word, w.binary("add", word, bits, odd), w.constant(0x7FFF, word))
+        quiet = w.binary("or", word, bits, w.constant(0x400000, word))
+        kept = w.select(word, w.binary("fcmp uno", single, value, value), quiet, rounded)
+        upper = w.binary("lshr", word, kept, w.constant(16, word))
+        return w.bitcast(half, to, w.ins(f"trunc {llvm_type(word)} {upper} to {llvm_type(half)}"))
 
     def _float_to_integer(self, value: str, from_: VecType, to: VecType) -> str:
         w = self.writer
