@@ -20,6 +20,8 @@ MAX_LINES = 500
 INSTALLED = ("tensorsmith", "compiler", "frontend", "passes", "backends", "runtime")
 """The packages of the wheel."""
 BESIDE = ("examples", "benchmarks", "tests")
+ELSEWHERE = ("zoo",)
+"""Modules that come with the shared models, not from a distribution."""
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -46,7 +48,7 @@ def imported(path: Path) -> set[str]:
             names.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module.split(".")[0])
-    own = {*INSTALLED, *BESIDE, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    own = {*INSTALLED, *BESIDE, *ELSEWHERE, *(path.stem for path in (ROOT / "tests").glob("*.py"))}
     return names - set(sys.stdlib_module_names) - own
 
 
