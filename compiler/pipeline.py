@@ -49,7 +49,7 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
         AssignLayout(target.lanes),
         CopyOutputs(),
         Group(fuse=opt_level >= 1),
-        PlanMemory(effort=1_000_000 if opt_level == 3 else 100_000),
+        PlanMemory(effort=400_000 if opt_level == 3 else 50_000),
     )
 
 

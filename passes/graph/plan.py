@@ -25,7 +25,7 @@ class PlanMemory:
     ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
     """
 
-    effort: int = 1_000_000
+    effort: int = 400_000
     name: ClassVar[str] = "plan-memory"
     stage: ClassVar[Stage] = Stage.PLANNED
 
@@ -136,8 +136,10 @@ def place(intervals: Sequence[Interval], bound: int, effort: int) -> tuple[list[
         if best <= target:
             break
         order = list(best_order)
-        i, j = rng.randrange(len(order)), rng.randrange(len(order))
-        order.insert(j, order.pop(i))
+        highest = max(order, key=lambda i: best_offsets[i] + intervals[i].nbytes)
+        moved = rng.choice((highest, *neighbours[highest])) if rng.random() < 0.5 else rng.choice(order)
+        order.remove(moved)
+        order.insert(rng.randrange(len(order) + 1), moved)
         offsets = _first_fit(intervals, neighbours, order)
         size = _arena(intervals, offsets)
         if size <= best:

@@ -1,0 +1,241 @@
+"""The pass manager, parsing of passes, rewriting, the memory planner and, by random graphs, the whole pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.errors import InternalError, UserError
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.interp import interpret
+from compiler.ir.intexpr import sym
+from compiler.ir.types import DType, TensorType
+from compiler.ir.verify import Stage, is_view
+from compiler.lowering import lower
+from compiler.pipeline import OPT_LEVELS, optimize, passes_for
+from compiler.target import resolve
+from passes.analysis.liveness import Interval, max_live_bytes
+from passes.base import PassManager, PassReport, PassResult, parse_pass
+from passes.graph.constant_fold import ConstantFold
+from passes.graph.dead_code import EliminateDeadCode
+from passes.graph.plan import PlanMemory, place
+from passes.rewrite import rewrite
+from tests.test_passes_text import check_same
+
+TARGET = resolve("x86-64-v3")
+CONV: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
+
+
+def f32(*shape: Any) -> TensorType:
+    return TensorType(DType.FLOAT32, shape)
+
+
+@dataclass(frozen=True)
+class _Breaking:
+    """A pass that forgets to define what the graph returns."""
+
+    name: ClassVar[str] = "breaking"
+    stage: ClassVar[Stage] = Stage.CANONICAL
+
+    def run(self, graph: Graph) -> PassResult:
+        return PassResult(graph.with_(outputs=(Value("nowhere", f32(2)),)), changed=True)
+
+
+def small_graph() -> Graph:
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(2))
+    b.emit("exp", x)
+    return b.graph([b.emit("relu", x)])
+
+
+def test_manager_reports_and_observes_each_pass() -> None:
+    seen: list[tuple[str, int]] = []
+
+    def observer(step: Any, graph: Graph, report: PassReport) -> None:
+        seen.append((step.name, len(graph.nodes)))
+
+    graph, reports = PassManager((ConstantFold(), EliminateDeadCode()), verify=True, observer=observer).run(small_graph())
+    assert seen == [("constant-fold", 2), ("eliminate-dead-code", 1)]
+    assert [(r.name, r.changed, r.nodes_before, r.nodes_after) for r in reports] == [
+        ("constant-fold", False, 2, 2),
+        ("eliminate-dead-code", True, 2, 1),
+    ]
+    assert [n.op for n in graph.nodes] == ["relu"]
+
+
+def test_manager_names_the_pass_that_broke_a_rule() -> None:
+    with pytest.raises(InternalError, match=r"after pass breaking.*nowhere"):
+        PassManager((EliminateDeadCode(), _Breaking()), verify=True).run(small_graph())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no-such-pass", "no pass is called 'no-such-pass'"),
+        ("constant-fold(grow=3)", "has no option 'grow'"),
+        ("constant-fold(growth_bytes=lots)", "has value 'lots'"),
+        ("assign-layout", "assign-layout"),
+        ("group(", "no pass is called"),
+    ],
+)
+def test_bad_pass_texts(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        parse_pass(text)
+
+
+def test_parse_pass_reads_options() -> None:
+    assert parse_pass(" constant-fold( growth_bytes = 3 ) ") == ConstantFold(growth_bytes=3)
+
+
+def test_unknown_level_is_refused() -> None:
+    with pytest.raises(UserError, match="opt_level is 7"):
+        passes_for(TARGET, 7)
+
+
+def test_rewrite_keeps_the_interface() -> None:
+    """Whatever replaces an output, even an input or another output, the names and their order stay."""
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(2))
+    outputs = [b.emit(op, x, name=op) for op in ("exp", "relu", "neg", "abs")]
+    graph = b.graph(outputs)
+    negated: list[Value] = []
+
+    def rule(node: Node, builder: GraphBuilder) -> Value | None:
+        match node.op:
+            case "exp":
+                return x
+            case "relu" | "neg":
+                if not negated:
+                    negated.append(builder.emit("neg", x))
+                return negated[0]
+            case _:
+                return outputs[0]
+
+    result, count = rewrite(graph, rule)
+    assert count == 4
+    assert [v.name for v in result.outputs] == ["exp", "relu", "neg", "abs"]
+    array = np.array([1.0, -2.0], np.float32)
+    got = interpret(result, {"x": array})
+    np.testing.assert_array_equal([got["exp"], got["relu"], got["neg"], got["abs"]], [array, -array, -array, array])
+    again, count = rewrite(result, lambda node, builder: node.present_inputs[0] if node.op == "identity" else None)
+    assert count == 0
+    assert [n.op for n in again.nodes] == [n.op for n in result.nodes]
+
+
+def test_symbolic_dims_ask_for_input_shapes() -> None:
+    b = GraphBuilder("g", folding=False)
+    graph = b.graph([b.emit("relu", b.input("x", f32(sym("batch"), 3)))])
+    with pytest.raises(UserError, match=r"dims batch are not known(.|\n)*input_shapes(.|\n)*x \['batch', '3'\]"):
+        optimize(graph, TARGET)
+
+
+intervals = st.lists(st.builds(lambda size, first, length: Interval(size, first, first + length), st.integers(1, 999), st.integers(0, 30), st.integers(0, 9)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(intervals, st.integers(0, 20_000))
+def test_placement_is_disjoint_and_not_below_the_bound(found: list[Interval], effort: int) -> None:
+    bound = max_live_bytes(found)
+    assert bound == max((sum(i.nbytes for i in found if i.first <= t <= i.last) for t in range(50)), default=0)
+    offsets, arena = place(found, bound, effort)
+    assert arena >= bound
+    assert (offsets, arena) == place(found, bound, effort)
+    for i, (one, at) in enumerate(zip(found, offsets, strict=True)):
+        assert at % 64 == 0
+        assert at + one.nbytes <= arena
+        for other, begin in zip(found[:i], offsets[:i], strict=True):
+            assert not one.overlaps(other) or at + one.nbytes <= begin or begin + other.nbytes <= at
+
+
+def test_search_finds_what_first_fit_does_not() -> None:
+    rng = np.random.default_rng(6)
+    found = [Interval(64 * int(rng.integers(1, 40)), first, first + int(rng.integers(1, 8))) for first in map(int, rng.integers(0, 40, 60))]
+    bound = max_live_bytes(found)
+    assert bound <= place(found, bound, 10_000_000)[1] < place(found, bound, 0)[1]
+
+
+@st.composite
+def networks(draw: Any) -> Graph:
+    """Graphs of convolutions, elementwise nodes with every kind of broadcast, views, pooling, concatenation and constants."""
+    b = GraphBuilder("random", folding=False)
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+
+    def const(*shape: int) -> Value:
+        return b.constant((rng.integers(-8, 9, shape) / 4).astype(np.float32))
+
+    pool = [b.input(f"x{i}", f32(1, draw(st.sampled_from((3, 8, 12))), 4, 4)) for i in range(draw(st.integers(1, 2)))]
+    for _ in range(draw(st.integers(1, 9))):
+        x = draw(st.sampled_from(pool))
+        channels = x.type.shape[1]
+        assert isinstance(channels, int)
+        kind = draw(st.sampled_from(("conv", "conv", "depthwise", "unary", "const", "binary", "swish", "views", "pool", "gate", "concat", "affine")))
+        same = [v for v in pool if v.type == x.type]
+        match kind:
+            case "conv":
+                filters = draw(st.sampled_from((8, 12, channels)))
+                value = b.emit("conv", x, const(filters, channels, 1, 1), **CONV)
+            case "depthwise":
+                value = b.emit("conv", x, const(channels, 1, 3, 3), **{**CONV, "group": channels, "pads": (1, 1, 1, 1)})
+            case "unary":
+                value = b.emit(draw(st.sampled_from(("relu", "abs", "neg", "identity"))), x)
+            case "const":
+                shape = draw(st.sampled_from(((), (1,), (channels, 1, 1), (1, channels, 1, 1), (4,), (1, 1, 4, 1), (1, channels, 4, 4))))
+                pair = (x, const(*shape))
+                value = b.emit(draw(st.sampled_from(("add", "mul", "sub", "maximum"))), *(pair if draw(st.booleans()) else pair[::-1]))
+            case "binary":
+                value = b.emit(draw(st.sampled_from(("add", "mul", "minimum"))), x, draw(st.sampled_from(same)))
+            case "swish":
+                value = b.emit("mul", x, b.emit("sigmoid", x))
+            case "views":
+                flat = b.emit("reshape", x, shape=(channels, 16))
+                value = b.emit("reshape", b.emit("relu", flat), shape=x.type.shape)
+            case "pool":
+                value = b.emit("add", x, b.emit("reduce", x, kind="max", axes=(2, 3), keepdims=True))
+            case "gate":
+                value = b.emit("mul", x, b.emit("conv", b.emit("reduce", x, kind="sum", axes=(2, 3), keepdims=True), const(channels, channels, 1, 1), **CONV))
+            case "concat":
+                value = b.emit("concat", x, draw(st.sampled_from(pool)), axis=1)
+            case _:
+                value = b.emit("add", b.emit("mul", x, const(1, channels, 1, 1)), const(channels, 1, 1))
+        pool.append(b.emit("mul", value, b.constant(np.float32(0.25))))
+    made = [v for v in pool if b.producer(v)]
+    outputs = draw(st.lists(st.sampled_from(made[-3:]), min_size=1, max_size=2, unique=True))
+    return b.graph(outputs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks(), st.sampled_from(OPT_LEVELS))
+def test_pipeline_keeps_the_meaning(graph: Graph, level: int) -> None:
+    """Every stage of random networks verifies and computes the same; what is left are groups and views; the arena is tight."""
+    stages: list[Graph] = []
+    planned, _ = optimize(graph, TARGET, level, verify=True, observer=lambda step, result, report: stages.append(result))
+    check_same(graph, planned, 1e-4)
+    for stage in stages[::3]:
+        check_same(graph, stage, 1e-4)
+    assert all(node.op == "group" or is_view(node) for node in planned.nodes)
+    assert planned.attrs["arena_bytes"] <= 64 + 1.25 * planned.attrs["arena_bound_bytes"]  # type: ignore[operator]
+    program = lower(planned, TARGET, threads=2)
+    assert len(program.calls) == sum(node.op == "group" for node in planned.nodes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(networks())
+def test_in_place_never_costs_memory(graph: Graph) -> None:
+    steps = passes_for(TARGET)
+    grouped, _ = PassManager(steps[:-1]).run(graph)
+    planned = PlanMemory().run(grouped).graph
+    written_over = [n for n in planned.nodes if "in_place" in n.attrs]
+    roots = {n.outputs[0]: n.present_inputs[n.attrs["in_place"]] for n in written_over}  # type: ignore[index]
+    assert len(set(roots.values())) == len(roots)
+    plain = sum(n.output.type.nbytes for n in grouped.nodes if n.op == "group")  # type: ignore[misc]
+    assert planned.attrs["arena_bound_bytes"] <= plain  # type: ignore[operator]
+
+
+def test_options_are_fields() -> None:
+    assert replace(PlanMemory(), effort=3) == parse_pass("plan-memory(effort=3)")
