@@ -9,12 +9,16 @@ import numpy as np
 import onnx
 import pytest
 import toy
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 import tensorsmith as ts
 from compiler import cache
 from compiler.cli.main import app
 from compiler.cli.run import file_name
+from compiler.ir.graph import Constant
+from compiler.ir.parser import parse_graph
+from compiler.ir.printer import print_graph
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,6 +105,38 @@ def test_bench_against_another_engine_agrees_with_it(model: Path) -> None:
     assert float(re.findall(r"[\d.]+e[-+]\d+", row)[0]) < 1e-5
 
 
+SHAPE = ("--input-shape", "x=1x3x8x8")
+
+
+def test_opt_prints_a_graph_that_reads_back(model: Path) -> None:
+    weights = [Constant(numpy_helper.to_array(tensor)) for tensor in onnx.load(model).graph.initializer]
+    arrays = {constant.digest: constant.array for constant in weights}
+    for stage in ("imported", "canonical", "laid-out", "grouped", "planned"):
+        text = call("opt", model, *SHAPE, "--stage", stage)
+        assert print_graph(parse_graph(text, arrays)).strip() == text.strip()
+    assert call("opt", model, *SHAPE) == text
+    assert "= group(" not in call("opt", model, "--stage", "canonical")
+
+
+def test_opt_prints_loops_and_llvm(model: Path) -> None:
+    assert "for " in call("opt", model, *SHAPE, "--stage", "loops")
+    assert "define void @ts_main(" in call("opt", model, *SHAPE, "--stage", "llvm")
+
+
+def test_opt_prints_around_the_passes_that_are_named(model: Path) -> None:
+    output = call("opt", model, *SHAPE, "--print-before", "group", "--print-after", "group", "--verify")
+    assert re.findall("// .*", output) == ["// before group", "// after group"]
+    names = re.findall("// after ([a-z-]+)", call("opt", model, *SHAPE, "--print-after", "all"))
+    assert names[-2:] == ["group", "plan-memory"]
+    assert re.findall("// .*", call("opt", model, "--passes", "simplify,eliminate-dead-code", "--print-after", "all")) != []
+
+
+def test_opt_times_every_pass(model: Path) -> None:
+    done = process("opt", model, *SHAPE, "--time-passes")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert [line.split()[0] for line in done.stderr.splitlines()][-2:] == ["plan-memory", "total"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,6 +149,8 @@ def test_bench_against_another_engine_agrees_with_it(model: Path) -> None:
         (["run", "MODEL", "--input-shape", "x=4xn"], "cannot read 'x=4xn'"),
         (["compile", "MODEL", "--target", "z80"], "unknown target"),
         (["compile", "MODEL", "--opt-level", "9"], "opt_level is 9"),
+        (["opt", "MODEL", "--print-after", "polish"], "no pass called polish"),
+        (["opt", "MODEL", "--passes", "polish"], "no pass is called 'polish'"),
         (["profile", "SAVED", "--repeats", "0"], "repeats is 0"),
         (["bench", "SAVED", "--against", "abacus"], "unknown engine 'abacus'"),
         (["bench", "SAVED", "--threads", "0"], "threads is 0"),
