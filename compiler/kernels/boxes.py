@@ -102,18 +102,31 @@ class BoxWriter:
     # -- lanes along the last axis ------------------------------------------------------------------------------
 
     def _lanes(self, box: Box) -> None:
-        last = box.axes[-1]
+        *outer, last = box.axes
         lanes = vector_lanes(self._target, self._dtypes, last.extent)
-        period = lcm(lanes, _period(box.index, last.symbol)) // lanes
-        unroll = period if 1 < period <= _MOST_VECTORS_IN_A_PERIOD else self._vectors
-        extents = [axis.extent for axis in box.axes[:-1]]
+        threads, extents = self._workload.threads, [axis.extent for axis in outer]
+        if outer and last.extent <= lanes:
+            unroll = self._unroll(_period(box.index, outer[-1].symbol))
 
-        def body(indices: Sequence[Dim], chunks: Sequence[Chunk]) -> None:
+            def columns(indices: Sequence[Dim], chunks: Sequence[Chunk]) -> None:
+                loads: dict[object, Reg] = {}
+                for column, _ in chunks:
+                    self._vector(box, [*indices, column], 0, lanes, last.extent, loads)
+
+            vector_nest(self._b, extents[:-1], extents[-1], 1, unroll, threads, columns)
+            return
+
+        def row(indices: Sequence[Dim], chunks: Sequence[Chunk]) -> None:
             loads: dict[object, Reg] = {}
             for position, count in chunks:
                 self._vector(box, indices, position, lanes, count, loads)
 
-        vector_nest(self._b, extents, last.extent, lanes, unroll, self._workload.threads, body)
+        unroll = self._unroll(lcm(lanes, _period(box.index, last.symbol)) // lanes)
+        vector_nest(self._b, extents, last.extent, lanes, unroll, threads, row)
+
+    def _unroll(self, period: int) -> int:
+        """Vectors of one iteration: whole periods of the index, so that its quotients and remainders are worked out here."""
+        return period if 1 < period <= _MOST_VECTORS_IN_A_PERIOD else self._vectors
 
     def _vector(self, box: Box, outer: Sequence[Dim], position: Dim, lanes: int, count: int, loads: dict[object, Reg]) -> None:
         point = [*outer, position] if box.axes else []
@@ -142,10 +155,10 @@ class BoxWriter:
         """The axis to read along when lanes along the last one would be read one by one."""
         if box.source is None or len(box.axes) < 2 or box.axes[-1].strides[-1] in (None, 0, 1):
             return None
-        lanes = vector_lanes(self._target, self._dtypes, box.axes[-1].extent)
+        lanes, step = vector_lanes(self._target, self._dtypes, box.axes[-1].extent), box.axes[-1].strides[-1]
         for number, axis in enumerate(box.axes[:-1]):
             if axis.strides[-1] == 1:
-                return number if axis.extent * 2 >= lanes else None
+                return number if axis.extent * 2 >= lanes or (isinstance(step, int) and abs(step) >= lanes) else None
         return None
 
     def _transposed(self, box: Box, number: int) -> None:

@@ -41,7 +41,7 @@ class Injective:
         return all(t.is_static for t in types) and all(_follows(o.type, workload.output) for o in workload.operands)
 
     def heuristic(self, workload: Workload, target: Target) -> InjectiveSchedule:
-        return InjectiveSchedule(4 if expression_calls(workload.epilogue) <= _CHEAP_CALLS else 1)
+        return InjectiveSchedule(4 if expression_calls(workload.epilogue) <= _CHEAP_CALLS else 2)
 
     def space(self, workload: Workload, target: Target) -> Sequence[InjectiveSchedule]:
         first = self.heuristic(workload, target)
