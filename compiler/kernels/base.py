@@ -74,7 +74,7 @@ class Workload:
     @property
     def has_epilogue(self) -> bool:
         """Whether anything happens between the anchor's result and the store."""
-        return not isinstance(self.epilogue, Arg)
+        return self.epilogue != Arg(0, self.anchor.dtype)
 
 
 class Schedule(Protocol):
@@ -208,7 +208,7 @@ class Epilogue:
 
     def apply(self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None, axis: int = -1) -> Reg:
         """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``."""
-        if isinstance(self._expr, Arg):
+        if isinstance(self._expr, Arg) and self._expr.index == 0:
             return value
         used = {leaf.index for leaf in leaves(self._expr)}
         known = {} if loads is None else loads
