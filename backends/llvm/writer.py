@@ -40,9 +40,9 @@ def literal(value: float | int | bool, dtype: DType) -> str:
     if dtype in (DType.FLOAT32, DType.FLOAT64):
         wide = float(value)
         if dtype is DType.FLOAT32:
-            wide = float(DType.FLOAT32.numpy.type(wide))  # type: ignore[call-overload] # rounds once to float32
+            wide = float(DType.FLOAT32.numpy.type(wide))  # rounds once to float32
         return f"0x{struct.unpack('<Q', struct.pack('<d', wide))[0]:016X}"
-    bits = dtype.numpy.type(value).tobytes()  # type: ignore[call-overload] # numpy scalar constructors take a float
+    bits = dtype.numpy.type(value).tobytes()
     prefix = {DType.FLOAT16: "0xH", DType.BFLOAT16: "0xR"}[dtype]
     return f"{prefix}{int.from_bytes(bits, 'little'):04X}"
 
