@@ -21,16 +21,9 @@ from compiler.kernels.base import Workload
 from compiler.lowering import lower, workloads
 from compiler.pipeline import optimize
 from compiler.target import resolve
-from tests.test_passes import networks
-from tests.test_passes_text import feeds
+from tests.graph_cases import CONV, f32, feeds, networks
 
 TARGET = resolve("x86-64-v3")
-CONV: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
-
-
-def f32(*shape: Any) -> TensorType:
-    return TensorType(DType.FLOAT32, shape)
-
 
 def ramp(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (np.arange(np.prod(shape), dtype=np.float32).reshape(shape) % 7 - 3) / 4

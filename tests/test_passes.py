@@ -15,7 +15,6 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
-from compiler.ir.types import DType, TensorType
 from compiler.ir.verify import Stage, is_view
 from compiler.lowering import lower
 from compiler.pipeline import OPT_LEVELS, optimize, passes_for
@@ -26,15 +25,9 @@ from passes.graph.constant_fold import ConstantFold
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.plan import PlanMemory, place
 from passes.rewrite import rewrite
-from tests.test_passes_text import check_same
+from tests.graph_cases import check_same, f32, networks
 
 TARGET = resolve("x86-64-v3")
-CONV: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
-
-
-def f32(*shape: Any) -> TensorType:
-    return TensorType(DType.FLOAT32, shape)
-
 
 @dataclass(frozen=True)
 class _Breaking:
@@ -135,7 +128,8 @@ def test_symbolic_dims_ask_for_input_shapes() -> None:
         optimize(graph, TARGET)
 
 
-intervals = st.lists(st.builds(lambda size, first, length: Interval(size, first, first + length), st.integers(1, 999), st.integers(0, 30), st.integers(0, 9)))
+sizes, starts, lengths = st.integers(1, 999), st.integers(0, 30), st.integers(0, 9)
+intervals = st.lists(st.builds(lambda size, first, length: Interval(size, first, first + length), sizes, starts, lengths))
 
 
 @settings(max_examples=60, deadline=None)
@@ -158,55 +152,6 @@ def test_search_finds_what_first_fit_does_not() -> None:
     found = [Interval(64 * int(rng.integers(1, 40)), first, first + int(rng.integers(1, 8))) for first in map(int, rng.integers(0, 40, 60))]
     bound = max_live_bytes(found)
     assert bound <= place(found, bound, 10_000_000)[1] < place(found, bound, 0)[1]
-
-
-@st.composite
-def networks(draw: Any) -> Graph:
-    """Graphs of convolutions, elementwise nodes with every kind of broadcast, views, pooling, concatenation and constants."""
-    b = GraphBuilder("random", folding=False)
-    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-
-    def const(*shape: int) -> Value:
-        return b.constant((rng.integers(-8, 9, shape) / 4).astype(np.float32))
-
-    pool = [b.input(f"x{i}", f32(1, draw(st.sampled_from((3, 8, 12))), 4, 4)) for i in range(draw(st.integers(1, 2)))]
-    for _ in range(draw(st.integers(1, 9))):
-        x = draw(st.sampled_from(pool))
-        channels = x.type.shape[1]
-        assert isinstance(channels, int)
-        kind = draw(st.sampled_from(("conv", "conv", "depthwise", "unary", "const", "binary", "swish", "views", "pool", "gate", "concat", "affine")))
-        same = [v for v in pool if v.type == x.type]
-        match kind:
-            case "conv":
-                filters = draw(st.sampled_from((8, 12, channels)))
-                value = b.emit("conv", x, const(filters, channels, 1, 1), **CONV)
-            case "depthwise":
-                value = b.emit("conv", x, const(channels, 1, 3, 3), **{**CONV, "group": channels, "pads": (1, 1, 1, 1)})
-            case "unary":
-                value = b.emit(draw(st.sampled_from(("relu", "abs", "neg", "identity"))), x)
-            case "const":
-                shape = draw(st.sampled_from(((), (1,), (channels, 1, 1), (1, channels, 1, 1), (4,), (1, 1, 4, 1), (1, channels, 4, 4))))
-                pair = (x, const(*shape))
-                value = b.emit(draw(st.sampled_from(("add", "mul", "sub", "maximum"))), *(pair if draw(st.booleans()) else pair[::-1]))
-            case "binary":
-                value = b.emit(draw(st.sampled_from(("add", "mul", "minimum"))), x, draw(st.sampled_from(same)))
-            case "swish":
-                value = b.emit("mul", x, b.emit("sigmoid", x))
-            case "views":
-                flat = b.emit("reshape", x, shape=(channels, 16))
-                value = b.emit("reshape", b.emit("relu", flat), shape=x.type.shape)
-            case "pool":
-                value = b.emit("add", x, b.emit("reduce", x, kind="max", axes=(2, 3), keepdims=True))
-            case "gate":
-                value = b.emit("mul", x, b.emit("conv", b.emit("reduce", x, kind="sum", axes=(2, 3), keepdims=True), const(channels, channels, 1, 1), **CONV))
-            case "concat":
-                value = b.emit("concat", x, draw(st.sampled_from(pool)), axis=1)
-            case _:
-                value = b.emit("add", b.emit("mul", x, const(1, channels, 1, 1)), const(channels, 1, 1))
-        pool.append(b.emit("mul", value, b.constant(np.float32(0.25))))
-    made = [v for v in pool if b.producer(v)]
-    outputs = draw(st.lists(st.sampled_from(made[-3:]), min_size=1, max_size=2, unique=True))
-    return b.graph(outputs)
 
 
 @settings(max_examples=60, deadline=None)

@@ -115,7 +115,7 @@ class _Cut:
         for region in node.regions:
             for taken in captured(region):
                 self._readers.setdefault(taken, []).append(_ROW_MAJOR)
-        if self.kinds[number] is Layouts.SAME:
+        if self.kinds[number] is Layouts.SAME and not is_elementwise(node):
             self._add_edge(number, _ROW_MAJOR, sum(self._padding(v.type) for v in node.outputs))
         elif self.kinds[number] is Layouts.BLOCKED_OUT:
             x = node.present_inputs[0].type
