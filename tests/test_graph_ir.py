@@ -113,6 +113,14 @@ def test_constants_read_back_to_the_bit(array: np.ndarray[Any, Any]) -> None:
     assert parsed.array.tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0xFFC00000, 0x80000000, 0x00000001])
+def test_unusual_bits_survive(bits: int) -> None:
+    value = Value("k", TensorType(F32, (1,)))
+    graph = Graph("g", (), (value,), (), {value: Constant(np.array([bits], np.uint32).view(np.float32))})
+    (parsed,) = parse_graph(print_graph(graph)).constants.values()
+    assert parsed.array.view(np.uint32)[0] == bits
+
+
 def test_the_text_is_the_documented_one() -> None:
     graph = canonical()
     assert print_graph(graph) == CANONICAL.replace("DIGEST", Constant(BIG).digest)
@@ -331,6 +339,12 @@ def test_rules_of_grouped_graphs(old: str, new: str, what: str) -> None:
 )
 def test_rules_of_planned_graphs(old: str, new: str, what: str) -> None:
     _refuse(parse_graph(PLANNED.replace(old, new, 1)), Stage.PLANNED, what)
+
+
+def test_outputs_live_to_the_end() -> None:
+    text = PLANNED.replace("= group(%b, %v)", "= group(%b, %b) {offset = 0}")
+    verify_graph(parse_graph(text), Stage.PLANNED)
+    _refuse(parse_graph(text.replace("return %c\n", "return %c, %v\n")), Stage.PLANNED, "overlaps %a")
 
 
 def test_memory_of_dead_values_may_be_used_again() -> None:

@@ -240,6 +240,19 @@ def test_every_function_is_the_scalar_one(dtype: DType, fn: str) -> None:
     np.testing.assert_array_equal(y.astype(np.float64), expected.astype(np.float64))
 
 
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.INT64, DType.UINT8])
+def test_integer_division_rounds_towards_zero(dtype: DType) -> None:
+    numbers = [n for n in range(-9, 10) if n >= 0 or dtype.is_signed]
+    pairs = [(x, y) for x in numbers for y in numbers]
+    x, y = (np.array(column, dtype.numpy) for column in zip(*pairs, strict=True))
+    expected = [abs(x) // abs(y or 1) * (-1 if (x < 0) != (y < 0) else 1) for x, y in pairs]
+    assert apply("div", [x, y], dtype).tolist() == expected
+
+
+def test_the_lowest_integer_over_minus_one_wraps() -> None:
+    assert apply("div", [np.array([-128], np.int8), np.array([-1], np.int8)], DType.INT8).tolist() == [-128]
+
+
 def test_a_multiply_add_is_rounded_once() -> None:
     b = LoopBuilder("f")
     x, y = b.buffer("x", F32, 3, Access.READ), b.buffer("y", F32, 2, Access.WRITE)
@@ -396,6 +409,11 @@ def test_buffers_outside_their_memory_are_found(number: int, argument: int, addr
     with pytest.raises(InternalError) as caught:
         run_program(_change_call(number, argument, address), {"x y": np.zeros((1, 10, 1), np.float32)})
     assert what in caught.value.what
+
+
+def test_arena_memory_begins_undefined() -> None:
+    unwritten = _change_call(1, 0, Address(Space.ARENA, 384))
+    assert np.isnan(run_program(unwritten, {"x y": np.zeros((1, 10, 1), np.float32)})["out"]).all()
 
 
 def test_a_bad_plan_shows_in_the_results() -> None:
