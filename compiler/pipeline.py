@@ -18,6 +18,7 @@ from passes.graph.layout import AssignLayout
 from passes.graph.outputs import CopyOutputs
 from passes.graph.plan import PlanMemory
 from passes.graph.simplify import Simplify
+from passes.graph.sink_views import SinkViews
 
 OPT_LEVELS = (0, 1, 2, 3)
 """0: only what code generation needs. 1: exact simplification and fusion. 2: weights folded (rounding differs). 3: as 2, larger search."""
@@ -34,7 +35,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
     """Canonical graph to canonical graph, the same for every target."""
     clean: tuple[Pass, ...] = (ConstantFold(), EliminateDeadCode())
     if opt_level >= 1:
-        clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), EliminateDeadCode())
+        clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), EliminateDeadCode())
     if opt_level >= 2:
         clean = (*clean, FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
     return clean

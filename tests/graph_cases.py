@@ -77,8 +77,8 @@ def networks(draw: Any) -> Graph:
             case "swish":
                 value = b.emit("mul", x, b.emit("sigmoid", x))
             case "views":
-                flat = b.emit("reshape", x, shape=(channels, 16))
-                value = b.emit("reshape", b.emit("relu", flat), shape=x.type.shape)
+                flat = b.emit("reshape", x, shape=draw(st.sampled_from(((channels, 16), (channels * 16,)))))
+                value = b.emit("reshape", b.emit("relu", b.emit("mul", flat, const())), shape=x.type.shape)
             case "pool":
                 value = b.emit("add", x, b.emit("reduce", x, kind="max", axes=(2, 3), keepdims=True))
             case "gate":

@@ -100,11 +100,13 @@ class _Cut:
         if node.regions:
             return Layouts.PLAIN
         kind = lookup(node.op).layouts([None if v is None else v.type for v in node.inputs], node.attrs, self.block)
-        tied = [v.type for v in node.outputs]
-        if kind is Layouts.SAME:
-            tied += [v.type for v in node.present_inputs if not _one_channel(node, v.type)]
-            return kind if all(_blockable(t) and t.rank == tied[0].rank for t in tied) else Layouts.PLAIN
-        return kind
+        if kind is not Layouts.SAME:
+            return kind
+        results = [v.type for v in node.outputs]
+        if not all(map(_blockable, results)):
+            return Layouts.PLAIN
+        tied = [v.type for v in node.present_inputs if not _one_channel(node, v.type)]
+        return kind if all(_blockable(t) and t.rank == results[0].rank for t in tied) else Layouts.PLAIN
 
     def _add_node(self, number: int, node: Node) -> None:
         for value in node.outputs:
