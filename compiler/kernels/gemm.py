@@ -137,8 +137,7 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
 
 
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
-    """Tiles by the least work per register tile, the order by which operand stays in cache, the parallel loop by balance."""
-    itemsize = gemm.dtype.itemsize
+    """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance."""
     roomy = target.vector_registers >= 32
     if gemm.m < 4:
         candidates: tuple[int, ...] = (8,) if roomy else (6,)
@@ -148,16 +147,14 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
         candidates = (1, 2, 3, 4) if roomy else (1, 2, 3)
     nv = min(candidates, key=lambda v: _tile_cost(gemm, v, tile_limit(gemm, target, v)))
     mr = tile_limit(gemm, target, nv)
-    weights = gemm.k * gemm.n * itemsize
-    order = "m" if weights <= target.l2_bytes // 4 and gemm.m * gemm.k * itemsize > target.l1_bytes else "n"
     shares = {
         "m": [s.count for s in sections(gemm.m, mr)],
         "n": [s.count for s in sections(gemm.vectors, nv)],
         "batch": [b.extent for b in gemm.batches if b.extent > 1][:1],
     }
-    preference = ("batch", order, "m" if order == "n" else "n")
+    preference = ("batch", "n", "m")
     parallel = min((p for p in preference if shares[p]), key=lambda p: round(_imbalance(shares[p], threads), 1), default="m")
-    return GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n", gemm.lanes)
+    return GemmSchedule(mr, nv, "n", parallel, gemm.b_row is None, gemm.lanes)
 
 
 def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
