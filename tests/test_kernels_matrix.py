@@ -20,7 +20,9 @@ TARGETS = [HOST, *(t for t in map(resolve, ("x86-64-v3", "x86-64-v4")) if set(t.
 LIMIT = settings(max_examples=8, deadline=None)
 
 
-def reference_conv(x: np.ndarray, w: np.ndarray, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], group: int) -> np.ndarray:
+def reference_conv(
+    x: np.ndarray, w: np.ndarray, strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...], group: int
+) -> np.ndarray:
     """Convolution in float64, tap by tap."""
     rank = len(strides)
     padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])

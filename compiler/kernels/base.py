@@ -212,10 +212,9 @@ class Epilogue:
             return value
         used = {leaf.index for leaf in leaves(self._expr)}
         known = {} if loads is None else loads
-        args = [value]
-        for number in range(len(self._buffers)):
-            args.append(self._operand(number, coordinates, value.type.lanes, count, known, axis) if number + 1 in used else value)
-        return self._builder.scalar(self._expr, args)
+        lanes = value.type.lanes
+        operands = (self._operand(n, coordinates, lanes, count, known, axis) if n + 1 in used else value for n in range(len(self._buffers)))
+        return self._builder.scalar(self._expr, [value, *operands])
 
     def store(
         self,
