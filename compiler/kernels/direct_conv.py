@@ -61,8 +61,11 @@ class DirectConv:
         panels = sum(s.count for s in sections(shape.vectors, vectors)) * shape.group * shape.batch
         shared = "filters" if panels % workload.threads == 0 or panels >= 4 * workload.threads else "rows"
         # One block over several taps needs registers for the broadcasts that they share: with 16 it spills (stem of MobileNetV2,
-        # AVX2: 88 % of peak unrolled, 96 % in loops; with 32 registers: 91 % and 87 %).
-        return DirectSchedule(columns, vectors, shared, target.vector_registers >= 32)
+        # AVX2: 88 % of peak unrolled, 96 % in loops), with 32 it wants smaller tiles (90 % unrolled, 87 % in loops).
+        unroll = target.vector_registers >= 32
+        if unroll and shape.thin:
+            columns = max(1, min(columns, 3 * target.vector_registers // 8 // vectors))
+        return DirectSchedule(columns, vectors, shared, unroll)
 
     @staticmethod
     def _cost(shape: _Shape, vectors: int, target: Target) -> float:
@@ -121,6 +124,7 @@ class _Shape:
         self.block_step = plane * self.lanes
         self.group_step = self.channels * plane
         self.kernel = self.rows.kernel * self.columns.kernel
+        self.thin = self.channels * self.columns.kernel <= _UNROLL_STEPS
 
 
 def _pack(weights: Array, shape: _Shape, schedule: DirectSchedule) -> Array:
@@ -209,7 +213,7 @@ class _Writer:
     def _kernel_row(self, inputs: Dim, weights: Dim, run: TileRun, vectors: int, accs: list[Reg]) -> list[Reg]:
         shape, b = self._shape, self._builder
         width = vectors * shape.lanes
-        small = self._unroll and shape.channels * shape.columns.kernel <= _UNROLL_STEPS
+        small = self._unroll and shape.thin
         for kx in range(shape.columns.kernel):
             used = [c for c in range(run.size) if kx in run.taps[c]]
             if not used:
