@@ -137,9 +137,9 @@ intervals = st.lists(st.builds(lambda size, first, length: Interval(size, first,
 def test_placement_is_disjoint_and_not_below_the_bound(found: list[Interval], effort: int) -> None:
     bound = max_live_bytes(found)
     assert bound == max((sum(i.nbytes for i in found if i.first <= t <= i.last) for t in range(50)), default=0)
-    offsets, arena = place(found, bound, effort)
+    offsets, arena = place(found, effort)
     assert arena >= bound
-    assert (offsets, arena) == place(found, bound, effort)
+    assert (offsets, arena) == place(found, effort)
     for i, (one, at) in enumerate(zip(found, offsets, strict=True)):
         assert at % 64 == 0
         assert at + one.nbytes <= arena
@@ -151,7 +151,7 @@ def test_search_finds_what_first_fit_does_not() -> None:
     rng = np.random.default_rng(6)
     found = [Interval(64 * int(rng.integers(1, 40)), first, first + int(rng.integers(1, 8))) for first in map(int, rng.integers(0, 40, 60))]
     bound = max_live_bytes(found)
-    assert bound <= place(found, bound, 10_000_000)[1] < place(found, bound, 0)[1]
+    assert bound <= place(found, 10_000_000)[1] < place(found, 0)[1]
 
 
 @settings(max_examples=60, deadline=None)

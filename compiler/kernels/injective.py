@@ -36,9 +36,10 @@ class Injective:
     name = "injective"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static shapes; operands in the output's layout, or row-major with one channel."""
+        """Static shapes; operands in the output's layout, or row-major with one channel; an anchor that is an index mapping."""
         types = [workload.output, *(o.type for o in (*workload.inputs, *workload.operands))]
-        return all(t.is_static for t in types) and all(_follows(o.type, workload.output) for o in workload.operands)
+        mapped = not workload.inputs or "regions" in workload.attrs
+        return mapped and all(t.is_static for t in types) and all(_follows(o.type, workload.output) for o in workload.operands)
 
     def heuristic(self, workload: Workload, target: Target) -> InjectiveSchedule:
         return InjectiveSchedule(4 if expression_calls(workload.epilogue) <= _CHEAP_CALLS else 2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
+from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
@@ -20,6 +20,7 @@ from compiler.ops.support import (
     attr_int,
     attr_ints,
     axes_of,
+    axis_symbol,
     divide,
     first_type,
     known,
@@ -199,6 +200,7 @@ class Expand(Op):
     samples = (
         Sample("Expand", (_X, _ints(2, 1, 1, 4)), constant=(1,)),
         Sample("Expand", (_ONES, _ints(3, 1, 4, 1)), constant=(1,)),
+        Sample("Expand", (_X.reshape(2, 1, 12), _ints(2, 3, 12)), constant=(1,)),
         Sample("Expand", (np.array(3, np.int64), _ints(2, 2)), constant=(1,)),
         Sample("Tile", (_X, _ints(1, 2, 3)), constant=(1,)),
         Sample("Tile", (_X, _ints(1, 0, 3)), constant=(1,)),
@@ -224,6 +226,12 @@ class Expand(Op):
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (np.broadcast_to(array(inputs[0]), attr_ints(attrs, "shape")),)
+
+    def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
+        x, shape = inputs[0], attr_dims(attrs, "shape")
+        added = len(shape) - x.rank
+        index = tuple(axis_symbol(added + axis) if dim == shape[added + axis] else 0 for axis, dim in enumerate(x.shape))
+        return (Region((0,) * len(shape), shape, 0, index),)
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         x = node.present_inputs[0]

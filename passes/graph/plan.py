@@ -35,7 +35,7 @@ class PlanMemory:
         blocks = list(dict.fromkeys(slots.values()))
         intervals = [block.interval for block in blocks]
         bound = max_live_bytes(intervals)
-        offsets, arena = place(intervals, bound, self.effort)
+        offsets, arena = place(intervals, self.effort)
         where = dict(zip(blocks, offsets, strict=True))
         nodes = []
         for node in graph.nodes:
@@ -118,11 +118,11 @@ def _size(value: Value) -> int:
     return nbytes if isinstance(nbytes, int) else 0
 
 
-def place(intervals: Sequence[Interval], bound: int, effort: int) -> tuple[list[int], int]:
+def place(intervals: Sequence[Interval], effort: int) -> tuple[list[int], int]:
     """Offsets, multiples of 64, such that intervals that overlap in time do not in memory; and the bytes of arena that takes.
 
-    First-fit in several orders, then random exchanges in the best one, until ``bound`` is reached or ``effort`` spent (the result does
-    not depend on the clock).
+    First-fit in several orders, then random exchanges in the best one, until no arena of whole alignment units can be smaller or
+    ``effort`` is spent (the result does not depend on the clock).
     """
     if not intervals:
         return [], 0
@@ -130,7 +130,7 @@ def place(intervals: Sequence[Interval], bound: int, effort: int) -> tuple[list[
     orders = [sorted(range(len(intervals)), key=lambda i: key(intervals[i])) for key in _ORDERS]
     best_offsets, best_order = min(((_first_fit(intervals, neighbours, order), order) for order in orders), key=lambda p: _arena(intervals, p[0]))
     best = _arena(intervals, best_offsets)
-    target = -(-bound // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+    target = max_live_bytes(replace(i, nbytes=_aligned(i.nbytes)) for i in intervals)
     rng = random.Random(0)
     for _ in range(effort // (1 + sum(map(len, neighbours)))):
         if best <= target:
@@ -164,12 +164,16 @@ def _first_fit(intervals: Sequence[Interval], neighbours: Sequence[Sequence[int]
         for begin, end in taken:
             if at + size <= begin:
                 break
-            at = max(at, -(-end // ARENA_ALIGNMENT) * ARENA_ALIGNMENT)
+            at = max(at, _aligned(end))
         offsets[i] = at
     return offsets
 
 
 def _arena(intervals: Sequence[Interval], offsets: Sequence[int]) -> int:
     """The end of the last value, whole alignment units."""
-    end = max(offset + interval.nbytes for offset, interval in zip(offsets, intervals, strict=True))
-    return -(-end // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+    return _aligned(max(offset + interval.nbytes for offset, interval in zip(offsets, intervals, strict=True)))
+
+
+def _aligned(nbytes: int) -> int:
+    """nbytes rounded up to whole alignment units."""
+    return -(-nbytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
