@@ -19,7 +19,8 @@ from passes.rewrite import rewrite
 class ConstantFold:
     """Nodes over constants become constants.
 
-    ``growth_bytes`` bounds how much larger than its operands a result may be: a broadcast scalar stays a node.
+    ``growth_bytes`` bounds the result's elements beyond as many as its operands have: a broadcast scalar stays a node, and weights
+    that are converted to a wider type are folded.
     """
 
     growth_bytes: int = 1 << 16
@@ -35,7 +36,7 @@ class ConstantFold:
         if node.regions or not node.output.type.is_static or any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
             return None
         type_ = node.output.type
-        if prod(type_.static_shape) * type_.dtype.itemsize > self.growth_bytes + sum(a.nbytes for a in arrays if a is not None):
+        if (prod(type_.static_shape) - sum(a.size for a in arrays if a is not None)) * type_.dtype.itemsize > self.growth_bytes:
             return None
         (array,) = lookup(node.op).evaluate(arrays, node.attrs)
         return builder.constant(array, name=node.output.name)

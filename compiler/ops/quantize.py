@@ -1,0 +1,182 @@
+"""Quantisation: between real numbers and integers of few bits, by a scale and a zero point of the tensor, of each channel or of each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compiler.ir.graph import Value
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.scalar import Const, Scalar, call, cast
+from compiler.ir.types import DType
+from compiler.ops.support import Attrs, known_shape, normalize_axis, onnx_dtype, reshape, scalar_like
+
+_X = np.array([[-300.0, -2.5, -0.75, -0.0], [0.25, 1.25, 3.0, 1000.0]], np.float32)
+_INT8 = np.array([[-128, -3, 0], [4, 100, 127]], np.int8)
+_SCALE = np.array(0.5, np.float32)
+_SCALES = np.array([0.5, 2.0], np.float32)
+_MICROSOFT = "com.microsoft"
+
+
+def integer_range(dtype: DType) -> tuple[int, int]:
+    """The least and the greatest value of an integer type."""
+    bits = 8 * dtype.itemsize
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
+
+
+def _target(attrs: Attrs) -> DType:
+    to = attrs["to"]
+    if not isinstance(to, DType) or to.is_float or to is DType.BOOL or to.itemsize > 2:
+        raise UnsupportedForm(f"quantisation to {to.value if isinstance(to, DType) else to} is not supported")
+    return to
+
+
+def _saturated(x: Scalar, zero_point: Sequence[Scalar], to: DType) -> Scalar:
+    """``x`` rounded to nearest even plus the zero point, kept in the range of ``to``: exact in float32, which holds every integer of 16 bits."""
+    rounded = cast(call("rint", x), DType.FLOAT32)
+    for value in zero_point:
+        rounded = call("add", rounded, cast(value, DType.FLOAT32))
+    low, high = (Const(float(bound), DType.FLOAT32) for bound in integer_range(to))
+    return cast(call("min", call("max", rounded, low), high), to)
+
+
+@register
+class Quantize(Elementwise):
+    """``saturate(rint(x / scale) + zero_point)`` of the integer type ``to``; the zero point may be absent. Ties go to even."""
+
+    name = "quantize"
+    samples = (
+        Sample("QuantizeLinear", (_X, _SCALE, np.array(3, np.uint8))),
+        Sample("QuantizeLinear", (_X, _SCALE, np.array([-3], np.int8)), constant=(1, 2)),
+        Sample("QuantizeLinear", (_X, _SCALE), opset=13),
+        Sample("QuantizeLinear", (_X, _SCALES, np.array([100, 0], np.uint8)), {"axis": 0}),
+        Sample(
+            "QuantizeLinear", (_X * 100, np.array([[0.5, 0.01], [2.0, 3.0]], np.float32)), {"axis": -1, "block_size": 2, "output_dtype": 5}, opset=21
+        ),
+        Sample("QuantizeLinear", (_X, _SCALE, np.array(9, np.uint16)), opset=21),
+        Sample("QuantizeLinear", (np.array(2.6, np.float32), _SCALE)),
+        Sample("QuantizeLinear", (_X[:, :0], _SCALE)),
+        Sample("DynamicQuantizeLinear", (_X,), outputs=3),
+        Sample("DynamicQuantizeLinear", (np.array([0.5, 2.0, 7.0], np.float32),), outputs=3),
+    )
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        return _saturated(call("div", args[0], args[1]), args[2:], _target(attrs))
+
+
+@register
+class Requantize(Elementwise):
+    """``saturate(rint(x * multiplier) + zero_point)`` of the integer type ``to``, for a sum ``x`` of integer products."""
+
+    name = "requantize"
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        return _saturated(call("mul", cast(args[0], DType.FLOAT32), args[1]), args[2:], _target(attrs))
+
+
+@register
+class Dequantize(Elementwise):
+    """``(x - zero_point) * scale``, of the type ``to``; the zero point may be absent."""
+
+    name = "dequantize"
+    samples = (
+        Sample("DequantizeLinear", (_INT8, _SCALE, np.array(-3, np.int8))),
+        Sample("DequantizeLinear", (_INT8.view(np.uint8), _SCALE, np.array(200, np.uint8)), constant=(1, 2)),
+        Sample("DequantizeLinear", (_INT8, _SCALES, np.array([-128, 127], np.int8)), {"axis": 0}),
+        Sample("DequantizeLinear", (_INT8.astype(np.int32) * 70000, _SCALE)),
+        Sample("DequantizeLinear", (_INT8.astype(np.int16) * 250, _SCALE, np.array(-30000, np.int16)), opset=21),
+        Sample("DequantizeLinear", (_INT8.repeat(2, 1), np.array([[0.5, 2.0, 0.25], [1.0, 3.0, 4.0]], np.float32)), {"block_size": 2}, opset=21),
+    )
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        to, x = attrs["to"], cast(args[0], DType.INT32)
+        if not isinstance(to, DType) or not to.is_float:
+            raise UnsupportedForm(f"dequantisation to {to!r} is not supported")
+        for zero_point in args[2:]:
+            x = call("sub", x, cast(zero_point, DType.INT32))
+        return cast(call("mul", cast(x, DType.FLOAT32), cast(args[1], DType.FLOAT32)), to)
+
+
+def _aligned(context: FormContext, parameter: Value, x: Value) -> Value:
+    """A scale or zero point in a shape that broadcasts against x: of the tensor, of each index of ``axis``, or of blocks along it."""
+    if parameter.type.elements == 1:
+        return reshape(context, parameter, ())
+    axis = normalize_axis(int(context.attrs.get("axis", 1)), x.type.rank)
+    if parameter.type.rank == 1:
+        return reshape(context, parameter, (*parameter.type.shape, *(1,) * (x.type.rank - axis - 1)))
+    block = int(context.attrs.get("block_size", 0))
+    if parameter.type.rank != x.type.rank or block < 1:
+        raise UnsupportedForm(f"a scale or zero point {parameter.type} does not fit {x.type} with axis {axis} and block_size {block}")
+    return _repeated(context, parameter, axis, block, known_shape(x, "a tensor quantised in blocks")[axis])
+
+
+def _repeated(context: FormContext, x: Value, axis: int, times: int, length: int) -> Value:
+    """Every index of one axis ``times`` times, cut to ``length``."""
+    data = context.builder.array(x)
+    if data is not None:
+        return context.const(np.repeat(data, times, axis)[(slice(None),) * axis + (slice(length),)])
+    before, after = x.type.shape[:axis], x.type.shape[axis + 1 :]
+    count = x.type.shape[axis]
+    wide = context.emit("expand", reshape(context, x, (*before, count, 1, *after)), shape=(*before, count, times, *after))
+    whole = reshape(context, wide, (*before, count * times, *after))
+    if count * times == length:
+        return whole
+    rank = x.type.rank
+    return context.emit("slice", whole, starts=(0,) * rank, sizes=(*before, length, *after), steps=(1,) * rank)
+
+
+def quantize(context: FormContext, x: Value, scale: Value, zero_point: Value | None, to: DType) -> Value:
+    """x as integers; scale and zero point broadcast against it."""
+    return context.emit("quantize", x, scale, *(() if zero_point is None else (zero_point,)), to=to)
+
+
+def dequantize(context: FormContext, x: Value, scale: Value, zero_point: Value | None, to: DType = DType.FLOAT32) -> Value:
+    """The real numbers that the integers x stand for; scale and zero point broadcast against it."""
+    return context.emit("dequantize", x, scale, *(() if zero_point is None else (zero_point,)), to=to)
+
+
+def _quantize_linear(context: FormContext) -> Value:
+    x, scale, zero_point = context.input(0), context.input(1), context.optional(2)
+    to = DType.UINT8 if zero_point is None else zero_point.type.dtype
+    if zero_point is None and context.attrs.get("output_dtype", 0):
+        to = onnx_dtype(context.attrs["output_dtype"])
+    if not x.type.dtype.is_float:
+        x = context.emit("cast", x, to=scale.type.dtype)
+    elif x.type.dtype is not scale.type.dtype:
+        wide = DType.FLOAT32
+        x, scale = (v if v.type.dtype is wide else context.emit("cast", v, to=wide) for v in (x, scale))
+    return quantize(context, x, _aligned(context, scale, x), None if zero_point is None else _aligned(context, zero_point, x), to)
+
+
+def _dequantize_linear(context: FormContext) -> Value:
+    x, scale, zero_point = context.input(0), context.input(1), context.optional(2)
+    if x.type.dtype.is_float:
+        raise UnsupportedForm(f"dequantisation of {x.type.dtype.value} is not supported")
+    to = onnx_dtype(context.attrs["output_dtype"]) if context.attrs.get("output_dtype", 0) else scale.type.dtype
+    return dequantize(context, x, _aligned(context, scale, x), None if zero_point is None else _aligned(context, zero_point, x), to)
+
+
+def quantize_dynamically(context: FormContext, x: Value) -> tuple[Value, Value, Value]:
+    """x as uint8 with the scale and the zero point of its own range, which is widened to hold zero."""
+    zero, axes = scalar_like(context, x, 0), tuple(range(x.type.rank))
+    least, greatest = (
+        context.emit(op, context.emit("reduce", x, kind=kind, axes=axes, keepdims=False) if axes else x, zero)
+        for op, kind in (("minimum", "min"), ("maximum", "max"))
+    )
+    spread = context.emit("sub", greatest, least)
+    step = context.emit("div", spread, scalar_like(context, x, 255))
+    scale = context.emit("where", context.emit("equal", spread, zero), scalar_like(context, x, 1), step)
+    zero_point = quantize(context, context.emit("neg", least), scale, None, DType.UINT8)
+    return quantize(context, x, scale, zero_point, DType.UINT8), scale, zero_point
+
+
+Quantize.forms = (
+    OnnxForm("QuantizeLinear", _quantize_linear, since=10),
+    OnnxForm("QuantizeLinear", _quantize_linear, domain=_MICROSOFT),
+    OnnxForm("DynamicQuantizeLinear", lambda context: quantize_dynamically(context, context.input(0)), since=11),
+)
+Dequantize.forms = (
+    OnnxForm("DequantizeLinear", _dequantize_linear, since=10),
+    OnnxForm("DequantizeLinear", _dequantize_linear, domain=_MICROSOFT),
+)
