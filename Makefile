@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo         compile and run the digit network and MobileNetV2; writes digits.png"
 	@echo "make test         all tests"
-	@echo "make lint         ruff, mypy, import contracts"
+	@echo "make lint         ruff (rules and format), mypy, import contracts"
 	@echo "make bench        machine peak, MobileNetV2 by kernel, compile times, oversubscription"
 	@echo "make conformance  the ONNX backend test cases (needs $(TENSORSMITH_SHARED)/tools)"
 	@echo "make clean        remove what these made"
@@ -35,6 +35,7 @@ test: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,7 +1,6 @@
 """Tensorsmith: ONNX models to fast native code.
 
-    module = tensorsmith.compile("model.onnx")
-    outputs = module.run({"input": array})
+``module = tensorsmith.compile("model.onnx")``, then ``outputs = module.run({"input": array})``.
 """
 
 from compiler.driver import compile  # noqa: A004 # the public name says what it does

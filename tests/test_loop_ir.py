@@ -426,8 +426,10 @@ def test_a_bad_plan_shows_in_the_results() -> None:
 @pytest.mark.parametrize("block", [1, 4])
 def test_blocked_inputs_and_outputs_are_packed_and_unpacked(block: int) -> None:
     type_ = TensorType(F32, (1, 6, 2), block)
-    copy = parse_function(f"func @copy(in x: f32[{type_.elements}], out y: f32[{type_.elements}]) {{\n"
-                          f"for i = 0 to {type_.elements} step 1 {{\n%1: f32 = load x[i]\nstore y[i], %1\n}}\n}}")
+    copy = parse_function(
+        f"func @copy(in x: f32[{type_.elements}], out y: f32[{type_.elements}]) {{\n"
+        f"for i = 0 to {type_.elements} step 1 {{\n%1: f32 = load x[i]\nstore y[i], %1\n}}\n}}"
+    )
     call = KernelCall(0, (Address(Space.INPUT), Address(Space.OUTPUT)), "copy", "layout", "", 0, 0)
     x = np.arange(12, dtype=np.float32).reshape(1, 6, 2)
     out = run_program(Program("p", (Value("x", type_),), (Value("y", type_),), (copy,), (call,), (), 0, 0, 0), {"x": x})

@@ -25,6 +25,7 @@ from tests.graph_cases import CONV, f32, feeds, networks
 
 TARGET = resolve("x86-64-v3")
 
+
 def ramp(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (np.arange(np.prod(shape), dtype=np.float32).reshape(shape) % 7 - 3) / 4
 

@@ -72,8 +72,8 @@ class IntExpr:
                 return 0
             return IntExpr(tuple((m, c * other) for m, c in self.terms), self.const * other)
         merged: dict[Monomial, int] = {}
-        for left, a in ((*self.terms, ((), self.const))):
-            for right, b in ((*other.terms, ((), other.const))):
+        for left, a in (*self.terms, ((), self.const)):
+            for right, b in (*other.terms, ((), other.const)):
                 monomial = tuple(sorted(left + right, key=str))
                 merged[monomial] = merged.get(monomial, 0) + a * b
         const = merged.pop((), 0)

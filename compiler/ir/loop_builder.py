@@ -150,9 +150,7 @@ class LoopBuilder:
     # -- control ------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def loop(
-        self, stem: str, start: Dim, stop: Dim, step: int = 1, *, carried: Sequence[Reg] = (), parallel: bool = False
-    ) -> Iterator[Loop]:
+    def loop(self, stem: str, start: Dim, stop: Dim, step: int = 1, *, carried: Sequence[Reg] = (), parallel: bool = False) -> Iterator[Loop]:
         """A loop around what is emitted inside; with ``carried``, end the body with ``yield_``."""
         var = self._fresh(stem)
         inner = tuple(self.reg(r.type) for r in carried)

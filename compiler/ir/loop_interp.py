@@ -207,7 +207,7 @@ class _Translator:
                 return self._iota(type_.lanes, type_.dtype)
             case "bitcast", None:
                 return f"{args[0]}.view({type_.dtype.value})"
-            case ("reduce_add" | "reduce_mul" | "reduce_max" | "reduce_min"), None:
+            case (("reduce_add" | "reduce_mul" | "reduce_max" | "reduce_min"), None):
                 return f"reduce(fn_{let.op.removeprefix('reduce_')}, {args[0]})"
         raise InternalError("no such operation", where=f"kernel {self._function.name}, statement {print_stmt(let)}")
 

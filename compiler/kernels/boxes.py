@@ -223,5 +223,3 @@ def _period(index: Dim, symbol: str) -> int:
                         period = lcm(period, atom.rhs // gcd(atom.rhs, step))
                     period = lcm(period, _period(atom.lhs, symbol), _period(atom.rhs, symbol))
     return period
-
-

@@ -482,4 +482,3 @@ def _pad(context: FormContext) -> Value:
 
 
 Pad.forms = (OnnxForm("Pad", _pad),)
-

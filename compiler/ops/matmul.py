@@ -173,4 +173,3 @@ def _parse_equation(equation: str, values: Sequence[Value]) -> tuple[list[_Term]
 
 
 MatMul.forms = (OnnxForm("MatMul", _matmul), OnnxForm("Gemm", _gemm, since=7), OnnxForm("Einsum", _einsum))
-

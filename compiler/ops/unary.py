@@ -262,5 +262,3 @@ def _dropout(context: FormContext) -> Sequence[Value]:
     if context.outputs == 1:
         return (x,)
     return (x, context.emit("expand", context.const(np.array(True)), shape=x.type.shape))
-
-
