@@ -185,6 +185,7 @@ def _build(model: Model, options: Options) -> _Built:
         arena_bound_bytes=program.arena_bound_bytes,
         entries={name: image.entries[name] for name in spmd.ENTRIES},
         peak_flops=2 * spmd.PEAK_CHAINS * target.lanes,
+        scratch_bytes=program.scratch_bytes,
     )
     return _Built(manifest, image.code, program.weights, program.weights_bytes)
 

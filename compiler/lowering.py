@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.errors import InternalError, UnsupportedError
 from compiler.ir.graph import Constant, Graph, Node, Value
-from compiler.ir.loop import Function
+from compiler.ir.loop import Access, Function
 from compiler.ir.op import lookup
 from compiler.ir.program import Address, KernelCall, Program, Space
 from compiler.ir.scalar import Arg, Array, Const, Scalar, substitute
@@ -165,6 +165,7 @@ class _Writer:
         self._calls: list[KernelCall] = []
         self._weights: list[tuple[int, Array]] = []
         self._weights_bytes = 0
+        self._scratch_bytes = 0
         self._kernels: dict[tuple[Workload, Any], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
         self._roots = memory_roots(graph)
@@ -178,7 +179,7 @@ class _Writer:
         reads = self._reads(chosen, workload, schedule, group.reads)
         types = [*(o.type for o in (*workload.inputs, *workload.operands)), workload.output]
         flops, nbytes = _number(chosen.flops(workload)), sum(_number(t.nbytes) for t in types)
-        args = (*reads, self._places[self._roots[node.output]])
+        args = (*reads, self._places[self._roots[node.output]], *self._scratch(self._functions[function]))
         self._calls.append(KernelCall(function, args, node.name, chosen.name, str(schedule), flops, nbytes))
 
     def program(self) -> Program:
@@ -194,6 +195,7 @@ class _Writer:
             weights_bytes=self._weights_bytes,
             arena_bytes=_number(graph.attrs["arena_bytes"]),
             arena_bound_bytes=_number(graph.attrs["arena_bound_bytes"]),
+            scratch_bytes=self._scratch_bytes,
         )
 
     def _function(self, chosen: Family, workload: Workload, schedule: Any) -> int:
@@ -217,6 +219,16 @@ class _Writer:
         return [
             self._places[self._roots[v]] if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)
         ]
+
+    def _scratch(self, function: Function) -> list[Address]:
+        """Where a worker's scratch buffers lie: one after another from the start of its scratch, which every kernel begins anew."""
+        addresses, end = [], 0
+        for buffer in function.buffers:
+            if buffer.access is Access.SCRATCH:
+                addresses.append(Address(Space.SCRATCH, end))
+                end += -(-_number(buffer.size) * buffer.dtype.itemsize // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+        self._scratch_bytes = max(self._scratch_bytes, end)
+        return addresses
 
     def _store(self, array: Array) -> int:
         """The offset of an array appended to the weights."""

@@ -71,7 +71,7 @@ class Manifest:
 
     ``machine`` (as ``platform.machine`` says it) and ``cpu_flags`` (as /proc/cpuinfo does) are what the code needs to run. ``threads`` is how many
     workers a run uses by default; None: the CPUs available. ``entries`` are byte offsets into the code. ``peak_flops`` is the work
-    of one round of ``ts_peak``.
+    of one round of ``ts_peak``. Each worker has ``scratch_bytes`` of its own behind the arena.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Manifest:
     arena_bound_bytes: int
     entries: dict[str, int]
     peak_flops: int
+    scratch_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @dataclass(frozen=True)
 class MemoryUse:
     """Bytes: ``weights`` and ``code`` are mapped once and shared; each concurrent run has an ``arena``, which is at least ``arena_bound``,
-    the most bytes that live at the same time."""
+    the most bytes that live at the same time, and each of its workers has ``scratch``."""
 
     weights: int
     code: int
     arena: int
     arena_bound: int
+    scratch: int
 
 
 class Module:
@@ -46,7 +47,7 @@ class Module:
         self.outputs = manifest.outputs
         self.kernels = manifest.kernels
         self.threads = checked_threads(threads) or manifest.threads or available_cpus()
-        self.memory = MemoryUse(artifact.weights_bytes, artifact.code_bytes, manifest.arena_bytes, manifest.arena_bound_bytes)
+        self.memory = MemoryUse(artifact.weights_bytes, artifact.code_bytes, manifest.arena_bytes, manifest.arena_bound_bytes, manifest.scratch_bytes)
         self._artifact = artifact
         self._in = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.inputs]
         self._out = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.outputs]
@@ -147,7 +148,7 @@ class Module:
         try:
             context = self._contexts.pop()
         except IndexError:
-            context = Context(self.memory.arena, self._artifact.weights_address, len(tensors))
+            context = Context(self.memory.arena + self.threads * self.memory.scratch, self._artifact.weights_address, len(tensors))
         slots = context.slots
         for slot, array in enumerate(tensors, FIRST_TENSOR):
             slots[slot] = array.__array_interface__["data"][0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from backends.llvm.engine import jit
-from compiler.ir.loop import Function
+from compiler.ir.loop import Access, Function
 from compiler.ir.loop_interp import run_function
 from compiler.ir.loop_text import parse_function, print_function
 from compiler.ir.loop_verify import verify_function
@@ -51,12 +51,13 @@ def run_everywhere(family: Family, workload: Workload, schedule: object, values:
     kernel = jit(function, target)
     for workers in (1, 3):
         out = np.full(size + 8, 77, dtype)
-        kernel([*inputs, out], workers=workers)
+        scratch = [np.full(int(b.size) * b.dtype.itemsize, 0xFF, np.uint8) for b in function.buffers if b.access is Access.SCRATCH]
+        kernel([*inputs, out, *scratch], workers=workers)
         assert (out[size:] == 77).all(), "wrote past the end of the output"
         results.append(unpack(out, workload.output))
     np.testing.assert_array_equal(results[0], results[1])
     out = np.zeros(size, dtype)
-    run_function(function, [*inputs, out], {})
+    run_function(function, [*inputs, out, *[None] * (len(function.buffers) - len(inputs) - 1)], {})
     interpreted = unpack(out, workload.output)
     scale = np.abs(interpreted.astype(np.float64)).max(initial=1e-30)
     np.testing.assert_allclose(results[0], interpreted, rtol=0, atol=1e-5 * scale)

@@ -47,6 +47,10 @@ def main_text(program: Program) -> str:
     for slot in range(slots):
         lines.append(f"  %p{slot} = getelementptr ptr, ptr %slots, i64 {slot}")
         lines.append(f"  %slot{slot} = load ptr, ptr %p{slot}")
+    if program.scratch_bytes:
+        lines.append(f"  %own = mul i64 %tid, {program.scratch_bytes}")
+        lines.append(f"  %behind = add i64 %own, {program.arena_bytes}")
+        lines.append("  %scratch = getelementptr i8, ptr %slot0, i64 %behind")
     lines.append("  %first = icmp eq i64 %tid, 0")
     lines.append("  %wanted = icmp ne ptr %stamps, null")
     lines.append("  %stamping = and i1 %first, %wanted")
@@ -54,7 +58,7 @@ def main_text(program: Program) -> str:
     for number, call in enumerate(program.calls):
         args = []
         for at, address in enumerate(call.args):
-            lines.append(f"  %c{number}a{at} = getelementptr i8, ptr %slot{_slot(address, program)}, i64 {address.offset}")
+            lines.append(f"  %c{number}a{at} = getelementptr i8, ptr {_base(address, program)}, i64 {address.offset}")
             args.append(f"ptr %c{number}a{at}")
         args += ["i64 %tid", "i64 %nthreads"]
         lines.append(f"  call void @{program.functions[call.function].name}({', '.join(args)})")
@@ -74,16 +78,19 @@ def _stamp(lines: list[str], number: int) -> None:
     lines.append(f"go{number}:")
 
 
-def _slot(address: Address, program: Program) -> int:
+def _base(address: Address, program: Program) -> str:
+    """The pointer that an address is an offset from."""
     match address.space:
         case Space.ARENA:
-            return 0
+            return "%slot0"
         case Space.WEIGHTS:
-            return 1
+            return "%slot1"
         case Space.INPUT:
-            return 2 + address.index
+            return f"%slot{2 + address.index}"
         case Space.OUTPUT:
-            return 2 + len(program.inputs) + address.index
+            return f"%slot{2 + len(program.inputs) + address.index}"
+        case Space.SCRATCH:
+            return "%scratch"
 
 
 class JitKernel:

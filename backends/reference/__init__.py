@@ -84,3 +84,5 @@ class _Memory:
                 return self._inputs[address.index]
             case Space.OUTPUT:
                 return self._outputs[address.index]
+            case Space.SCRATCH:
+                raise InternalError("a buffer that is not scratch lies in scratch", where="backends.reference")

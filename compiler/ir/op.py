@@ -16,6 +16,7 @@ import numpy as np
 
 from compiler.errors import InternalError
 from compiler.ir.graph import Attr, Node, Region, Value
+from compiler.ir.half import widen
 from compiler.ir.intexpr import Dim
 from compiler.ir.scalar import Arg as ScalarArg
 from compiler.ir.scalar import Array, Scalar, evaluate
@@ -124,6 +125,10 @@ class Op(ABC):
     """Kernel families that can build it, best first; the first that supports a workload is taken."""
     dims_foldable: ClassVar[bool] = False
     """Whether ``evaluate`` also works on object arrays of symbolic dims (shape arithmetic)."""
+    takes_epilogue: ClassVar[bool] = True
+    """Whether its kernels can apply elementwise nodes to each element they store; not where a result element is written more than once."""
+    computes: ClassVar[bool] = False
+    """Whether its kernels do arithmetic: they read half-precision operands as float32, and that is what their epilogue sees."""
     is_view: ClassVar[bool] = False
     """Whether the result is input 0's memory under another shape (row-major)."""
 
@@ -181,7 +186,7 @@ class Elementwise(Op):
     def evaluate(self, inputs: Sequence[Array | None], attrs: Mapping[str, Attr]) -> tuple[Array, ...]:
         arrays = [x for x in inputs if x is not None]
         args = [ScalarArg(i, DType.of(x.dtype)) for i, x in enumerate(arrays)]
-        result = evaluate(self.scalar(args, attrs), arrays)
+        result = evaluate(widen(self.scalar(args, attrs)), arrays)
         return (np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in arrays))),)
 
     def layouts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], block: int) -> Layouts:

@@ -22,11 +22,12 @@ class Space(Enum):
     WEIGHTS = "weights"
     INPUT = "input"
     OUTPUT = "output"
+    SCRATCH = "scratch"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A byte offset in the arena or weights, or the start of input or output number ``index``."""
+    """A byte offset in the arena, the weights or the worker's own scratch, or the start of input or output number ``index``."""
 
     space: Space
     offset: int = 0
@@ -48,7 +49,10 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Kernels, their calls in order, and the weights: (byte offset, array) in execution order, 64-byte aligned."""
+    """Kernels, their calls in order, and the weights: (byte offset, array) in execution order, 64-byte aligned.
+
+    ``scratch_bytes`` is what each worker needs for itself, whatever kernel it runs; the workers' parts lie behind the arena, in order.
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -59,3 +63,4 @@ class Program:
     weights_bytes: int
     arena_bytes: int
     arena_bound_bytes: int
+    scratch_bytes: int = 0

@@ -26,7 +26,7 @@ from compiler.ir.types import DType, TensorType
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _NAME = rf"({BARE_NAME}|{_STRING})"
-_HEAD = re.compile(rf"program @{_NAME} arena (\d+) bound (\d+) weights (\d+) \{{")
+_HEAD = re.compile(rf"program @{_NAME} arena (\d+) bound (\d+) weights (\d+)(?: scratch (\d+))? \{{")
 _VALUE = re.compile(rf"(input|output) %{_NAME}: (.*)")
 _WEIGHT = re.compile(r"weight (\d+): (.*) = @(\w+)")
 _CALL = re.compile(rf"call @(\w+)\((.*?)\) ({_STRING}) (\S+) ({_STRING}) flops (\d+) bytes (\d+)")
@@ -79,11 +79,14 @@ def parse_program(text: str, weights: Mapping[str, Array]) -> Program:
         weights_bytes=int(head[4]),
         arena_bytes=int(head[2]),
         arena_bound_bytes=int(head[3]),
+        scratch_bytes=int(head[5] or 0),
     )
 
 
 def _head_lines(program: Program) -> Iterator[str]:
     sizes = f"arena {program.arena_bytes} bound {program.arena_bound_bytes} weights {program.weights_bytes}"
+    if program.scratch_bytes:
+        sizes += f" scratch {program.scratch_bytes}"
     yield f"program @{quoted(program.name)} {sizes} {{"
     for value in program.inputs:
         yield f"  input {print_value(value)}"
@@ -99,13 +102,13 @@ def _head_lines(program: Program) -> Iterator[str]:
 
 
 def _print_address(address: Address) -> str:
-    if address.space in (Space.ARENA, Space.WEIGHTS):
+    if address.space in (Space.ARENA, Space.WEIGHTS, Space.SCRATCH):
         return f"{address.space.value} + {address.offset}"
     return f"{address.space.value} {address.index}" + (f" + {address.offset}" if address.offset else "")
 
 
 def _parse_address(text: str, line: int) -> Address:
-    match = re.fullmatch(r"(arena|weights|input|output)(?: (\d+))?(?: \+ (\d+))?", text)
+    match = re.fullmatch(r"(arena|weights|scratch|input|output)(?: (\d+))?(?: \+ (\d+))?", text)
     if match is None:
         raise _error(line, f"{text!r} is not an address")
     return Address(Space(match[1]), offset=int(match[3] or 0), index=int(match[2] or 0))

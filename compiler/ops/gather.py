@@ -103,28 +103,40 @@ def _gather(context: FormContext) -> Value:
     return gather(context, data, context.input(1), normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank))
 
 
-def _wrapped(context: FormContext, indices: Value, dim: int) -> Value:
+def wrapped(context: FormContext, indices: Value, dim: int) -> Value:
     """Indices with negative ones counted from the end."""
     negative = context.emit("less", indices, context.const(np.array(0, np.int64)))
     return context.emit("where", negative, context.emit("add", indices, context.const(np.array(dim, np.int64))), indices)
 
 
+def element_positions(context: FormContext, shape: tuple[int, ...], indices: Value, axis: int) -> Value:
+    """The row-major positions, in a tensor of ``shape``, of the elements that are at ``indices`` (int64, not negative) along axis."""
+    strides = [prod(shape[a + 1 :]) for a in range(len(shape))]
+    others = np.zeros(tuple(1 if a == axis else n for a, n in enumerate(known_shape(indices, "the indices"))), np.int64)
+    for other, position in enumerate(np.indices(others.shape)):
+        others += 0 if other == axis else position * strides[other]
+    along = context.emit("mul", indices, context.const(np.array(strides[axis], np.int64))) if strides[axis] != 1 else indices
+    return context.emit("add", along, context.const(others)) if others.any() else along
+
+
+def take_along(context: FormContext, data: Value, indices: Value, axis: int) -> Value:
+    """The elements of data at ``indices`` (int64, not negative) along axis, in the shape of indices."""
+    shape = known_shape(data, "the data")
+    return context.emit("gather", reshape(context, data, (prod(shape),)), element_positions(context, shape, indices, axis), axis=0)
+
+
 def _gather_elements(context: FormContext) -> Value:
     data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
     axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
-    shape, out = known_shape(data, "the data"), known_shape(indices, "the indices")
-    strides = [prod(shape[a + 1 :]) for a in range(len(shape))]
-    others = np.zeros(tuple(1 if a == axis else n for a, n in enumerate(out)), np.int64)
-    for other, position in enumerate(np.indices(others.shape)):
-        others += 0 if other == axis else position * strides[other]
-    along = context.emit("mul", _wrapped(context, indices, shape[axis]), context.const(np.array(strides[axis], np.int64)))
-    return context.emit("gather", reshape(context, data, (prod(shape),)), context.emit("add", along, context.const(others)), axis=0)
+    return take_along(context, data, wrapped(context, indices, known_shape(data, "the data")[axis]), axis)
 
 
-def _gather_nd(context: FormContext) -> Value:
-    data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
-    batch_dims = int(context.attrs.get("batch_dims", 0))
-    shape, index_shape = known_shape(data, "the data"), indices.type.shape
+def tuple_positions(context: FormContext, shape: tuple[int, ...], indices: Value, batch_dims: int) -> tuple[Value, tuple[int, ...], tuple[int, ...]]:
+    """The rows of a tensor of ``shape`` that ``indices`` (int64, tuples along the last axis) name after ``batch_dims`` axes.
+
+    Gives their row-major positions, the axes that these count, and the shape of a row.
+    """
+    index_shape = indices.type.shape
     depth = known(index_shape[-1], "the length of an index")
     if not 1 <= depth <= len(shape) - batch_dims:
         raise UnsupportedForm(f"indices of {depth} numbers into data of rank {len(shape)} after {batch_dims} batch dims")
@@ -132,7 +144,7 @@ def _gather_nd(context: FormContext) -> Value:
     flat: Value | None = None
     for position, dim in enumerate(indexed):
         part = slice_axis(context, indices, indices.type.rank - 1, position, 1)
-        part = _wrapped(context, reshape(context, part, index_shape[:-1]), dim)
+        part = wrapped(context, reshape(context, part, index_shape[:-1]), dim)
         stride = prod(indexed[position + 1 :])
         part = part if stride == 1 else context.emit("mul", part, context.const(np.array(stride, np.int64)))
         flat = part if flat is None else context.emit("add", flat, part)
@@ -142,7 +154,14 @@ def _gather_nd(context: FormContext) -> Value:
     if batch_dims:
         offsets = np.arange(prod(batches), dtype=np.int64).reshape(*batches, *(1,) * (flat.type.rank - batch_dims)) * prod(indexed)
         flat = context.emit("add", flat, context.const(offsets))
-    return context.emit("gather", reshape(context, data, (prod(batches) * prod(indexed), *rest)), flat, axis=0)
+    return flat, (*batches, *indexed), rest
+
+
+def _gather_nd(context: FormContext) -> Value:
+    data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
+    shape = known_shape(data, "the data")
+    positions, indexed, rest = tuple_positions(context, shape, indices, int(context.attrs.get("batch_dims", 0)))
+    return context.emit("gather", reshape(context, data, (prod(indexed), *rest)), positions, axis=0)
 
 
 def _one_hot(context: FormContext) -> Value:
@@ -151,7 +170,7 @@ def _one_hot(context: FormContext) -> Value:
     rank = indices.type.rank + 1
     axis = normalize_axis(int(context.attrs.get("axis", -1)), rank)
     spread = cast_to(context, indices, DType.INT64)
-    spread = reshape(context, _wrapped(context, spread, classes), (*indices.type.shape[:axis], 1, *indices.type.shape[axis:]))
+    spread = reshape(context, wrapped(context, spread, classes), (*indices.type.shape[:axis], 1, *indices.type.shape[axis:]))
     positions = np.arange(classes, dtype=np.int64).reshape(tuple(classes if a == axis else 1 for a in range(rank)))
     off, on = (reshape(context, slice_axis(context, values, 0, at, 1), ()) for at in (0, 1))
     return context.emit("where", context.emit("equal", spread, context.const(positions)), on, off)
@@ -197,4 +216,3 @@ Gather.forms = (
     OnnxForm("CumSum", _cumsum),
     OnnxForm("Trilu", _trilu),
 )
-

@@ -93,6 +93,8 @@ class _Finder:
         """Whether a producer's only result is of the sink's shape and layout and read inside alone."""
         if not _is_work(producer) or len(producer.outputs) != 1 or producer.output in self._outputs:
             return False
+        if not lookup(producer.op).takes_epilogue:
+            return False
         type_, result = producer.output.type, sink.output.type
         same = type_.shape == result.shape and type_.block == result.block
         return same and all(user in members for user in self._graph.users[producer.output])

@@ -1,0 +1,159 @@
+"""Sorting along an axis: the positions of the largest or smallest elements, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compiler.ir.intexpr import Dim, minimum
+from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
+from compiler.kernels.loops import pack_plain, parallel_nest
+from compiler.target import Target
+
+_INDEX = VecType(DType.INT64, 1)
+
+
+@dataclass(frozen=True)
+class MergeSortSchedule:
+    """``run``: elements sorted by insertion before merging begins."""
+
+    run: int
+
+
+class MergeSort:
+    """The family: params ``axis``, ``k``, ``largest``; the int64 positions of the first k elements of each row along axis in sorted order.
+
+    Equal elements stay in order; NaN counts as the largest. A bottom-up merge sort between two scratch rows of keys and positions; since
+    nothing beyond the first k of a run can come to the front, runs are cut to k elements.
+    """
+
+    name = "merge_sort"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Static row-major shapes."""
+        x = workload.inputs[0].type
+        return x.is_static and x.block == workload.output.block == 1
+
+    def heuristic(self, workload: Workload, target: Target) -> MergeSortSchedule:
+        return MergeSortSchedule(4)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[MergeSortSchedule]:
+        return [MergeSortSchedule(run) for run in (4, 1, 2, 8)]
+
+    def pack(self, workload: Workload, schedule: MergeSortSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        return pack_plain(workload, constants)
+
+    def build(self, workload: Workload, schedule: MergeSortSchedule, target: Target, name: str) -> Function:
+        b = LoopBuilder(name)
+        (x,), operands, out = declare_buffers(b, workload)
+        if workload.output.elements == 0:
+            return b.function()
+        epilogue = Epilogue(b, workload, operands)
+        axis, k = workload.int("axis"), workload.int("k")
+        shape = workload.inputs[0].type.static_shape
+        length, strides = shape[axis], physical_strides(workload.inputs[0].type)
+        rows = [
+            _Rows(
+                b.buffer(f"keys{i}", x.dtype, length, Access.SCRATCH),
+                b.buffer(f"positions{i}", DType.INT64, length, Access.SCRATCH),
+            )
+            for i in range(2)
+        ]
+        sorter = _Sorter(b, x.dtype, bool(workload.attrs["largest"]), length, k)
+        others = [*shape[:axis], *shape[axis + 1 :]]
+        with parallel_nest(b, others, workload.threads) as point:
+            start: Dim = 0
+            for index, stride in zip(point, [*strides[:axis], *strides[axis + 1 :]], strict=True):
+                start = start + index * stride
+            sorter.runs(x, start, strides[axis], rows[0], schedule.run)
+            width = schedule.run
+            while width < length:
+                sorter.merge(rows[0], rows[1], width)
+                rows.reverse()
+                width *= 2
+            with b.loop("o", 0, k) as loop:
+                position = b.load(rows[0].positions, loop.var)
+                epilogue.store(out, position, [*point[:axis], loop.var, *point[axis:]])
+        return b.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        return 0
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Elements and their positions, in scratch."""
+
+    keys: Buffer
+    positions: Buffer
+
+
+class _Sorter:
+    """Writes the passes over one row of ``length`` elements, of which the first ``k`` are wanted."""
+
+    def __init__(self, b: LoopBuilder, dtype: DType, largest: bool, length: int, k: int) -> None:
+        self._b = b
+        self._dtype = dtype
+        self._largest = largest
+        self._length = length
+        self._k = k
+
+    def _before(self, later: Reg, earlier: Reg) -> Reg:
+        """Whether the element that stands later belongs before the other one."""
+        b = self._b
+        wins = b.op("gt" if self._largest else "lt", later, earlier)
+        if self._dtype.is_float:
+            nan, other = (later, earlier) if self._largest else (earlier, later)
+            wins = b.op("or", wins, b.op("and", b.op("isnan", nan), b.op("not", b.op("isnan", other))))
+        return wins
+
+    def runs(self, x: Buffer, start: Dim, stride: Dim, to: _Rows, size: int) -> None:
+        """Copy a row of x, each ``size`` elements sorted by exchanges of neighbours in registers."""
+        b, whole = self._b, self._length // size
+        with b.loop("r", 0, whole) as loop:
+            self._run(x, start, stride, to, loop.var * size, size)
+        if self._length % size:
+            self._run(x, start, stride, to, whole * size, self._length % size)
+
+    def _run(self, x: Buffer, start: Dim, stride: Dim, to: _Rows, first: Dim, size: int) -> None:
+        b = self._b
+        keys = [b.load(x, start + (first + i) * stride) for i in range(size)]
+        positions = [b.index_value(first + i) for i in range(size)]
+        for end in range(1, size):
+            for i in range(end, 0, -1):
+                swap = self._before(keys[i], keys[i - 1])
+                for values in (keys, positions):
+                    low, high = values[i - 1], values[i]
+                    values[i - 1], values[i] = b.op("select", swap, high, low), b.op("select", swap, low, high)
+        for i, (key, position) in enumerate(zip(keys, positions, strict=True)):
+            b.store(to.keys, first + i, key)
+            b.store(to.positions, first + i, position)
+
+    def merge(self, source: _Rows, to: _Rows, width: int) -> None:
+        """Merge neighbouring runs of ``width`` elements pairwise; a last run without a neighbour is merged with nothing."""
+        b, length, kept = self._b, self._length, min(width, self._k)
+        with b.loop("m", 0, length, 2 * width) as pair:
+            left = pair.var
+            right = minimum(left + width, length)
+            left_end, right_end = minimum(left + kept, right), minimum(right + kept, length)
+            size = minimum(left_end - left + right_end - right, self._k)
+            ends = [b.index_value(end) for end in (left_end, right_end)]
+            limits = [b.const(length - 1, _INDEX), b.const(1, _INDEX)]
+            with b.loop("o", left, left + size, carried=[b.index_value(left), b.index_value(right)]) as loop:
+                i, j = loop.carried
+                at = [b.bind(b.op("min", place, limits[0])) for place in (i, j)]
+                keys = [b.load(source.keys, place) for place in at]
+                positions = [b.load(source.positions, place) for place in at]
+                wins = b.op("or", self._before(keys[1], keys[0]), b.op("ge", i, ends[0]))
+                taken = b.op("and", wins, b.op("lt", j, ends[1]))
+                b.store(to.keys, loop.var, b.op("select", taken, keys[1], keys[0]))
+                b.store(to.positions, loop.var, b.op("select", taken, positions[1], positions[0]))
+                step = b.op("select", taken, limits[1], b.const(0, _INDEX))
+                loop.yield_([b.op("sub", b.op("add", i, limits[1]), step), b.op("add", j, step)])
+
+
+register_family(MergeSort())

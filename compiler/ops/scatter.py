@@ -1,0 +1,136 @@
+"""Writing at computed positions: scatter and the operators that become it."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from compiler.ir.graph import Array, Value
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.types import DType, TensorType
+from compiler.ops.gather import element_positions, tuple_positions, wrapped
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, first_type, known_shape, normalize_axis, reshape
+
+_X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+_E = np.array([[[1, -1, 0, 2]], [[0, 1, 1, 1]]], np.int64)
+_U = np.array([[[5, -7, 9, 11]], [[-1, 2, 3, 4]]], np.float32)
+
+_COMBINE = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+@register
+class Scatter(Op):
+    """``data [N, S]`` with row ``positions[k]`` replaced by, or combined with, ``updates[k]``, for k in order.
+
+    ``kind`` is none, add, mul, max or min. A position outside ``0..N-1`` writes nothing.
+    """
+
+    name = "scatter"
+    families = ("scatter",)
+    takes_epilogue = False
+    samples = (
+        Sample("ScatterElements", (_X, _E, _U), {"axis": 1}),
+        Sample("ScatterElements", (_X[0], np.array([[2], [0], [1]], np.int32), np.ones((3, 1), np.float32)), {"axis": -1}, opset=11),
+        *(Sample("ScatterElements", (_X, _E, _U), {"axis": 1, "reduction": kind}, opset=18) for kind in ("add", "mul", "max", "min")),
+        Sample("ScatterElements", (_X.astype(np.int64), _E, _U.astype(np.int64)), {"axis": 1, "reduction": "add"}, opset=18, constant=(1,)),
+        Sample("Scatter", (_X, _E, _U), {"axis": 1}, opset=10),
+        Sample("ScatterND", (_X, np.array([[1], [0]], np.int64), -_X)),
+        Sample("ScatterND", (_X, np.array([[1, -1], [0, 2], [1, 2]], np.int64), _X[0]), {"reduction": "add"}, opset=18),
+        Sample("ScatterND", (_X, np.array([[[1, 0, -1]]], np.int64), np.array([[7]], np.float32)), constant=(1,)),
+        Sample("ScatterND", (_X, np.zeros((0, 1), np.int64), np.zeros((0, 3, 4), np.float32))),
+        Sample("MaxUnpool", (_X[None, 0:1, :2, :2], np.array([[[[0, 6], [9, 14]]]], np.int64)), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        Sample("TensorScatter", (_X[None], _X[None, :, :1], np.array([2], np.int64)), opset=24),
+        Sample("TensorScatter", (_X[None], _X[None, :, 1:], np.array([2], np.int64)), {"mode": "circular"}, opset=24),
+    )
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        data, updates = first_type(inputs), inputs[2]
+        if updates is None or updates.dtype is not data.dtype:
+            raise UnsupportedForm(f"the updates are not of the data's type {data.dtype.value}")
+        return (data,)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        data, positions, updates = (array(x) for x in inputs)
+        inside = (positions >= 0) & (positions < data.shape[0])
+        result, kind = data.copy(), attr_str(attrs, "kind")
+        for position, update in zip(positions[inside], updates[inside], strict=True):
+            result[position] = update if kind == "none" else _COMBINE[kind](result[position], update)
+        return (result,)
+
+
+def scatter(context: FormContext, data: Value, positions: Value, updates: Value, row: tuple[int, ...], kind: str = "none") -> Value:
+    """data with its rows of shape ``row`` updated at row-major positions."""
+    shape, size, count = known_shape(data, "the data"), prod(row), prod(known_shape(positions, "the indices"))
+    rows = reshape(context, data, (prod(shape[: len(shape) - len(row)]), size))
+    flat, values = reshape(context, positions, (count,)), reshape(context, updates, (count, size))
+    return reshape(context, context.emit("scatter", rows, flat, values, kind=kind), shape)
+
+
+def _reduction(context: FormContext) -> str:
+    kind = str(context.attrs.get("reduction", "none"))
+    if kind != "none" and kind not in _COMBINE:
+        raise UnsupportedForm(f"reduction {kind!r} is not known")
+    return kind
+
+
+def _scatter_elements(context: FormContext) -> Value:
+    data, indices, updates = context.input(0), cast_to(context, context.input(1), DType.INT64), context.input(2)
+    axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
+    if indices.type.shape != updates.type.shape:
+        raise UnsupportedForm(f"indices of shape {indices.type.shape} and updates of shape {updates.type.shape} differ")
+    shape = known_shape(data, "the data")
+    positions = element_positions(context, shape, wrapped(context, indices, shape[axis]), axis)
+    return scatter(context, data, positions, updates, (), _reduction(context))
+
+
+def _scatter_nd(context: FormContext) -> Value:
+    data, indices, updates = context.input(0), cast_to(context, context.input(1), DType.INT64), context.input(2)
+    positions, _, row = tuple_positions(context, known_shape(data, "the data"), indices, 0)
+    if updates.type.shape != (*positions.type.shape, *row):
+        raise UnsupportedForm(f"updates of shape {updates.type.shape}, not {(*positions.type.shape, *row)}")
+    return scatter(context, data, positions, updates, row, _reduction(context))
+
+
+def _tensor_scatter(context: FormContext) -> Value:
+    """A cache with an update written from ``write_indices[batch]`` on along axis; ``circular`` wraps at the end."""
+    cache, update, begin = context.input(0), context.input(1), context.optional(2)
+    axis = normalize_axis(int(context.attrs.get("axis", -2)), cache.type.rank)
+    shape, moved = known_shape(cache, "the cache"), known_shape(update, "the update")
+    if axis == 0:
+        raise UnsupportedForm("axis 0 is the batch")
+    lead = moved[: axis + 1]
+    positions = context.const(np.arange(moved[axis], dtype=np.int64).reshape((1,) * axis + (-1,)))
+    if begin is not None:
+        first = reshape(context, cast_to(context, begin, DType.INT64), (moved[0], *(1,) * axis))
+        positions = context.emit("add", positions, first)
+    if context.attrs.get("mode", "linear") == "circular":
+        positions = context.emit("mod", positions, context.const(np.array(shape[axis], np.int64)), fmod=False)
+    rows = element_positions(context, shape[: axis + 1], context.emit("expand", positions, shape=lead), axis)
+    return scatter(context, cache, rows, update, shape[axis + 1 :])
+
+
+def _max_unpool(context: FormContext) -> Value:
+    """Zeros with each element of x at its flat position; with ``output_shape``, positions are still those of the default shape."""
+    x, positions = context.input(0), context.input(1)
+    shape = known_shape(x, "the input")
+    axes = len(shape) - 2
+    kernel = tuple(int(v) for v in context.attrs["kernel_shape"])
+    strides = tuple(int(v) for v in context.attrs.get("strides", (1,) * axes))
+    pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
+    default = (*shape[:2], *((n - 1) * s - pads[a] - pads[axes + a] + kernel[a] for a, (n, s) in enumerate(zip(shape[2:], strides, strict=True))))
+    unpooled = scatter(context, context.const(np.zeros(default, x.type.dtype.numpy)), positions, x, ())
+    wanted = default if context.optional(2) is None else context.require_dims(2, "the output shape")
+    if tuple(wanted) == default:
+        return unpooled
+    begins, ends = (0,) * len(default), tuple(w - d for w, d in zip(wanted, default, strict=True))
+    return context.emit("pad", unpooled, begins=begins, ends=ends, mode="constant", value=0)
+
+
+Scatter.forms = (
+    OnnxForm("Scatter", _scatter_elements),
+    OnnxForm("ScatterElements", _scatter_elements),
+    OnnxForm("ScatterND", _scatter_nd),
+    OnnxForm("TensorScatter", _tensor_scatter),
+    OnnxForm("MaxUnpool", _max_unpool),
+)
