@@ -108,7 +108,8 @@ def _with_bias(context: FormContext, result: Value) -> Value:
     return result if bias is None else context.emit("add", result, per_channel(context, bias, result.type.rank))
 
 
-def _conv(context: FormContext) -> Value:
+def conv(context: FormContext) -> Value:
+    """Conv of inputs 0 and 1, plus a bias in input 2."""
     x, w = context.input(0), context.input(1)
     axes = x.type.rank - 2
     if axes < 1 or w.type.rank != x.type.rank:
@@ -220,4 +221,4 @@ def _by_zero_stuffing(context: FormContext, x: Value, w: Value, group: int, stri
     return context.emit("conv", x, flipped, strides=(1,) * axes, pads=borders, dilations=tuple(dilations), group=group)
 
 
-Conv.forms = (OnnxForm("Conv", _conv), OnnxForm("ConvTranspose", _conv_transpose))
+Conv.forms = (OnnxForm("Conv", conv), OnnxForm("ConvTranspose", _conv_transpose))

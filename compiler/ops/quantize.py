@@ -16,7 +16,8 @@ _X = np.array([[-300.0, -2.5, -0.75, -0.0], [0.25, 1.25, 3.0, 1000.0]], np.float
 _INT8 = np.array([[-128, -3, 0], [4, 100, 127]], np.int8)
 _SCALE = np.array(0.5, np.float32)
 _SCALES = np.array([0.5, 2.0], np.float32)
-_MICROSOFT = "com.microsoft"
+MICROSOFT = "com.microsoft"
+"""The domain of the operators that ONNX Runtime adds to the standard."""
 
 
 def integer_range(dtype: DType) -> tuple[int, int]:
@@ -25,14 +26,15 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     return (-(1 << bits - 1), (1 << bits - 1) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
 
 
-def _target(attrs: Attrs) -> DType:
+def target_type(attrs: Attrs) -> DType:
+    """Attribute ``to``: an integer type of at most 16 bits."""
     to = attrs["to"]
     if not isinstance(to, DType) or to.is_float or to is DType.BOOL or to.itemsize > 2:
         raise UnsupportedForm(f"quantisation to {to.value if isinstance(to, DType) else to} is not supported")
     return to
 
 
-def _saturated(x: Scalar, zero_point: Sequence[Scalar], to: DType) -> Scalar:
+def saturated(x: Scalar, zero_point: Sequence[Scalar], to: DType) -> Scalar:
     """``x`` rounded to nearest even plus the zero point, kept in the range of ``to``: exact in float32, which holds every integer of 16 bits."""
     rounded = cast(call("rint", x), DType.FLOAT32)
     for value in zero_point:
@@ -62,17 +64,7 @@ class Quantize(Elementwise):
     )
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        return _saturated(call("div", args[0], args[1]), args[2:], _target(attrs))
-
-
-@register
-class Requantize(Elementwise):
-    """``saturate(rint(x * multiplier) + zero_point)`` of the integer type ``to``, for a sum ``x`` of integer products."""
-
-    name = "requantize"
-
-    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        return _saturated(call("mul", cast(args[0], DType.FLOAT32), args[1]), args[2:], _target(attrs))
+        return saturated(call("div", args[0], args[1]), args[2:], target_type(attrs))
 
 
 @register
@@ -173,10 +165,10 @@ def quantize_dynamically(context: FormContext, x: Value) -> tuple[Value, Value, 
 
 Quantize.forms = (
     OnnxForm("QuantizeLinear", _quantize_linear, since=10),
-    OnnxForm("QuantizeLinear", _quantize_linear, domain=_MICROSOFT),
+    OnnxForm("QuantizeLinear", _quantize_linear, domain=MICROSOFT),
     OnnxForm("DynamicQuantizeLinear", lambda context: quantize_dynamically(context, context.input(0)), since=11),
 )
 Dequantize.forms = (
     OnnxForm("DequantizeLinear", _dequantize_linear, since=10),
-    OnnxForm("DequantizeLinear", _dequantize_linear, domain=_MICROSOFT),
+    OnnxForm("DequantizeLinear", _dequantize_linear, domain=MICROSOFT),
 )
