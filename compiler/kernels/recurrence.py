@@ -1,0 +1,322 @@
+"""Recurrent cells: the loop over time inside one kernel, the gates of a unit fused with the sums they are made of.
+
+A time step needs all of the step before, and workers meet only between kernels; so the workers share the batch and the directions, and
+the hidden units of one sequence stay with one worker. Constant recurrent weights are packed, for each direction, stage and tile of
+units, into panels ``[k][gate][nv * lanes]``, read once a step from the first byte to the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compiler.ir.intexpr import Dim
+from compiler.ir.loop import Buffer, Function, Reg, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.recurrence import Read, Stage, stages_from, uses_scratch
+from compiler.ir.scalar import Array
+from compiler.ir.types import DType
+from compiler.kernels.base import Workload, declare_buffers, register_family
+from compiler.kernels.gemm import Section, sections, split_last
+from compiler.kernels.loops import pack_plain, vector_lanes
+from compiler.target import Target
+
+_CHAINS = 8
+"""Independent sums that hide the latency of a multiply-add: two units of four cycles."""
+
+
+@dataclass(frozen=True)
+class RecurrenceSchedule:
+    """``mr`` sequences by ``nv`` vectors of units side by side; ``unroll`` units of the old state in one iteration; ``lanes`` of a vector."""
+
+    mr: int
+    nv: int
+    unroll: int
+    lanes: int
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """The sizes of a workload and what its params say."""
+
+    time: int
+    directions: int
+    batch: int
+    size: int
+    names: tuple[str, ...]
+    steps: tuple[tuple[Stage, ...], ...]
+    reverse: tuple[bool, ...]
+
+    @property
+    def gates(self) -> int:
+        """The most sums that one stage makes for a unit."""
+        return max(len(stage.gates) for stages in self.steps for stage in stages)
+
+    @property
+    def columns(self) -> int:
+        """Gates that are packed for a direction."""
+        return sum(len(stage.gates) for stage in self.steps[0])
+
+
+def _shape(workload: Workload) -> _Shape:
+    names, steps, reverse = (workload.attrs[key] for key in ("operands", "steps", "reverse"))
+    directions, batch, size = workload.output.static_shape[1:]
+    return _Shape(
+        time=workload.inputs[0].type.static_shape[0],
+        directions=directions,
+        batch=batch,
+        size=size,
+        names=tuple(map(str, names)) if isinstance(names, tuple) else (),
+        steps=tuple(map(stages_from, steps)) if isinstance(steps, tuple) else (),
+        reverse=tuple(map(bool, reverse)) if isinstance(reverse, tuple) else (),
+    )
+
+
+class Recurrence:
+    """The family. Inputs are those named by param ``operands``; params ``steps`` and ``reverse`` are as the operator's."""
+
+    name = "recurrence"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Static float32 or float64 operands. The kernel reads its own result, so nothing may change it at the store."""
+        dtype, types = workload.output.dtype, [*(o.type for o in workload.inputs), workload.output]
+        plain = all(t.is_static and t.block == 1 and (t.dtype is dtype or not t.dtype.is_float) for t in types)
+        return plain and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
+
+    def heuristic(self, workload: Workload, target: Target) -> RecurrenceSchedule:
+        """All registers as sums: of several sequences where there are some, for they share the weights, then of several vectors."""
+        shape, registers = _shape(workload), target.vector_registers
+        lanes = vector_lanes(target, [workload.output.dtype], shape.size)
+        share = -(-shape.batch * shape.directions // workload.threads)
+        mr = max(1, min(shape.batch, share, (registers - 1) // (shape.gates + 1)))
+        if "lengths" in shape.names:
+            mr = 1
+        vectors = -(-shape.size // lanes)
+        return RecurrenceSchedule(mr, max(1, min(vectors, (registers - 1 - mr) // (shape.gates * mr))), 4, lanes)
+
+    def space(self, workload: Workload, target: Target) -> Sequence[RecurrenceSchedule]:
+        first = self.heuristic(workload, target)
+        rows, vectors = sorted({1, -(-first.mr // 2), first.mr}), sorted({1, 2, -(-first.nv // 2), first.nv})
+        found = [first, *(RecurrenceSchedule(mr, nv, unroll, first.lanes) for mr in rows for nv in vectors for unroll in (2, 4, 8))]
+        return list(dict.fromkeys(found))
+
+    def pack(self, workload: Workload, schedule: RecurrenceSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
+        packed, number = pack_plain(workload, constants), _shape(workload).names.index("weights")
+        weights = constants[number]
+        if weights is not None:
+            packed[number] = _pack_panels(weights, _shape(workload).steps, schedule)
+        return packed
+
+    def build(self, workload: Workload, schedule: RecurrenceSchedule, target: Target, name: str) -> Function:
+        b, shape = LoopBuilder(name), _shape(workload)
+        number = shape.names.index("weights")
+        packed = workload.inputs[number].constant
+        elements = shape.directions * shape.columns * shape.size * -(-shape.size // schedule.lanes) * schedule.lanes
+        inputs, _, out = declare_buffers(b, workload, {number: elements} if packed else None)
+        buffers = dict(zip(shape.names, inputs, strict=True))
+        for section in sections(shape.batch if shape.size else 0, schedule.mr):
+            with b.loop("p", 0, shape.directions * section.count, parallel=True) as part:
+                for direction in range(shape.directions):
+                    writer = _Writer(b, shape, schedule, buffers, out, direction, packed=packed)
+                    first = (part.var - direction * section.count) * section.size + section.start
+                    if shape.directions == 1:
+                        writer.write(first, section.size)
+                        continue
+                    before, after = (part.var, section.count) if direction == 0 else (section.count - 1, part.var)
+                    with b.if_less(before, after):
+                        writer.write(first, section.size)
+        return b.function()
+
+    def flops(self, workload: Workload) -> Dim:
+        time, batch, columns = workload.inputs[0].type.shape
+        return time * batch * columns * (2 * workload.output.static_shape[-1])
+
+
+def _pack_panels(weights: Array, steps: Sequence[Sequence[Stage]], schedule: RecurrenceSchedule) -> Array:
+    """``[D, H, G*H]`` weights as panels; the units past the last are zero."""
+    size, lanes = weights.shape[1], schedule.lanes
+    vectors, panels = -(-size // lanes), []
+    for matrix, stages in zip(weights, steps, strict=True):
+        gates = matrix.reshape(size, matrix.shape[1] // max(size, 1), size)
+        padded = np.pad(gates, ((0, 0), (0, 0), (0, vectors * lanes - size)))
+        for stage in stages:
+            for section in sections(vectors, schedule.nv):
+                for tile in range(section.count):
+                    start = (section.start + tile * section.size) * lanes
+                    panels.append(padded[:, list(stage.gates), start : start + section.size * lanes].reshape(-1))
+    return np.concatenate(panels)
+
+
+class _Writer:
+    """Writes one direction."""
+
+    def __init__(
+        self,
+        b: LoopBuilder,
+        shape: _Shape,
+        schedule: RecurrenceSchedule,
+        buffers: Mapping[str, Buffer],
+        out: Buffer,
+        direction: int,
+        *,
+        packed: bool,
+    ) -> None:
+        self._b = b
+        self._shape = shape
+        self._schedule = schedule
+        self._buffers = buffers
+        self._out = out
+        self._direction = direction
+        self._packed = packed
+        self._stages = shape.steps[direction]
+        self._lanes = schedule.lanes
+        self._vectors = -(-shape.size // schedule.lanes)
+        tail = shape.size % schedule.lanes
+        self._tail = tail or None
+
+    def write(self, first: Dim, rows: int) -> None:
+        """All time steps of ``rows`` sequences from ``first`` on."""
+        b, shape = self._b, self._shape
+        sequences = [first + r for r in range(rows)]
+        for name in ("hidden", "scratch")[: 2 if uses_scratch(self._stages) else 1]:
+            for row in sequences:
+                self._copy(self._buffers.get(name), (row + self._direction * shape.batch) * shape.size, self._place(name, 0, row))
+        length = self._length(first)
+        with b.loop("t", 0, length) as step:
+            time = length - 1 - step.var if shape.reverse[self._direction] else step.var
+            base = 0
+            for stage in self._stages:
+                self._stage(stage, base, time, first, rows)
+                base += len(stage.gates) * self._vectors
+            for row in sequences:
+                self._copy(self._out, self._place("out", time, row), self._place("hidden", 0, row))
+        if "lengths" in self._buffers:
+            with b.loop("t", length, shape.time) as step:
+                for row in sequences:
+                    self._copy(None, 0, self._place("out", step.var, row))
+
+    def _length(self, first: Dim) -> Dim:
+        """The steps of the sequence, which run-time lengths keep within the tensor."""
+        lengths = self._buffers.get("lengths")
+        if lengths is None:
+            return self._shape.time
+        b, index = self._b, VecType(DType.INT64, 1)
+        value = b.cast(b.load(lengths, first), DType.INT64)
+        return b.bind(b.op("max", b.op("min", value, b.const(self._shape.time, index)), b.const(0, index)), "length")
+
+    def _copy(self, source: Buffer | None, index: Dim, to: Dim) -> None:
+        """The elements of all units from index on, or zeros, to the output."""
+        b, lanes, whole = self._b, self._lanes, self._shape.size // self._lanes
+
+        def copy(unit: Dim, count: int | None) -> None:
+            zero = VecType(self._out.dtype, lanes)
+            b.store(self._out, to + unit, b.const(0, zero) if source is None else b.load(source, index + unit, lanes, count=count), count=count)
+
+        with b.loop("v", 0, whole) as loop:
+            copy(loop.var * lanes, None)
+        if self._tail:
+            copy(whole * lanes, self._tail)
+
+    def _place(self, name: str, time: Dim, row: Dim) -> Dim:
+        """Where a row of one sequence begins in the output."""
+        shape = self._shape
+        at = {"out": time, "hidden": shape.time, "scratch": shape.time + 1}[name]
+        return ((at * shape.directions + self._direction) * shape.batch + row) * shape.size
+
+    def _stage(self, stage: Stage, base: int, time: Dim, first: Dim, rows: int) -> None:
+        """One stage for all units; ``base`` is the number of vectors of a packed k before it."""
+        found = sections(self._vectors, self._schedule.nv)
+        for section in split_last(found) if self._tail else found:
+            last = self._tail if section.start + section.count * section.size == self._vectors else None
+            with self._b.loop("u", 0, section.count) as tile:
+                self._tile(stage, base, tile.var * section.size + section.start, section, (time, first, rows), last)
+
+    def _tile(self, stage: Stage, base: int, vector: Dim, section: Section, at: tuple[Dim, Dim, int], tail: int | None) -> None:
+        """``tail``: the lanes in use of the last vector, where not all are."""
+        b, (time, first, rows) = self._b, at
+        counts = [tail if v == section.size - 1 else None for v in range(section.size)]
+        units = [(vector + v) * self._lanes for v in range(section.size)]
+        loads: dict[object, Reg] = {}
+
+        def read(what: Read, r: int, v: int) -> Reg:
+            index = self._read_index(what, time, first + r) + units[v]
+            buffer = self._buffers[what[0]] if what[0] in ("projection", "bias", "peepholes") else self._out
+            key = (buffer.name, index)
+            if key not in loads:
+                loads[key] = b.load(buffer, index, self._lanes, count=counts[v])
+            return loads[key]
+
+        starts = [read(start, r, v) for r in range(rows) for start in stage.starts for v in range(section.size)]
+        sums = self._sums(stage, base, vector, section, (first, rows), counts, starts)
+        for r in range(rows):
+            for v in range(section.size):
+                args = [sums[(r * len(stage.gates) + g) * section.size + v] for g in range(len(stage.gates))]
+                args += [read(what, r, v) for what in stage.reads]
+                for name, expr in stage.writes:
+                    args.append(b.scalar(expr, args))
+                    b.store(self._out, self._place(name, time, first + r) + units[v], args[-1], count=counts[v])
+
+    def _read_index(self, what: Read, time: Dim, row: Dim) -> Dim:
+        """Where the elements of all units begin in the buffer that ``what`` is read from."""
+        (name, number), shape = what, self._shape
+        if name == "projection":
+            width = self._width("projection")
+            return (time * shape.batch + row) * (width * shape.directions) + (self._direction * width + number * shape.size)
+        if name in ("bias", "peepholes"):
+            return self._direction * self._width(name) + number * shape.size
+        return self._place(name, time, row)
+
+    def _width(self, name: str) -> int:
+        """Elements of one direction in a row of an operand."""
+        rows = self._shape.time * self._shape.batch if name == "projection" else 1
+        size = self._buffers[name].size
+        return size // (rows * self._shape.directions) if isinstance(size, int) and rows else 0
+
+    def _sums(
+        self, stage: Stage, base: int, vector: Dim, section: Section, at: tuple[Dim, int], counts: Sequence[int | None], starts: Sequence[Reg]
+    ) -> list[Reg]:
+        """The sums of a tile, by sequence, gate and vector."""
+        b, shape, (first, rows) = self._b, self._shape, at
+        gates, lanes, weights = len(stage.gates), self._lanes, self._buffers["weights"]
+        sources = [self._place(stage.source, 0, first + r) for r in range(rows)]
+        width = gates * section.size
+        if self._packed:
+            depth: Dim = width * lanes
+            start = ((vector * gates + base) + self._direction * shape.columns * self._vectors) * (shape.size * lanes)
+        else:
+            depth = self._width("projection")
+            start = vector * lanes + self._direction * shape.size * depth
+        chains = min(self._schedule.unroll, max(1, _CHAINS // len(starts)))
+        zero = b.const(0, VecType(self._out.dtype, lanes))
+        accs = [[*starts], *([zero] * len(starts) for _ in range(chains - 1))]
+
+        def steps(k0: Dim, count: int, accs: list[list[Reg]]) -> None:
+            for k in range(count):
+                chain, index = accs[k % chains], start + (k0 + k) * depth
+                state = [b.load(self._out, source + (k0 + k), lanes, stride=0) for source in sources]
+                for n in range(width):
+                    g, v = divmod(n, section.size)
+                    if self._packed:
+                        weight = b.load(weights, index + n * lanes, lanes)
+                    else:
+                        weight = b.load(weights, index + (stage.gates[g] * shape.size + v * lanes), lanes, count=counts[v])
+                    for r in range(rows):
+                        chain[r * width + n] = b.fma(state[r], weight, chain[r * width + n])
+
+        blocks, rest = divmod(shape.size, self._schedule.unroll)
+        if blocks:
+            with b.loop("k", 0, blocks, carried=[acc for chain in accs for acc in chain]) as loop:
+                inside = [list(loop.carried[c * len(starts) : (c + 1) * len(starts)]) for c in range(chains)]
+                steps(loop.var * self._schedule.unroll, self._schedule.unroll, inside)
+                loop.yield_([acc for chain in inside for acc in chain])
+            accs = [list(loop.results[c * len(starts) : (c + 1) * len(starts)]) for c in range(chains)]
+        steps(blocks * self._schedule.unroll, rest, accs)
+        total = accs[0]
+        for chain in accs[1:]:
+            total = [b.op("add", left, right) for left, right in zip(total, chain, strict=True)]
+        return total
+
+
+register_family(Recurrence())
