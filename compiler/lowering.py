@@ -9,6 +9,7 @@ from typing import Any
 
 from compiler.errors import InternalError, UnsupportedError
 from compiler.ir.graph import Constant, Graph, Node, Value
+from compiler.ir.half import compute_dtype, widen
 from compiler.ir.loop import Access, Function
 from compiler.ir.op import lookup
 from compiler.ir.program import Address, KernelCall, Program, Space
@@ -122,23 +123,40 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
             raise InternalError(f"{inner.op} has no scalar expression", where=f"group {node.name}")
         exprs[inner.output] = substitute(expr, args)
     inputs = anchor.present_inputs if anchor is not None else ()
+    computes = anchor is not None and lookup(anchor.op).computes
+    reads = [Operand(v.type, outer[v] in constants) for v in inputs]
+    extra = [_widened(Operand(_ranked(v.type, result.rank), outer[v] in constants)) for v in operands]
+    arrives = {1 + i: Arg(1 + i, operand.type.dtype) for i, operand in enumerate(extra)}
+    first = result if anchor is None else anchor.output.type
+    if computes:
+        first = _computed(first)
+        arrives[0] = Arg(0, first.dtype)
     workload = Workload(
         family="",
         params=_params(anchor),
-        inputs=tuple(Operand(v.type, outer[v] in constants) for v in inputs),
-        anchor=result if anchor is None else anchor.output.type,
+        inputs=tuple(_widened(operand) if computes else operand for operand in reads),
+        anchor=first,
         output=result,
-        epilogue=exprs[region.outputs[0]],
-        operands=tuple(Operand(_ranked(v.type, result.rank), outer[v] in constants) for v in operands),
+        epilogue=widen(exprs[region.outputs[0]], arrives),
+        operands=tuple(extra),
         threads=threads,
     )
     return LoweredGroup(workload, lookup((anchor or region.nodes[-1]).op).families, tuple(outer[v] for v in (*inputs, *operands)))
 
 
+def _computed(type_: TensorType) -> TensorType:
+    return replace(type_, dtype=compute_dtype(type_.dtype))
+
+
+def _widened(operand: Operand) -> Operand:
+    """A constant in half precision is packed in the type it is computed in."""
+    return replace(operand, type=_computed(operand.type)) if operand.constant else operand
+
+
 def _leaf(value: Value, constant: Constant | None, operands: dict[Value, int]) -> Scalar:
     """An operand of the epilogue; constants of one element become literals."""
     if constant is not None and constant.array.size == 1:
-        return Const(constant.array.item(), value.type.dtype)
+        return Const(constant.array.astype(compute_dtype(value.type.dtype).numpy).item(), value.type.dtype)
     return Arg(1 + operands.setdefault(value, len(operands)), value.type.dtype)
 
 
@@ -212,7 +230,10 @@ class _Writer:
         keys = [None if c is None else (c, i, workload, schedule) for i, c in enumerate(constants)]
         if any(key is not None and key not in self._packed for key in keys):
             types = [operand.type for operand in (*workload.inputs, *workload.operands)]
-            arrays = [None if c is None else c.array.reshape(t.static_shape) for c, t in zip(constants, types, strict=True)]
+            arrays = [
+                None if c is None else c.array.reshape(t.static_shape).astype(t.dtype.numpy, copy=False)
+                for c, t in zip(constants, types, strict=True)
+            ]
             for key, array in zip(keys, chosen.pack(workload, schedule, arrays), strict=True):
                 if key is not None and array is not None and key not in self._packed:
                     self._packed[key] = self._store(array)

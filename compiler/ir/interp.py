@@ -12,10 +12,12 @@ import numpy as np
 
 from compiler.errors import InternalError, UserError
 from compiler.ir.graph import Array, Attr, Graph, Node, Region, Value
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, IntExpr, Sym, evaluate, substitute
 from compiler.ir.op import lookup
 from compiler.ir.printer import print_node
-from compiler.ir.types import TensorType
+from compiler.ir.types import DType, TensorType
+from compiler.ir.verify import is_elementwise
 
 
 def interpret(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -85,23 +87,32 @@ def _run(graph: Graph, feeds: Mapping[str, Array]) -> dict[Value, Array]:
     return values
 
 
-def _run_nodes(graph: Graph, values: dict[Value, Array], dims: dict[str, int]) -> None:
+def _run_nodes(graph: Graph, values: dict[Value, Array], dims: dict[str, int], *, fused: bool = False) -> None:
+    """``fused``: graph is one kernel, in which half-precision results stay in the type they are computed in."""
     values.update((value, constant.array) for value, constant in graph.constants.items())
     for node in graph.nodes:
-        for value, array in zip(node.outputs, _results(node, values, dims), strict=True):
-            if not _matches(value.type, array, dims):
+        for value, array in zip(node.outputs, _results(node, values, dims, fused=fused), strict=True):
+            if not _matches(value.type, _rounded(array, value.type) if fused else array, dims):
                 raise InternalError(f"the result is {array.dtype}{list(array.shape)}", where=f"interpreting {print_node(node)}")
             values[value] = array
 
 
-def _results(node: Node, values: dict[Value, Array], dims: dict[str, int]) -> Sequence[Array]:
+def _rounded(array: Array, type_: TensorType) -> Array:
+    """What a kernel stores for an array of the type that type_ is computed in."""
+    kept = array.dtype == compute_dtype(type_.dtype).numpy
+    return array.astype(type_.dtype.numpy, copy=False) if kept else array
+
+
+def _results(node: Node, values: dict[Value, Array], dims: dict[str, int], *, fused: bool) -> Sequence[Array]:
     inputs = [None if v is None else values[v] for v in node.inputs]
     if node.op != "group":
+        if fused and (is_elementwise(node) or lookup(node.op).computes):
+            inputs = [None if x is None else x.astype(compute_dtype(DType.of(x.dtype)).numpy, copy=False) for x in inputs]
         return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
     (region,) = node.regions
     values.update(zip(region.inputs, (values[v] for v in node.present_inputs), strict=True))
-    _run_nodes(region, values, dims)
-    return [values[v] for v in region.outputs]
+    _run_nodes(region, values, dims, fused=True)
+    return [_rounded(values[v], v.type) for v in region.outputs]
 
 
 def bind_attr(attr: Attr, dims: Mapping[str, int]) -> Attr:

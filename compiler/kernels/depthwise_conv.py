@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, pack_physical
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
+from compiler.kernels.loops import load_as
 from compiler.kernels.windows import Axis, TileRun, spatial_axes, tile_runs
 from compiler.target import Target
 
@@ -38,7 +40,7 @@ class DepthwiseConv:
     def supports(self, workload: Workload, target: Target) -> bool:
         """Constant float32 weights, group == channels == filters, spatial rank 1 or 2, blocked input and output."""
         x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        if not (w.constant and x.is_static and x.dtype is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+        if not (w.constant and x.is_static and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
             return False
         group = workload.int("group")
         return group == x.shape[1] == out.shape[1] and x.block == out.block == workload.anchor.block == target.lanes
@@ -148,7 +150,7 @@ class _Writer:
         base = ((image * row_axis.size + first_row) * column_axis.size + first_column) * lanes
         weights: dict[int, Reg] = {}
         for (dy, dx), uses in _uses(rows, columns, row_axis, column_axis).items():
-            value = b.load(self._x, base + (dy * column_axis.size + dx) * lanes, lanes)
+            value = load_as(b, type_.dtype, self._x, base + (dy * column_axis.size + dx) * lanes, lanes)
             for r, c, tap in uses:
                 if taps is not None:
                     weight = taps[tap]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, minimum
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
@@ -19,6 +20,7 @@ from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
 from compiler.kernels.gemm import Section, register_rows, sections
+from compiler.kernels.loops import load_as
 from compiler.kernels.windows import Axis, TileRun, spatial_axes, tap_bounds, tile_runs
 from compiler.target import Target
 
@@ -47,7 +49,7 @@ class DirectConv:
     def supports(self, workload: Workload, target: Target) -> bool:
         """Groups must be of whole channel blocks on both sides (a row-major input may have any)."""
         x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        if not (w.constant and x.is_static and x.dtype is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+        if not (w.constant and x.is_static and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
             return False
         group = workload.int("group")
         filters, channels = w.type.static_shape[0] // group, w.type.static_shape[1]
@@ -245,7 +247,8 @@ class _Writer:
         for k in range(depth):
             right = [b.load(self._w, w_at + (k * vectors + v) * lanes, lanes) for v in range(vectors)]
             for c in used:
-                left = b.load(self._x, x_at + (k * shape.channel_step + c * shape.columns.stride * shape.pixel), lanes, stride=0)
+                at = x_at + (k * shape.channel_step + c * shape.columns.stride * shape.pixel)
+                left = load_as(b, DType.FLOAT32, self._x, at, lanes, stride=0)
                 for v in range(vectors):
                     accs[c * vectors + v] = b.fma(left, right[v], accs[c * vectors + v])
         return accs

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
@@ -48,7 +49,7 @@ def identity(kind: str, dtype: DType) -> float | int | bool:
 def accumulator_dtype(kind: str, dtype: DType, chain: int) -> DType:
     """The type to fold in when each accumulator takes ``chain`` elements: wider where the rounding of a long sum would show."""
     if kind in ("max", "min") or not dtype.is_float or dtype is DType.FLOAT64:
-        return dtype
+        return compute_dtype(dtype)
     return DType.FLOAT64 if kind == "sum" and chain > _LONGEST_FLOAT32_CHAIN else DType.FLOAT32
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from compiler.ir.intexpr import Dim, minimum
-from compiler.ir.loop import Buffer, Reg, VecType
+from compiler.ir.loop import Access, Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue
+from compiler.kernels.loops import load_as
 from compiler.target import Target
 
 _LINE_BYTES = 64
@@ -200,6 +201,9 @@ class GemmWriter:
         self._schedule = schedule
         self._threads = threads
         self._a, self._b, self._out = buffers
+        self._converts = self._a.dtype is not gemm.dtype
+        if self._converts:
+            self._rows_of_a = builder.buffer("rows", gemm.dtype, min(schedule.mr, gemm.m) * gemm.k, Access.SCRATCH)
         self._epilogue = epilogue
         self._rows = sections(gemm.m, schedule.mr)
         self._panels = sections(gemm.vectors, schedule.nv)
@@ -256,6 +260,9 @@ class GemmWriter:
         accs = [start[v] for _ in range(rows.size) for v in range(panels.size)]
         lines = self._prefetch_lines(rows, panels)
         blocks, rest = divmod(gemm.k, gemm.k_block)
+        if self._converts:
+            self._convert_rows(a0, rows.size)
+            a0 = 0
         if blocks:
             with b.loop("k", 0, blocks, carried=accs) as loop:
                 for line in range(lines):
@@ -268,6 +275,24 @@ class GemmWriter:
         for r in range(rows.size):
             for v in range(panels.size):
                 self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], self._count(panels, v), loads)
+
+    def _convert_rows(self, a0: Dim, rows: int) -> None:
+        """Bring a tile's rows of a into scratch, row-major and in the type computed in: each element is converted once for all of its uses."""
+        b, gemm = self._builder, self._gemm
+        contiguous = gemm.a_lane == 1 and gemm.a_block == gemm.k_block
+        step = gemm.lanes if contiguous else gemm.k_block
+        advance = step if contiguous else gemm.a_block
+        whole, rest = divmod(gemm.k, step)
+
+        def part(number: Dim, count: int) -> None:
+            for r in range(rows):
+                value = b.load(self._a, a0 + r * gemm.a_row + number * advance, step, stride=gemm.a_lane, count=count)
+                b.store(self._rows_of_a, number * step + r * gemm.k, b.cast(value, gemm.dtype), count=count)
+
+        with b.loop("k", 0, whole) as loop:
+            part(loop.var, step)
+        if rest:
+            part(whole, rest)
 
     def _count(self, panels: Section, vector: int) -> int | None:
         """Lanes in use when not all are: the last vector of a row-major output."""
@@ -289,14 +314,22 @@ class GemmWriter:
         """``depth`` steps of k from block ``block`` on."""
         b, gemm, lanes, vectors = self._builder, self._gemm, self._gemm.lanes, panels.size
         b_row = vectors * lanes if gemm.b_row is None else gemm.b_row
-        a_index, b_index = a0 + block * gemm.a_block, b0 + block * (gemm.k_block * b_row)
+        a_row, a_block, a_lane = (gemm.k, gemm.k_block, 1) if self._converts else (gemm.a_row, gemm.a_block, gemm.a_lane)
+        a_index, b_index = a0 + block * a_block, b0 + block * (gemm.k_block * b_row)
         for k in range(depth):
             right = [
-                b.load(self._b, b_index + (k * b_row + v * lanes), lanes, count=self._count(panels, v) if gemm.b_row is not None else None)
+                load_as(
+                    b,
+                    gemm.dtype,
+                    self._b,
+                    b_index + (k * b_row + v * lanes),
+                    lanes,
+                    count=self._count(panels, v) if gemm.b_row is not None else None,
+                )
                 for v in range(vectors)
             ]
             for r in range(rows):
-                left = b.load(self._a, a_index + (r * gemm.a_row + k * gemm.a_lane), lanes, stride=0)
+                left = b.load(self._rows_of_a if self._converts else self._a, a_index + (r * a_row + k * a_lane), lanes, stride=0)
                 for v in range(vectors):
                     accs[r * vectors + v] = b.fma(left, right[v], accs[r * vectors + v])
         return accs

@@ -193,6 +193,13 @@ def vector_nest(
 # -- lanes --------------------------------------------------------------------------------------------------------------
 
 
+def load_as(b: LoopBuilder, dtype: DType, buffer: Buffer, index: Dim, lanes: int, *, stride: Dim = 1, count: int | None = None) -> Reg:
+    """A load converted to dtype; one element for every lane is converted once."""
+    if stride == 0 and buffer.dtype is not dtype:
+        return b.splat(b.cast(b.load(buffer, index), dtype), lanes)
+    return b.cast(b.load(buffer, index, lanes, stride=stride, count=count), dtype)
+
+
 def load_lanes(b: LoopBuilder, buffer: Buffer, indices: Sequence[Dim], lanes: int, loads: dict[object, Reg] | None = None) -> Reg:
     """One vector whose first lanes are the elements at ``indices``; the other lanes are unspecified.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
@@ -23,10 +24,11 @@ class MatMul:
     name = "matmul"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Row-major operands of one dtype of 32 or 64 bits, with known shapes."""
+        """Row-major operands of one dtype, computed in 32 or 64 bits, with known shapes."""
         a, b = workload.inputs[0].type, workload.inputs[1].type
         types = (a, b, workload.output, workload.anchor)
-        return a.dtype is b.dtype is workload.anchor.dtype and a.dtype in _DTYPES and all(t.block == 1 and t.is_static for t in types)
+        same = compute_dtype(a.dtype) is compute_dtype(b.dtype) is workload.anchor.dtype
+        return same and workload.anchor.dtype in _DTYPES and all(t.block == 1 and t.is_static for t in types)
 
     def heuristic(self, workload: Workload, target: Target) -> g.GemmSchedule:
         return g.heuristic(_gemm(workload, _lanes(workload, target)), target, workload.threads)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
@@ -30,7 +31,7 @@ class PointwiseConv:
         if not (
             w.constant
             and x.is_static
-            and x.dtype is w.type.dtype is DType.FLOAT32
+            and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32
             and out.block == target.lanes
             and out.block == workload.anchor.block
         ):
@@ -93,7 +94,7 @@ def _gemm(workload: Workload) -> g.Gemm:
         return (indices[0], indices[1] * vectors + vector, *rows, 0)
 
     a_row = pixel if merged else steps[-1]
-    return g.Gemm(tuple(batches), inner, filters, channels, block, x.dtype, a_row, block, channel_block, lane, None, coordinates)
+    return g.Gemm(tuple(batches), inner, filters, channels, block, workload.anchor.dtype, a_row, block, channel_block, lane, None, coordinates)
 
 
 register_family(PointwiseConv())

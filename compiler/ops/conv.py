@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from compiler.ir.graph import Array, Value
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
@@ -46,6 +47,7 @@ class Conv(Op):
 
     name = "conv"
     families = ("depthwise_conv", "pointwise_conv", "direct_conv", "generic_conv")
+    computes = True
     samples = (
         Sample("Conv", (_X, _W), constant=(1,)),
         Sample("Conv", (_X, _W, _wave(6)), {"strides": [2, 1], "pads": [1, 0, 2, 1], "dilations": [1, 2]}, constant=(1, 2)),
@@ -95,7 +97,7 @@ class Conv(Op):
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         x, w, group = first_type(inputs), given(inputs[1]), attr_int(attrs, "group")
-        if x.dtype is not DType.FLOAT32 or x.rank not in (3, 4):
+        if compute_dtype(x.dtype) is not DType.FLOAT32 or x.rank not in (3, 4):
             return Layouts.PLAIN
         outputs, width = known(w.shape[0], "the number of filters"), known(w.shape[1], "the channels of a group")
         depthwise = width == 1 and outputs == group

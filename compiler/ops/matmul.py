@@ -25,6 +25,7 @@ class MatMul(Op):
 
     name = "matmul"
     families = ("matmul",)
+    computes = True
     samples = (
         Sample("MatMul", (_A, _B)),
         Sample("MatMul", (_A, _B), constant=(1,)),

@@ -39,6 +39,7 @@ class Normalize(Op):
 
     name = "normalize"
     families = ("normalize",)
+    computes = True
     samples = (
         Sample("LayerNormalization", (_X, _ROW, _ROW)),
         Sample("LayerNormalization", (_X, np.ones((3, 5), np.float32)), {"axis": 2, "epsilon": 0.01}),

@@ -21,6 +21,7 @@ class Pool(Op):
 
     name = "pool"
     families = ("pool",)
+    computes = True
     samples = (
         Sample("MaxPool", (_X,), _WINDOW),
         Sample("MaxPool", (_X,), {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
@@ -68,7 +69,9 @@ class Pool(Op):
         return Layouts.SAME
 
 
-def _pool(kind: str) -> FormBuild:
+def pool(kind: str) -> FormBuild:
+    """A form of the pooling operator of that kind: its window is read from the node's attributes."""
+
     def build(context: FormContext) -> Value:
         if context.outputs > 1:
             raise UnsupportedForm("the positions of the maxima (output 1) are not supported")
@@ -125,8 +128,8 @@ def _global_lp_pool(context: FormContext) -> Value:
 
 
 Pool.forms = (
-    OnnxForm("MaxPool", _pool("max")),
-    OnnxForm("AveragePool", _pool("average")),
+    OnnxForm("MaxPool", pool("max")),
+    OnnxForm("AveragePool", pool("average")),
     OnnxForm("LpPool", _lp_pool),
     OnnxForm("GlobalLpPool", _global_lp_pool),
 )

@@ -75,6 +75,7 @@ class Reduce(Op):
 
     name = "reduce"
     families = ("reduce",)
+    computes = True
     samples = (
         *_samples("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
         *_samples("ReduceLogSum", "ReduceLogSumExp"),

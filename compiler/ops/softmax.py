@@ -20,6 +20,7 @@ class Softmax(Op):
 
     name = "softmax"
     families = ("softmax",)
+    computes = True
     samples = (
         *(Sample(op, (_X,)) for op in _OPERATORS),
         *(Sample(op, (_X,), {"axis": 1}) for op in _OPERATORS),
