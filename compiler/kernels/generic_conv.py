@@ -1,7 +1,7 @@
-"""Convolution of any rank, grouping, dtype and layout of weights: the family that is always there.
+"""Convolution of any rank, grouping and dtype, with weights known now or at run time: the family that is always there.
 
 Row-major in and out. A vector holds neighbouring filters of one group at one output position; taps outside the input are cut off
-by the bounds of the tap loops.
+by the bounds of the tap loops. Constant weights are packed so that these filters lie side by side; others are read as they lie.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class GenericConv:
     name = "generic_conv"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Known shapes, row-major, one dtype of 32 or 64 bits; the weights must be constant."""
-        x, w = workload.inputs[0].type, workload.inputs[1]
+        """Known shapes, row-major, one dtype of 32 or 64 bits."""
+        x, w = workload.inputs[0].type, workload.inputs[1].type
         dtypes = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64)
-        same = x.dtype is w.type.dtype is workload.anchor.dtype and x.dtype in dtypes
-        return same and w.constant and x.is_static and x.block == workload.output.block == 1
+        same = x.dtype is w.dtype is workload.anchor.dtype and workload.anchor.dtype in dtypes
+        return same and x.is_static and w.is_static and x.block == w.block == workload.output.block == 1
 
     def heuristic(self, workload: Workload, target: Target) -> GenericSchedule:
         lanes = target.vector_bits // (8 * workload.anchor.dtype.itemsize)
@@ -73,6 +73,16 @@ class GenericConv:
         return workload.anchor.elements * (2 * prod(workload.inputs[1].type.static_shape[1:]))
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """How far apart in the weights the next group, channel, tap and filter are, in elements."""
+
+    group: int
+    channel: int
+    tap: int
+    filter: int
+
+
 class _Writer:
     def __init__(self, workload: Workload, schedule: GenericSchedule, name: str) -> None:
         x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
@@ -86,8 +96,14 @@ class _Writer:
         self._axes = spatial_axes(
             x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads")
         )
-        size = self._group * self._channels * prod(self._kernel) * self._padded
-        (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, {1: size})
+        taps = prod(self._kernel)
+        if workload.inputs[1].constant:
+            sizes = {1: self._group * self._channels * taps * self._padded}
+            self._steps = _Steps(self._channels * taps * self._padded, taps * self._padded, self._padded, 1)
+        else:
+            sizes = {}
+            self._steps = _Steps(self._filters * self._channels * taps, taps, 1, self._channels * taps)
+        (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, sizes)
         self._x_strides, self._out_strides = physical_strides(x), physical_strides(out)
         self._epilogue = Epilogue(self._builder, workload, operands)
 
@@ -115,32 +131,38 @@ class _Writer:
         b, lanes = self._builder, self._schedule.lanes
         type_ = VecType(self._workload.anchor.dtype, lanes)
         x_base = place[0] * self._x_strides[0] + place[1] * (self._x_strides[1] * self._channels)
-        w_base = place[1] * (self._channels * prod(self._kernel) * self._padded) + first * lanes
+        w_base = place[1] * self._steps.group + first * lanes * self._steps.filter
+        counts = [min(lanes, self._filters - (first + v) * lanes) for v in range(vectors)]
         zero = b.const(0, type_)
         with b.loop("k", 0, self._channels, carried=[zero] * vectors) as k:
-            x_at, w_at = x_base + k.var * self._x_strides[1], w_base + k.var * (prod(self._kernel) * self._padded)
-            k.yield_(self._taps(place[2:], x_at, w_at, vectors, list(k.carried)))
+            x_at, w_at = x_base + k.var * self._x_strides[1], w_base + k.var * self._steps.channel
+            k.yield_(self._taps(place[2:], x_at, w_at, counts, list(k.carried)))
         for v, acc in enumerate(k.results):
             start = (first + v) * lanes
-            for lane in range(min(lanes, self._filters - start)):
+            for lane in range(counts[v]):
                 value = b.let("extract", (acc,), VecType(type_.dtype, 1), lane) if lanes > 1 else acc
                 channel = place[1] * self._filters + (start + lane)
                 self._epilogue.store(self._out, value, (place[0], channel, *place[2:]))
 
-    def _taps(self, place: Sequence[Dim], x_at: Dim, w_at: Dim, vectors: int, accs: list[Reg], depth: int = 0) -> list[Reg]:
+    def _taps(self, place: Sequence[Dim], x_at: Dim, w_at: Dim, counts: Sequence[int], accs: list[Reg], depth: int = 0) -> list[Reg]:
         b, lanes = self._builder, self._schedule.lanes
         if depth == len(self._axes):
             left = b.load(self._x, x_at, lanes, stride=0)
-            right = [b.load(self._w, w_at + v * lanes, lanes) for v in range(vectors)]
+            right = [self._weights(w_at + v * lanes * self._steps.filter, count) for v, count in enumerate(counts)]
             return [b.fma(left, r, acc) for r, acc in zip(right, accs, strict=True)]
         axis = self._axes[depth]
         first = place[depth] * axis.stride - axis.pad
         low, high = tap_bounds(axis, first)
-        step = prod(self._kernel[depth + 1 :]) * self._padded
+        step = prod(self._kernel[depth + 1 :]) * self._steps.tap
         with b.loop("w", low, high, carried=accs) as tap:
             x_next = x_at + (first + tap.var * axis.dilation) * self._x_strides[2 + depth]
-            tap.yield_(self._taps(place, x_next, w_at + tap.var * step, vectors, list(tap.carried), depth + 1))
+            tap.yield_(self._taps(place, x_next, w_at + tap.var * step, counts, list(tap.carried), depth + 1))
         return list(tap.results)
+
+    def _weights(self, at: Dim, count: int) -> Reg:
+        """One vector of neighbouring filters; packed ones are padded to whole vectors."""
+        lanes, step = self._schedule.lanes, self._steps.filter
+        return self._builder.load(self._w, at, lanes, stride=step, count=None if step == 1 else count)
 
 
 register_family(GenericConv())
