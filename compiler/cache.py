@@ -6,14 +6,17 @@ compile the same model. The least recently used files go when the folder grows p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import platform
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.artifact import TEMPORARY_SUFFIX
 from runtime.cpus import cpu_description
 
 FOLDER_VARIABLE = "TENSORSMITH_CACHE_DIR"
@@ -21,6 +24,7 @@ FOLDER_VARIABLE = "TENSORSMITH_CACHE_DIR"
 LIMIT_BYTES = 2 << 30
 
 _SUFFIX = ".tsm"
+_LEFTOVER_SECONDS = 3600
 _PROJECT = Path(__file__).resolve().parent.parent
 _SOURCES = ("backends", "compiler", "frontend", "passes", "runtime")
 _LIBRARIES = ("llvmlite", "onnx")
@@ -51,6 +55,7 @@ class Cache:
 
     def shrink(self, keep: str) -> None:
         """Remove the least recently used files until the rest fit the limit; ``keep`` is the key of one that stays."""
+        self._remove_leftovers()
         files = []
         for path in self.folder.glob("*" + _SUFFIX):
             try:
@@ -62,7 +67,15 @@ class Cache:
         for kept, _, size, path in sorted(files, reverse=True):
             total += size
             if total > self.limit_bytes and not kept:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes had begun to write."""
+        for path in self.folder.glob("*" + TEMPORARY_SUFFIX):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS:
+                    path.unlink()
 
 
 def user_cache() -> Cache | None:

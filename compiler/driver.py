@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     import onnx
 
     from compiler.ir.graph import Attr, Value
+    from compiler.ir.program import Program
 
     Model = Union[str, os.PathLike[str], bytes, onnx.ModelProto]
 
 OPT_LEVELS = range(4)
+_ADDRESSABLE_BYTES = 1 << 47
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,9 @@ def compile(  # noqa: A001 # the public name says what it does
     built = _build(model, options)
     try:
         built.write(store.path(key))
-    except UserError:  # a full disk: no reason to fail
+        module = load(store.path(key), threads=options.threads)
+    except UserError:  # a full disk, or another process has made room for its own: no reason to fail
         return _in_temporary_file(built, options)
-    module = load(store.path(key), threads=options.threads)
     store.shrink(keep=key)
     return module
 
@@ -148,7 +150,7 @@ def _model_bytes(model: Model) -> bytes | None:
     if isinstance(model, (str, os.PathLike)):
         try:
             return Path(model).read_bytes()
-        except OSError:
+        except (OSError, ValueError):
             return None
     if isinstance(model, bytes):
         return model
@@ -162,15 +164,18 @@ def _model_bytes(model: Model) -> bytes | None:
 
 def _build(model: Model, options: Options) -> _Built:
     from backends.llvm import spmd
+    from backends.llvm.codegen import check_target
     from backends.llvm.engine import compile_program
     from compiler.lowering import lower
     from compiler.pipeline import optimize
     from frontend.onnx.importer import import_model
 
     target = resolve(options.target)
+    check_target(target)
     graph = import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes))
     planned, _ = optimize(graph, target, options.opt_level)
     program = lower(planned, target, options.workers)
+    _check_sizes(program)
     image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
         name=program.name,
@@ -188,6 +193,14 @@ def _build(model: Model, options: Options) -> _Built:
         scratch_bytes=program.scratch_bytes,
     )
     return _Built(manifest, image.code, program.weights, program.weights_bytes)
+
+
+def _check_sizes(program: Program) -> None:
+    """Raises UserError for a program whose memory no address can reach."""
+    sizes = [(value.name, value.type.nbytes) for value in (*program.inputs, *program.outputs)] + [("the arena", program.arena_bytes)]
+    for name, nbytes in sizes:
+        if isinstance(nbytes, int) and nbytes > _ADDRESSABLE_BYTES:
+            raise UserError(f"{name} needs {nbytes:.3g} bytes", where=program.name, hint="compile for smaller inputs: see input_shapes")
 
 
 def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from compiler.errors import UserError
 
+_VECTOR_BITS = (128, 256, 512, 1024)
+_FEWEST_REGISTERS = 8
+
 
 @dataclass(frozen=True)
 class Target:
@@ -26,6 +29,14 @@ class Target:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
     l3_bytes: int = 8 << 20
+
+    def __post_init__(self) -> None:
+        if self.vector_bits not in _VECTOR_BITS or self.vector_registers < _FEWEST_REGISTERS:
+            raise UserError(
+                f"{self.vector_registers} vector registers of {self.vector_bits} bits",
+                where=f"target {self.name}",
+                hint=f"give {_FEWEST_REGISTERS} or more, of {', '.join(map(str, _VECTOR_BITS))} bits",
+            )
 
     @property
     def lanes(self) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import mmap
@@ -34,7 +35,8 @@ MAGIC = b"TSMITH\r\n"
 FORMAT_VERSION = 1
 """Changes with the file's layout, the ABI of the code (entry points, slots) and the layout of the worker pool's block."""
 PAGE = 4096
-WEIGHT_ALIGNMENT = 64
+TEMPORARY_SUFFIX = ".tmp"
+"""Of files that are still being written, or whose writer was killed."""
 
 _HEADER = struct.Struct("<8sIIQQ32s")
 _RECOMPILE = "compile the model again"
@@ -133,25 +135,48 @@ def _blob(weights: Sequence[tuple[int, Array]], weights_bytes: int) -> Iterator[
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes path's place when all went well. Raises UserError where the folder cannot be written."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     try:
+        _check_replaceable(path)
         with temporary.open("xb") as file:
             yield file
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write the file: {error.strerror or error}", where=str(path), hint="name a place that can be written") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises OSError for a folder, a device or a pipe: a file must not take its place."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "what has that name now is not a file")
+
+
+def file_path(path: str | os.PathLike[str]) -> Path:
+    """path as a Path. Raises UserError for what cannot name a file."""
+    try:
+        named = Path(path)
+    except TypeError as error:
+        raise UserError(f"the path is a {type(path).__name__}", where="path", hint="give a str or a Path") from error
+    if not named.name or "\0" in named.name:
+        raise UserError(f"{str(path)!r} does not name a file", where="path", hint="give the path of a file")
+    return named
 
 
 class Artifact:
     """An artefact in memory: weights mapped from the file and shared between processes, code mapped executable."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Map and check a file. Raises ArtifactError for one that is missing, damaged, of another format version, or made for another CPU."""
-        self._where = str(path)
+        """Map and check a file.
+
+        Raises UserError for no path, ArtifactError for a file that is missing, damaged, of another format version, or made for another CPU.
+        """
+        named = file_path(path)
+        self._where = str(named)
         try:
-            with Path(path).open("rb") as file:
+            with named.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size < _HEADER.size:
                     raise self._error(f"the file has {self.size} bytes, too few for an artefact", "give a file written by save() or 'compile -o'")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import UserError
 from runtime import profile
-from runtime.artifact import Artifact, TensorInfo
+from runtime.artifact import Artifact, TensorInfo, file_path
 from runtime.context import FIRST_TENSOR, Context
 from runtime.cpus import available_cpus
 from runtime.pool import WorkerCode, WorkerPool, pool
@@ -75,8 +75,8 @@ class Module:
 
         Raises UserError as ``run``, and for a number of repeats below 1.
         """
-        if repeats < 1:
-            raise UserError(f"repeats is {repeats}", where="profile", hint="give at least 1")
+        if _integer(repeats) < 1:
+            raise UserError(f"repeats is {repeats!r}", where="profile", hint="give an integer of at least 1")
         arrays, outputs = self._tensors(feeds)
         tensors = arrays + outputs
         each, total = profile.measure(lambda stamps: self._execute(tensors, stamps, wait=True), len(self.kernels), repeats)
@@ -89,7 +89,7 @@ class Module:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artefact, for ``load``. Raises UserError where the file cannot be written."""
-        self._artifact.save(Path(path))
+        self._artifact.save(file_path(path))
 
     def __repr__(self) -> str:
         return f"<Module {self.name}: ({_listing(self.inputs)}) -> ({_listing(self.outputs)}), {self.threads} threads>"
@@ -177,9 +177,20 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Module:
 
 def checked_threads(threads: int | None) -> int | None:
     """threads as it is. Raises UserError for what is not None or an integer from 1 to 1024."""
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 1024):
+    if threads is None:
+        return None
+    count = _integer(threads)
+    if not 1 <= count <= 1024:
         raise UserError(f"threads is {threads!r}", where="threads", hint="give an integer from 1 to 1024, or None for the CPUs available")
-    return threads
+    return count
+
+
+def _integer(value: Any) -> int:
+    """value as an int; -1 for what is no integer, truth values included."""
+    try:
+        return -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return -1
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 import tensorsmith as ts
 from compiler import cache, driver
-from runtime.artifact import Manifest
+from runtime.artifact import TEMPORARY_SUFFIX, Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,6 +130,15 @@ def test_the_least_recently_used_entries_go(tmp_path: Path) -> None:
     assert store.find("new") is None
 
 
+def test_what_killed_writers_left_goes_in_time(tmp_path: Path) -> None:
+    old, recent = (tmp_path / f".{name}{TEMPORARY_SUFFIX}" for name in ("old", "recent"))
+    for path in (old, recent):
+        path.write_bytes(b"")
+    os.utime(old, (1000, 1000))
+    cache.Cache(tmp_path).shrink(keep="any")
+    assert list(tmp_path.iterdir()) == [recent]
+
+
 def _compile_many(folder: str, queue: object) -> None:
     os.environ[cache.FOLDER_VARIABLE] = folder
     driver._build = Builds()
@@ -174,8 +183,32 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
 def test_what_is_no_model_is_named(folder: Path) -> None:
     with pytest.raises(ts.UserError, match="the model is a int"):
         ts.compile(42)
-    with pytest.raises(ts.UserError, match="nowhere"):
-        ts.compile("nowhere/model.onnx")
+    for path, reason in (("nowhere/model.onnx", "does not exist"), (folder.parent, "is a folder"), ("a\0b", "null byte"), ("x" * 300, "too long")):
+        with pytest.raises(ts.UserError, match=reason):
+            ts.compile(path)
+
+
+def test_sizes_that_no_address_reaches_are_refused() -> None:
+    for batch in (1 << 40, 1 << 62, 10**30):
+        with pytest.raises(ts.UserError, match=r"x needs .* bytes"):
+            ts.compile(toy.small_model(), input_shapes={"x": (batch, 3, 8, 8)}, cache=False)
+
+
+def test_targets_that_no_code_can_be_made_for_are_refused() -> None:
+    shapes = {"x": (1, 3, 8, 8)}
+    linux = "x86_64-unknown-linux-gnu"
+    for triple, features, reason in (
+        ("nonsense", ("avx2", "fma"), "nonsense"),
+        ("x86_64-pc-windows-msvc", ("avx2", "fma"), "windows"),
+        (linux, ("avx2",), "no fma"),
+    ):
+        with pytest.raises(ts.UserError, match=reason):
+            ts.compile(toy.small_model(), ts.Target("odd", triple, "", features, 256, 16), input_shapes=shapes, cache=False)
+    unknown_cpu = ts.Target("odd", linux, "no-such-cpu", ("avx2", "fma"), 256, 16)
+    assert ts.compile(toy.small_model(), unknown_cpu, threads=1, input_shapes=shapes, cache=False).target == "odd"
+    for registers, bits in ((16, 100), (16, 0), (16, -256), (0, 256)):
+        with pytest.raises(ts.UserError, match=r"target odd: .* vector registers"):
+            ts.Target("odd", linux, "", (), bits, registers)
 
 
 @pytest.mark.parametrize("opt_level", [0, 3])

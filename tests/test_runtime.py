@@ -108,6 +108,7 @@ def test_threads_are_checked(saved: Path) -> None:
         with pytest.raises(UserError, match="threads is"):
             load(saved, threads=threads)
     assert toy.module(saved.parent, threads=None).threads == 1
+    assert load(saved, threads=np.int64(2)).threads == 2
 
 
 def test_threads_default_to_the_available_cpus(tmp_path: Path) -> None:
@@ -220,8 +221,9 @@ def test_profile_has_a_row_per_kernel_that_add_up(saved: Path, threads: int) -> 
     assert "stage7" in str(profile)
     given_peak = load(saved, threads=threads).profile(toy.feeds(), repeats=3, peak_gflops=10.0)
     assert given_peak.peak_gflops == 10.0 * threads
-    with pytest.raises(UserError, match="repeats is 0"):
-        load(saved).profile(toy.feeds(), repeats=0)
+    for repeats in (0, 2.5, "9"):
+        with pytest.raises(UserError, match="repeats is"):
+            load(saved).profile(toy.feeds(), repeats=repeats)
 
 
 def test_save_writes_the_same_file_whole(saved: Path, tmp_path: Path) -> None:
@@ -230,6 +232,28 @@ def test_save_writes_the_same_file_whole(saved: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["copy.tsm"]
     with pytest.raises(UserError, match="cannot write"):
         load(saved).save(tmp_path / "nowhere" / "copy.tsm")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"m.tsm", ["m.tsm"], "", ".", "a\0b"])
+def test_what_names_no_file_is_refused(saved: Path, path: object) -> None:
+    for action in (load, load(saved).save):
+        with pytest.raises(UserError, match=r"path: ") as caught:
+            action(path)
+        assert caught.value.hint
+
+
+def test_save_says_why_it_cannot(saved: Path, tmp_path: Path) -> None:
+    module = load(saved)
+    (tmp_path / "file").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((tmp_path / "file" / "m.tsm", "Not a directory"), (tmp_path / ("y" * 300), "too long"), (tmp_path, "not a file")):
+        with pytest.raises(UserError, match=reason):
+            module.save(path)
+    with pytest.raises(UserError, match="not a file"):
+        module.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    module.save(tmp_path / ("y" * 255))
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @settings(max_examples=60, deadline=None)

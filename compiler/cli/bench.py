@@ -68,7 +68,11 @@ def _round(engine: str, model: Path, names: list[str], threads: int, repeats: in
 
     job = json.dumps({"engine": engine, "model": str(model), "names": names, "threads": threads, "repeats": repeats, "folder": str(folder)})
     command = [sys.executable, "-m", "compiler.cli.bench_engine", job]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        what = f"{engine} did not end within {_TIMEOUT_SECONDS} s"
+        raise UserError(what, where=str(model), hint="ask for fewer --repeats, or leave this engine out") from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         raise UserError(f"{engine} failed: {last}", where=str(model), hint="leave this engine out, or run it alone to see more")

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from compiler.cli.options import InputShapes, ModelFile, NoCache, OptLevel, TargetName, Threads, parse_shapes
+from compiler.errors import UserError
+from runtime.artifact import file_path
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; by default the model's name with .tsm.", show_default=False)]
 
@@ -24,7 +26,9 @@ def compile_command(
     """Compile an ONNX file to a module that runs without a compiler."""
     from compiler.driver import Options, compile_to
 
-    destination = output or model.with_suffix(".tsm")
+    destination = output or file_path(model).with_suffix(".tsm")
+    if destination.resolve() == model.resolve():
+        raise UserError("the module would take the model's place", where=str(model), hint="name another file with -o")
     options = Options.checked(target, threads, parse_shapes(input_shape), opt_level)
     compile_to(model, destination, options, cache=not no_cache)
     typer.echo(f"{destination}: {destination.stat().st_size / 1e6:.2f} MB")

@@ -61,8 +61,10 @@ def read_inputs(texts: Sequence[str] | None) -> dict[str, Any]:
         name, file = _split("--input", text, "name=file.npy")
         try:
             arrays[name] = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"cannot read the array: {error}", where=file, hint="give a file written by numpy.save") from error
+        except OSError as error:
+            raise UserError(f"cannot read the array: {error.strerror or error}", where=file, hint="give a file written by numpy.save") from error
+        except (ValueError, EOFError) as error:
+            raise UserError("the file holds no array of numbers", where=file, hint="give a file written by numpy.save") from error
         if not isinstance(arrays[name], np.ndarray):
             raise UserError("the file holds several arrays", where=file, hint="give a file written by numpy.save, one array each")
     return arrays

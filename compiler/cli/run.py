@@ -24,11 +24,12 @@ def run_command(
     shapes = parse_shapes(input_shape)
     opened = open_module(module, threads, shapes)
     outputs = opened.run(feeds)
-    for info, (name, array) in zip(opened.outputs, outputs.items(), strict=True):
-        values = f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean():.6g}" if array.size else ""
+    for index, (info, (name, array)) in enumerate(zip(opened.outputs, outputs.items(), strict=True)):
+        numbers = array.astype(np.float64)
+        values = f", from {numbers.min():.6g} to {numbers.max():.6g}, mean {numbers.mean():.6g}" if array.size else ""
         typer.echo(f"{info}{values}")
         if output_dir is not None:
-            file = output_dir / file_name(name, list(outputs).index(name))
+            file = output_dir / file_name(name, index)
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
                 np.save(file, array, allow_pickle=False)

@@ -32,14 +32,14 @@ def read_model(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelP
     if not isinstance(model, (str, Path)):
         raise UserError(f"a model cannot be a {type(model).__name__}", where="model", hint="give a path, bytes or an onnx.ModelProto")
     path = Path(model)
-    if not path.exists():
-        raise UserError("the file does not exist", where=str(path), hint=f"check the path; the current folder is {Path.cwd()}")
-    if path.is_dir():
-        raise UserError("this is a folder, not a file", where=str(path), hint="give the path of the .onnx file in it")
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"the file cannot be read: {error.strerror}", where=str(path), hint="check its permissions") from error
+    except FileNotFoundError as error:
+        raise UserError("the file does not exist", where=str(path), hint=f"check the path; the current folder is {Path.cwd()}") from error
+    except IsADirectoryError as error:
+        raise UserError("this is a folder, not a file", where=str(path), hint="give the path of the .onnx file in it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"the file cannot be read: {error}", where=repr(str(path)), hint="check its name and permissions") from error
     return _parse(data, str(path)), path.resolve().parent, str(path)
 
 
