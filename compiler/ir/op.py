@@ -227,6 +227,12 @@ def register(cls: type[Op]) -> type[Op]:
     return cls
 
 
+def extend(cls: type[Op], forms: tuple[OnnxForm, ...], samples: tuple[Sample, ...]) -> None:
+    """More ONNX operators that become an op, from a file of their own, with their samples."""
+    cls.forms = (*cls.forms, *forms)
+    cls.samples = (*cls.samples, *samples)
+
+
 def lookup(name: str) -> Op:
     """The op called name. Raises InternalError where there is none."""
     op = _REGISTRY.get(name)

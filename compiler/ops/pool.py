@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, scalar_like
 from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
@@ -69,7 +71,7 @@ class Pool(Op):
         return Layouts.SAME
 
 
-def pool(kind: str) -> FormBuild:
+def pool(kind: str) -> Callable[[FormContext], Value]:
     """A form of the pooling operator of that kind: its window is read from the node's attributes."""
 
     def build(context: FormContext) -> Value:
