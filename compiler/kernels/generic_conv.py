@@ -12,6 +12,7 @@ from math import prod
 
 import numpy as np
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
@@ -19,6 +20,7 @@ from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
 from compiler.kernels.gemm import sections
+from compiler.kernels.loops import load_as
 from compiler.kernels.windows import spatial_axes, tap_bounds
 from compiler.target import Target
 
@@ -40,7 +42,7 @@ class GenericConv:
         """Known shapes, row-major, one dtype of 32 or 64 bits."""
         x, w = workload.inputs[0].type, workload.inputs[1].type
         dtypes = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64)
-        same = x.dtype is w.dtype is workload.anchor.dtype and workload.anchor.dtype in dtypes
+        same = compute_dtype(x.dtype) is compute_dtype(w.dtype) is workload.anchor.dtype and workload.anchor.dtype in dtypes
         return same and x.is_static and w.is_static and x.block == w.block == workload.output.block == 1
 
     def heuristic(self, workload: Workload, target: Target) -> GenericSchedule:
@@ -147,7 +149,7 @@ class _Writer:
     def _taps(self, place: Sequence[Dim], x_at: Dim, w_at: Dim, counts: Sequence[int], accs: list[Reg], depth: int = 0) -> list[Reg]:
         b, lanes = self._builder, self._schedule.lanes
         if depth == len(self._axes):
-            left = b.load(self._x, x_at, lanes, stride=0)
+            left = load_as(b, accs[0].type.dtype, self._x, x_at, lanes, stride=0)
             right = [self._weights(w_at + v * lanes * self._steps.filter, count) for v, count in enumerate(counts)]
             return [b.fma(left, r, acc) for r, acc in zip(right, accs, strict=True)]
         axis = self._axes[depth]
@@ -162,7 +164,7 @@ class _Writer:
     def _weights(self, at: Dim, count: int) -> Reg:
         """One vector of neighbouring filters; packed ones are padded to whole vectors."""
         lanes, step = self._schedule.lanes, self._steps.filter
-        return self._builder.load(self._w, at, lanes, stride=step, count=None if step == 1 else count)
+        return load_as(self._builder, self._workload.anchor.dtype, self._w, at, lanes, stride=step, count=None if step == 1 else count)
 
 
 register_family(GenericConv())
