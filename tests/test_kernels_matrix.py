@@ -65,7 +65,7 @@ def apply_epilogue(kind: str, y: np.ndarray, values: list[np.ndarray]) -> np.nda
 
 @st.composite
 def convolutions(draw: st.DrawFn, kind: str, lanes: int) -> dict[str, object]:
-    rank = draw(st.sampled_from([1, 2, 2, 2]))
+    rank = draw(st.sampled_from([1, 2, 2, 2, 3] if kind != "depthwise_conv" else [1, 2]))
     batch = draw(st.integers(1, 2))
     kernel = tuple(1 if kind == "pointwise_conv" else draw(st.integers(1, 5)) for _ in range(rank))
     strides = tuple(draw(st.integers(1, 3)) for _ in range(rank))

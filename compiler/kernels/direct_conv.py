@@ -42,14 +42,14 @@ class DirectSchedule:
 
 
 class DirectConv:
-    """The family: spatial rank 1 or 2, input blocked or row-major, output blocked, constant float32 weights."""
+    """The family: spatial rank 1 to 3, input blocked or row-major, output blocked, constant float32 weights."""
 
     name = "direct_conv"
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Groups must be of whole channel blocks on both sides (a row-major input may have any)."""
         x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        if not (w.constant and x.is_static and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+        if not (w.constant and x.is_static and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4, 5)):
             return False
         group = workload.int("group")
         filters, channels = w.type.static_shape[0] // group, w.type.static_shape[1]
@@ -103,35 +103,35 @@ class DirectConv:
 
 
 class _Shape:
-    """The sizes of a convolution with two spatial axes (a single one is the columns)."""
+    """The sizes of a convolution as one with three spatial axes: planes, rows and columns; axes that are missing have one element."""
 
     def __init__(self, workload: Workload) -> None:
         x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
         axes = spatial_axes(
             x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads")
         )
-        self.rows, self.columns = (Axis(1, 1, 1, 1, 1, 0), axes[0]) if len(axes) == 1 else (axes[0], axes[1])
+        self.planes, self.rows, self.columns = [Axis(1, 1, 1, 1, 1, 0)] * (3 - len(axes)) + axes
         self.batch = x.static_shape[0]
         self.group = workload.int("group")
         self.channels = w[1]
         self.filters = w[0] // self.group
         self.lanes = out.block
         self.vectors = -(-self.filters // self.lanes)
-        plane = self.rows.size * self.columns.size
+        image = self.planes.size * self.rows.size * self.columns.size
         self.blocked = x.block != 1
         batch_step = physical_strides(x)[0]
         self.batch_step = batch_step if isinstance(batch_step, int) else 0
         self.pixel = self.lanes if self.blocked else 1
-        self.channel_step = 1 if self.blocked else plane
-        self.block_step = plane * self.lanes
-        self.group_step = self.channels * plane
-        self.kernel = self.rows.kernel * self.columns.kernel
+        self.channel_step = 1 if self.blocked else image
+        self.block_step = image * self.lanes
+        self.group_step = self.channels * image
+        self.kernel = self.planes.kernel * self.rows.kernel * self.columns.kernel
         self.thin = self.channels * self.columns.kernel <= _UNROLL_STEPS
 
 
 def _pack(weights: Array, shape: _Shape, schedule: DirectSchedule) -> Array:
-    """``[group][panel][kh][kw][channel][panel's filters]``."""
-    grouped = weights.reshape(shape.group, shape.filters, shape.channels, shape.rows.kernel, shape.columns.kernel)
+    """``[group][panel][taps][channel][panel's filters]``."""
+    grouped = weights.reshape(shape.group, shape.filters, shape.channels, shape.kernel)
     padded = np.zeros((shape.group, shape.vectors * shape.lanes, *grouped.shape[2:]), weights.dtype)
     padded[:, : shape.filters] = grouped
     panels = []
@@ -139,7 +139,7 @@ def _pack(weights: Array, shape: _Shape, schedule: DirectSchedule) -> Array:
         for tile in range(section.count):
             first = (section.start + tile * section.size) * shape.lanes
             panel = padded[:, first : first + section.size * shape.lanes]
-            panels.append(panel.transpose(0, 3, 4, 2, 1).reshape(shape.group, -1))
+            panels.append(panel.transpose(0, 3, 2, 1).reshape(shape.group, -1))
     return np.ascontiguousarray(np.concatenate(panels, axis=1)).reshape(-1)
 
 
@@ -186,31 +186,32 @@ class _Writer:
                 self._rows(n, g, start, stop, panels, tile_loop.var)
 
     def _rows(self, n: Dim, g: Dim, start: Dim, stop: Dim, panels: Section, tile: Dim) -> None:
-        with self._builder.loop("y", start, stop) as y:
+        with self._builder.loop("z", 0, self._shape.planes.out) as z, self._builder.loop("y", start, stop) as y:
             for run in self._columns:
                 with self._builder.loop("x", 0, run.count) as x:
-                    self._tile(n, g, y.var, run, x.var * run.size + run.start, panels, tile * panels.size + panels.start)
+                    self._tile(n, g, (z.var, y.var), run, x.var * run.size + run.start, panels, tile * panels.size + panels.start)
 
-    def _tile(self, n: Dim, g: Dim, y: Dim, run: TileRun, x0: Dim, panels: Section, v0: Dim) -> None:
+    def _tile(self, n: Dim, g: Dim, row: tuple[Dim, Dim], run: TileRun, x0: Dim, panels: Section, v0: Dim) -> None:
         b, shape = self._builder, self._shape
         lanes, vectors = shape.lanes, panels.size
         loads: dict[object, Reg] = {}
-        places = [[self._place(n, g * shape.vectors + v0 + v, y, x0 + c) for v in range(vectors)] for c in range(run.size)]
+        places = [[self._place(n, g * shape.vectors + v0 + v, row, x0 + c) for v in range(vectors)] for c in range(run.size)]
         type_ = VecType(DType.FLOAT32, lanes)
         start = [self._epilogue.initial(places[0][v], type_, loads) for v in range(vectors)]
         accs = [start[v] for _ in range(run.size) for v in range(vectors)]
-        first = y * shape.rows.stride - shape.rows.pad
         x_base = n * shape.batch_step + g * shape.group_step + (x0 * shape.columns.stride - shape.columns.pad) * shape.pixel
         w_base = (g * shape.vectors + v0) * (lanes * shape.channels * shape.kernel)
-        low, high = tap_bounds(shape.rows, first)
-        with b.loop("ky", low, high, carried=accs) as ky:
-            row = first + ky.var * shape.rows.dilation
-            inputs = x_base + row * (shape.columns.size * shape.pixel)
-            weights = w_base + ky.var * (shape.columns.kernel * shape.channels * vectors * lanes)
-            ky.yield_(self._kernel_row(inputs, weights, run, vectors, list(ky.carried)))
+        first_plane, first_row = (at * axis.stride - axis.pad for at, axis in zip(row, (shape.planes, shape.rows), strict=True))
+        with b.loop("kz", *tap_bounds(shape.planes, first_plane), carried=accs) as kz:
+            plane = (first_plane + kz.var * shape.planes.dilation) * shape.rows.size
+            with b.loop("ky", *tap_bounds(shape.rows, first_row), carried=kz.carried) as ky:
+                inputs = x_base + (plane + first_row + ky.var * shape.rows.dilation) * (shape.columns.size * shape.pixel)
+                tap = (kz.var * shape.rows.kernel + ky.var) * shape.columns.kernel
+                ky.yield_(self._kernel_row(inputs, w_base + tap * (shape.channels * vectors * lanes), run, vectors, list(ky.carried)))
+            kz.yield_(ky.results)
         for c in range(run.size):
             for v in range(vectors):
-                self._epilogue.store(self._out, ky.results[c * vectors + v], places[c][v], None, loads)
+                self._epilogue.store(self._out, kz.results[c * vectors + v], places[c][v], None, loads)
 
     def _kernel_row(self, inputs: Dim, weights: Dim, run: TileRun, vectors: int, accs: list[Reg]) -> list[Reg]:
         shape, b = self._shape, self._builder
@@ -253,8 +254,8 @@ class _Writer:
                     accs[c * vectors + v] = b.fma(left, right[v], accs[c * vectors + v])
         return accs
 
-    def _place(self, n: Dim, channel_block: Dim, y: Dim, x: Dim) -> tuple[Dim, ...]:
-        return (n, channel_block, x, 0) if self._workload.output.rank == 3 else (n, channel_block, y, x, 0)
+    def _place(self, n: Dim, channel_block: Dim, row: tuple[Dim, Dim], x: Dim) -> tuple[Dim, ...]:
+        return (n, channel_block, *(*row, x)[5 - self._workload.output.rank :], 0)
 
 
 register_family(DirectConv())
