@@ -9,10 +9,25 @@ import numpy as np
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.grid_sample import GRID_SAMPLES, grid_sample
 from compiler.ops.index import slice_axis
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, cast_to, first_type, given, known, known_shape, normalize_axis, reshape
+from compiler.ops.support import (
+    Arrays,
+    Attrs,
+    Types,
+    array,
+    attr_int,
+    cast_to,
+    first_type,
+    given,
+    known,
+    known_shape,
+    normalize_axis,
+    reshape,
+    transpose,
+)
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
@@ -44,7 +59,13 @@ class Gather(Op):
         Sample("GatherND", (_X, np.array([[1], [2]], np.int64)), {"batch_dims": 1}),
         Sample("OneHot", (np.array([[1, -1], [7, 0]], np.int64), np.array(4, np.int64), np.array([2, 5], np.float32)), constant=(1, 2)),
         Sample("OneHot", (np.array([1, 3], np.int64), _ints(4), np.array([0, 1], np.float32)), {"axis": 0}, constant=(1,)),
+        Sample("ReverseSequence", (_X, _ints(1, 3)), {"batch_axis": 0, "time_axis": 1}),
+        Sample("ReverseSequence", (_X, _ints(0, 2, 1, 2)), {"batch_axis": 2, "time_axis": 0}),
+        *GRID_SAMPLES,
         Sample("CumSum", (_X, np.array(1, np.int64)), constant=(1,)),
+        Sample("CumSum", (_X, np.array(-2, np.int32)), {"reverse": 1}),
+        Sample("CumProd", (_X + 1, np.array(2, np.int64)), opset=26, constant=(1,)),
+        Sample("CumProd", (_X[0] + 1, np.array(-2, np.int32)), {"exclusive": 1, "reverse": 1}, opset=26),
         Sample("CumSum", (_X, np.array(-1, np.int64)), {"exclusive": 1, "reverse": 1}, constant=(1,)),
         Sample("Trilu", (_X,), {"upper": 0}),
         Sample("Trilu", (_X, np.array(1, np.int64)), constant=(1,)),
@@ -176,26 +197,60 @@ def _one_hot(context: FormContext) -> Value:
     return context.emit("where", context.emit("equal", spread, context.const(positions)), on, off)
 
 
-def _cumsum(context: FormContext) -> Value:
+def _cumulative(op: str, identity: int) -> FormBuild:
+    """A running ``op``. Where the axis is data, the one wanted is chosen among those along each axis."""
+
+    def build(context: FormContext) -> Value:
+        x, dims = context.input(0), context.dims(1)
+        if dims is not None:
+            return _running(context, x, normalize_axis(known(dims[0], "the axis"), x.type.rank), op, identity)
+        axis = wrapped(context, cast_to(context, context.input(1), DType.INT64), x.type.rank)
+        chosen = _running(context, x, 0, op, identity)
+        for other in range(1, x.type.rank):
+            wanted = context.emit("equal", axis, context.const(np.array(other, np.int64)))
+            chosen = context.emit("where", wanted, _running(context, x, other, op, identity), chosen)
+        return chosen
+
+    return build
+
+
+def _running(context: FormContext, x: Value, axis: int, op: str, identity: int) -> Value:
     """log2(n) steps that each add a copy shifted by twice as far as the one before (Hillis and Steele, 1986)."""
-    x = context.input(0)
-    axis = normalize_axis(known(context.require_dims(1, "the axis")[0], "the axis"), x.type.rank)
     length = known(x.type.shape[axis], "the summed dim")
     reverse = bool(context.attrs.get("reverse", 0))
-    total = _shifted(context, x, axis, 1, reverse) if context.attrs.get("exclusive", 0) else x
+    total = _shifted(context, x, axis, 1, reverse, identity) if context.attrs.get("exclusive", 0) else x
     distance = 1
     while distance < length:
-        total = context.emit("add", total, _shifted(context, total, axis, distance, reverse))
+        total = context.emit(op, total, _shifted(context, total, axis, distance, reverse, identity))
         distance *= 2
     return total
 
 
-def _shifted(context: FormContext, x: Value, axis: int, distance: int, towards_begin: bool) -> Value:
-    """x moved along an axis, zeros moving in."""
+def _shifted(context: FormContext, x: Value, axis: int, distance: int, towards_begin: bool, fill: int) -> Value:
+    """x moved along an axis, ``fill`` moving in."""
     forward, backward = [0] * x.type.rank, [0] * x.type.rank
     forward[axis], backward[axis] = distance, -distance
     begins, ends = (backward, forward) if towards_begin else (forward, backward)
-    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode="constant", value=0)
+    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode="constant", value=fill)
+
+
+def _reverse_sequence(context: FormContext) -> Value:
+    """A gather whose position along the time axis is ``length - 1 - t`` within the sequence, ``t`` behind it."""
+    x, lengths = context.input(0), cast_to(context, context.input(1), DType.INT64)
+    shape = known_shape(x, "the input")
+    batch, time = (normalize_axis(int(context.attrs.get(name, default)), len(shape)) for name, default in (("batch_axis", 1), ("time_axis", 0)))
+    if batch == time:
+        raise UnsupportedForm(f"axis {batch} is both batch and time")
+    order = (batch, time, *(a for a in range(len(shape)) if a not in (batch, time)))
+    ordered = transpose(context, x, order)
+    batches, steps, *rest = (shape[a] for a in order)
+    count = reshape(context, lengths, (batches, 1))
+    step = context.const(np.arange(steps, dtype=np.int64)[None])
+    mirrored = context.emit("sub", context.emit("sub", count, context.const(np.array(1, np.int64))), step)
+    within = context.emit("where", context.emit("less", step, count), mirrored, step)
+    rows = element_positions(context, (batches, steps), within, 1)
+    taken = context.emit("gather", reshape(context, ordered, (batches * steps, *rest)), rows, axis=0)
+    return transpose(context, taken, tuple(int(a) for a in np.argsort(order)))
 
 
 def _trilu(context: FormContext) -> Value:
@@ -213,6 +268,9 @@ Gather.forms = (
     OnnxForm("GatherElements", _gather_elements),
     OnnxForm("GatherND", _gather_nd),
     OnnxForm("OneHot", _one_hot),
-    OnnxForm("CumSum", _cumsum),
+    OnnxForm("CumSum", _cumulative("add", 0)),
+    OnnxForm("CumProd", _cumulative("mul", 1)),
+    OnnxForm("ReverseSequence", _reverse_sequence),
+    OnnxForm("GridSample", grid_sample),
     OnnxForm("Trilu", _trilu),
 )

@@ -1,0 +1,140 @@
+"""GridSample: interpolation at positions that are data, as gathers of the neighbours and their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product as cartesian
+from math import prod
+
+import numpy as np
+
+from compiler.ir.graph import Value
+from compiler.ir.op import FormContext, Sample, UnsupportedForm
+from compiler.ir.types import DType
+from compiler.ops.index import slice_axis
+from compiler.ops.support import cast_to, known_shape, reshape, scalar_like
+
+_MODES = {"linear": "linear", "bilinear": "linear", "nearest": "nearest", "cubic": "cubic", "bicubic": "cubic"}
+_CUBIC = -0.75
+"""The coefficient of cubic convolution (Keys, 1981) that the operator prescribes."""
+
+_X = (np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4) * 7 % 11 - 5) / 4
+_GRID = np.array([[[[-1.4, -0.9], [-0.3, 0.2]], [[0.6, 1.0], [0.1, 1.7]]]], np.float32)
+
+GRID_SAMPLES = tuple(
+    Sample("GridSample", (_X, _GRID), {"mode": mode, "padding_mode": padding, "align_corners": align})
+    for mode, padding, align in (
+        ("linear", "zeros", 0),
+        ("linear", "border", 1),
+        ("linear", "reflection", 0),
+        ("nearest", "zeros", 1),
+        ("nearest", "reflection", 1),
+        ("cubic", "zeros", 0),
+        ("cubic", "reflection", 1),
+    )
+)
+
+
+def grid_sample(context: FormContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__GridSample.html: each tap of the interpolation is one gather for all channels."""
+    x, grid = context.input(0), cast_to(context, context.input(1), DType.FLOAT32)
+    mode = _MODES.get(str(context.attrs.get("mode", "linear")))
+    if mode is None:
+        raise UnsupportedForm(f"mode {context.attrs['mode']!r} is not known")
+    batch, channels, *dims = known_shape(x, "the input")
+    points = known_shape(grid, "the grid")[1:-1]
+    axes = [_Axis(context, grid, axis, dims) for axis in range(len(dims))]
+    taps = [axis.taps(mode) for axis in axes]
+    images = np.arange(batch * channels, dtype=np.int64).reshape(batch, channels, *(1,) * len(points)) * prod(dims)
+    flat = reshape(context, x, (batch * channels * prod(dims),))
+    total: Value | None = None
+    for neighbours in cartesian(*taps):
+        place: Value = context.const(images)
+        for axis, (position, _) in enumerate(neighbours):
+            along = cast_to(context, position, DType.INT64)
+            place = context.emit("add", place, context.emit("mul", along, context.const(np.array(prod(dims[axis + 1 :]), np.int64))))
+        value = context.emit("gather", flat, place, axis=0)
+        for _, weight in neighbours:
+            if weight is not None:
+                value = context.emit("mul", value, cast_to(context, weight, x.type.dtype))
+        total = value if total is None else context.emit("add", total, value)
+    if total is None:
+        raise UnsupportedForm("the input has no spatial axes")
+    return total
+
+
+Tap = tuple[Value, Value | None]
+"""Positions along an axis (whole numbers as float32, inside the input) and their weights; None: one."""
+
+
+class _Axis:
+    """One spatial axis: the coordinates of all points along it, ``[N, 1, *points]``, in elements."""
+
+    def __init__(self, context: FormContext, grid: Value, axis: int, dims: Sequence[int]) -> None:
+        self._context = context
+        self._length = dims[axis]
+        self._padding = str(context.attrs.get("padding_mode", "zeros"))
+        if self._padding not in ("zeros", "border", "reflection"):
+            raise UnsupportedForm(f"padding_mode {self._padding!r} is not known")
+        align = bool(context.attrs.get("align_corners", 0))
+        batch, *points, _ = known_shape(grid, "the grid")
+        # The grid's last axis counts from the innermost spatial axis outwards.
+        part = reshape(context, slice_axis(context, grid, grid.type.rank - 1, len(dims) - 1 - axis, 1), (batch, 1, *points))
+        scale = (self._length - 1) / 2 if align else self._length / 2
+        self._coordinate = self._binary("add", self._binary("mul", part, scale), (self._length - 1) / 2)
+        self._low, self._high = (0.0, self._length - 1.0) if align else (-0.5, self._length - 0.5)
+
+    def taps(self, mode: str) -> list[Tap]:
+        """The neighbours that the interpolation reads along this axis."""
+        if mode == "nearest":
+            return [self._tap(self._inside(self._context.emit("round", self._coordinate)), None)]
+        at = self._inside(self._coordinate)
+        floor = self._context.emit("floor", at)
+        part = self._context.emit("sub", at, floor)
+        if mode == "linear":
+            rest = self._context.emit("sub", scalar_like(self._context, part, 1), part)
+            return [self._tap(floor, rest), self._tap(self._binary("add", floor, 1), part)]
+        return [self._tap(self._binary("add", floor, offset), self._cubic(part, offset)) for offset in (-1, 0, 1, 2)]
+
+    def _binary(self, op: str, x: Value, number: float) -> Value:
+        return self._context.emit(op, x, scalar_like(self._context, x, number))
+
+    def _cubic(self, part: Value, offset: int) -> Value:
+        """The weight of the neighbour ``offset`` away from the floor: a cubic of its distance."""
+        context = self._context
+        distance = context.emit("abs", self._binary("sub", part, offset))
+        near = (_CUBIC + 2, -(_CUBIC + 3), 0.0, 1.0)
+        far = (_CUBIC, -5 * _CUBIC, 8 * _CUBIC, -4 * _CUBIC)
+        first, *others = near if offset in (0, 1) else far
+        weight = self._binary("mul", distance, first)
+        for coefficient in others[:-1]:
+            weight = context.emit("mul", self._binary("add", weight, coefficient), distance)
+        return self._binary("add", weight, others[-1])
+
+    def _inside(self, at: Value) -> Value:
+        """Coordinates moved into the input as ``padding_mode`` says; with zeros they stay."""
+        if self._padding == "border":
+            return self._context.emit("clip", at, low=0.0, high=self._length - 1.0)
+        if self._padding == "reflection":
+            return self._reflected(at)
+        return at
+
+    def _reflected(self, at: Value) -> Value:
+        """at mirrored at the ends until it is inside: a triangle wave."""
+        context, extent = self._context, self._high - self._low
+        if extent == 0:
+            return self._binary("mul", at, 0)
+        phase = context.emit("mod", self._binary("sub", at, self._low), scalar_like(context, at, 2 * extent), fmod=True)
+        phase = context.emit("abs", phase)
+        beyond = context.emit("sub", scalar_like(context, at, 2 * extent), phase)
+        return self._binary("add", context.emit("minimum", phase, beyond), self._low)
+
+    def _tap(self, position: Value, weight: Value | None) -> Tap:
+        """A neighbour whose position may be outside: moved inside, or, with zeros, weighing nothing there."""
+        context = self._context
+        moved = context.emit("clip", self._inside(position), low=0.0, high=self._length - 1.0)
+        if self._padding != "zeros":
+            return moved, weight
+        valid = context.emit("equal", moved, position)
+        one, zero = scalar_like(context, position, 1) if weight is None else weight, scalar_like(context, position, 0)
+        return moved, context.emit("where", valid, one, zero)
