@@ -42,6 +42,7 @@ REFERENCE_IS_WRONG = {
     "Scatter": "has no implementation",
     "Resize": "maps align_corners by the scale, not by the lengths",
     "RNN": "knows neither directions nor lengths nor activations",
+    "SimplifiedLayerNormalization": "is unknown to it",
     "Softmax": "does not flatten before opset 13",
     "Softsign": "fails on a scalar",
     "Upsample": "has no linear mode",
