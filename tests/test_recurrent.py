@@ -128,6 +128,35 @@ def test_float64() -> None:
         np.testing.assert_allclose(output, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("signed", "columns"), [(True, False), (False, True)])
+def test_dynamic_quantisation(signed: bool, columns: bool) -> None:
+    time, width, size, directions = 5, 4, 21, 2
+    rng = np.random.default_rng(4)
+    dtype = np.int8 if signed else np.uint8
+    arrays: dict[str, np.ndarray] = {"x": rng.normal(size=(time, 1, width)).astype(np.float32)}
+    arrays["w"], arrays["r"] = (
+        rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, (directions, rows, 4 * size), dtype, endpoint=True) for rows in (width, size)
+    )
+    arrays["b"] = rng.normal(size=(directions, 8 * size)).astype(np.float32)
+    shape = (directions, 4 * size) if columns else (directions,)
+    for name in ("w", "r"):
+        arrays[f"{name}_scale"] = rng.uniform(0.002, 0.01, shape).astype(np.float32)
+        arrays[f"{name}_zero"] = np.full(shape, -3 if signed else 125, dtype)
+    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items() if name != "x"]
+    outputs = ["y", "y_h", "y_c"]
+    names = ["x", "w", "r", "b", "", "", "", "", "w_scale", "w_zero", "r_scale", "r_zero"]
+    attrs: dict[str, Any] = {"hidden_size": size, "direction": "bidirectional"}
+    node = helper.make_node("DynamicQuantizeLSTM", names, outputs, domain="com.microsoft", **attrs)
+    values = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [time, 1, width])]
+    graph = helper.make_graph([node], "quantised", values, [onnx.ValueInfoProto(name=name) for name in outputs], initializers)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    feeds = {"x": arrays["x"]}
+    got = ts.compile(model, target="x86-64-v3", cache=False).run(feeds)
+    for output, want in zip(got.values(), onnxruntime_outputs(model, feeds), strict=True):
+        np.testing.assert_allclose(output, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "attrs", "part"),
     [
@@ -168,7 +197,7 @@ def test_every_schedule(kind: str, attrs: dict[str, Any], constant: bool) -> Non
 
 
 @needs_zoo
-@pytest.mark.parametrize("name", ["gru_kws", "lstm_kws", "lstm_kws_dynamo", "lstm_streaming"])
+@pytest.mark.parametrize("name", ["gru_kws", "lstm_kws", "lstm_kws_dynamo", "lstm_kws_int8_dynamic", "lstm_streaming"])
 def test_model_agrees_with_onnxruntime(name: str) -> None:
     model, feeds = load(name)
     got = ts.compile(model, threads=2, cache=False, input_shapes={k: a.shape for k, a in feeds.items()}).run(feeds)

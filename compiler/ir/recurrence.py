@@ -6,9 +6,11 @@ these sums and from elements read at the same unit. The rows of a step, each of 
 - ``hidden``: the hidden state before the step; no stage writes it, and after the last stage it becomes ``out``
 - ``out``: the hidden state after the step
 - ``scratch``: a second row that is kept from step to step (the cell state of an LSTM)
+- ``quantized``: ``hidden`` as the whole numbers from -255 to 255 that dynamic quantisation to eight bits of its own range gives, its zero
+  point subtracted; read only as a source, whose sums are then multiplied by the row's scale and the weights' ``scales``
 
-Besides rows, stages read ``projection`` (the gate's input product), ``bias`` and ``peepholes``, which have several elements for each
-unit, told apart by an index.
+Besides rows, stages read ``projection`` (the gate's input product), ``bias``, ``peepholes`` and ``scales``, which have several elements
+for each unit, told apart by an index.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from compiler.ir.scalar import Arg, Call, Const, Scalar
 Read = tuple[str, int]
 """What is read (a row, ``projection``, ``bias`` or ``peepholes``) and which of its elements for the unit (0 for a row)."""
 
-ROWS = ("hidden", "scratch", "out")
+ROWS = ("hidden", "scratch", "out", "quantized")
+QUANTIZED_STEPS = 255
+"""Steps between the least and the greatest element of a quantised row."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ def stages_from(attr: Attr) -> tuple[Stage, ...]:
     return tuple(_stage(item) for item in _tuple(attr))
 
 
-def uses_scratch(stages: tuple[Stage, ...]) -> bool:
-    """Whether any stage writes the scratch row."""
-    return any(row == "scratch" for stage in stages for row, _ in stage.writes)
+def state_rows(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """The rows that outlive a stage besides ``out``, in the order in which they are kept."""
+    used = {row for stage in stages for row in (stage.source, *(written for written, _ in stage.writes))}
+    return ("hidden", *(row for row in ("scratch", "quantized") if row in used))
 
 
 def _stage(attr: Attr) -> Stage:

@@ -15,7 +15,7 @@ import numpy as np
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.recurrence import Read, Stage, stages_from, uses_scratch
+from compiler.ir.recurrence import QUANTIZED_STEPS, Read, Stage, stages_from, state_rows
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Workload, declare_buffers, register_family
@@ -171,7 +171,9 @@ class _Writer:
         self._direction = direction
         self._packed = packed
         self._stages = shape.steps[direction]
+        self._states = state_rows(self._stages)
         self._lanes = schedule.lanes
+        self._scales: list[Reg] = []
         self._vectors = -(-shape.size // schedule.lanes)
         tail = shape.size % schedule.lanes
         self._tail = tail or None
@@ -180,13 +182,14 @@ class _Writer:
         """All time steps of ``rows`` sequences from ``first`` on."""
         b, shape = self._b, self._shape
         sequences = [first + r for r in range(rows)]
-        for name in ("hidden", "scratch")[: 2 if uses_scratch(self._stages) else 1]:
+        for name in self._states:
             for row in sequences:
                 self._copy(self._buffers.get(name), (row + self._direction * shape.batch) * shape.size, self._place(name, 0, row))
         length = self._length(first)
         with b.loop("t", 0, length) as step:
             time = length - 1 - step.var if shape.reverse[self._direction] else step.var
             base = 0
+            self._scales = [self._quantize(row) for row in sequences] if "quantized" in self._states else []
             for stage in self._stages:
                 self._stage(stage, base, time, first, rows)
                 base += len(stage.gates) * self._vectors
@@ -206,6 +209,37 @@ class _Writer:
         value = b.cast(b.load(lengths, first), DType.INT64)
         return b.bind(b.op("max", b.op("min", value, b.const(self._shape.time, index)), b.const(0, index)), "length")
 
+    def _quantize(self, row: Dim) -> Reg:
+        """Fills the quantised row of a sequence; its scale."""
+        b, lanes, dtype = self._b, self._lanes, self._out.dtype
+        source, to, whole = self._place("hidden", 0, row), self._place("quantized", 0, row), self._shape.size // lanes
+        zero = b.const(0, VecType(dtype, lanes))
+
+        def widened(bounds: Sequence[Reg], unit: Dim, count: int | None) -> list[Reg]:
+            value = b.load(self._out, source + unit, lanes, count=count)
+            return [b.op(op, bound, value) for op, bound in zip(("min", "max"), bounds, strict=True)]
+
+        with b.loop("v", 0, whole, carried=[zero, zero]) as loop:
+            loop.yield_(widened(loop.carried, loop.var * lanes, None))
+        bounds = widened(loop.results, whole * lanes, self._tail) if self._tail else loop.results
+        least, greatest = b.reduce("reduce_min", bounds[0]), b.reduce("reduce_max", bounds[1])
+        scalar = VecType(dtype, 1)
+        last = b.const(QUANTIZED_STEPS, scalar)
+        step = b.op("div", b.op("sub", greatest, least), last)
+        scale = b.op("select", b.op("lt", least, greatest), step, b.const(1, scalar))
+        lowest = b.op("rint", b.op("div", least, scale))
+        low, high, divisor = (b.splat(value, lanes) for value in (lowest, b.op("add", last, lowest), scale))
+
+        def quantize(unit: Dim, count: int | None) -> None:
+            steps = b.op("rint", b.op("div", b.load(self._out, source + unit, lanes, count=count), divisor))
+            b.store(self._out, to + unit, b.op("min", b.op("max", steps, low), high), count=count)
+
+        with b.loop("v", 0, whole) as loop:
+            quantize(loop.var * lanes, None)
+        if self._tail:
+            quantize(whole * lanes, self._tail)
+        return scale
+
     def _copy(self, source: Buffer | None, index: Dim, to: Dim) -> None:
         """The elements of all units from index on, or zeros, to the output."""
         b, lanes, whole = self._b, self._lanes, self._shape.size // self._lanes
@@ -222,7 +256,7 @@ class _Writer:
     def _place(self, name: str, time: Dim, row: Dim) -> Dim:
         """Where a row of one sequence begins in the output."""
         shape = self._shape
-        at = {"out": time, "hidden": shape.time, "scratch": shape.time + 1}[name]
+        at = time if name == "out" else shape.time + self._states.index(name)
         return ((at * shape.directions + self._direction) * shape.batch + row) * shape.size
 
     def _stage(self, stage: Stage, base: int, time: Dim, first: Dim, rows: int) -> None:
@@ -242,14 +276,25 @@ class _Writer:
 
         def read(what: Read, r: int, v: int) -> Reg:
             index = self._read_index(what, time, first + r) + units[v]
-            buffer = self._buffers[what[0]] if what[0] in ("projection", "bias", "peepholes") else self._out
+            buffer = self._buffers[what[0]] if what[0] in self._buffers and what[0] not in self._states else self._out
             key = (buffer.name, index)
             if key not in loads:
                 loads[key] = b.load(buffer, index, self._lanes, count=counts[v])
             return loads[key]
 
         starts = [read(start, r, v) for r in range(rows) for start in stage.starts for v in range(section.size)]
-        sums = self._sums(stage, base, vector, section, (first, rows), counts, starts)
+        if stage.source == "quantized":
+            zero = b.const(0, starts[0].type)
+            sums = self._sums(stage, base, vector, section, (first, rows), counts, [zero] * len(starts))
+            scales = [
+                b.op("mul", read(("scales", gate), r, v), b.splat(self._scales[r], self._lanes))
+                for r in range(rows)
+                for gate in stage.gates
+                for v in range(section.size)
+            ]
+            sums = [b.fma(*terms) for terms in zip(sums, scales, starts, strict=True)]
+        else:
+            sums = self._sums(stage, base, vector, section, (first, rows), counts, starts)
         for r in range(rows):
             for v in range(section.size):
                 args = [sums[(r * len(stage.gates) + g) * section.size + v] for g in range(len(stage.gates))]
@@ -264,7 +309,7 @@ class _Writer:
         if name == "projection":
             width = self._width("projection")
             return (time * shape.batch + row) * (width * shape.directions) + (self._direction * width + number * shape.size)
-        if name in ("bias", "peepholes"):
+        if name in ("bias", "peepholes", "scales"):
             return self._direction * self._width(name) + number * shape.size
         return self._place(name, time, row)
 

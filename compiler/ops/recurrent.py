@@ -6,18 +6,20 @@ The input products of all time steps are one matrix product; ``recurrence`` runs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.recurrence import Read, Stage, stages_from, uses_scratch
+from compiler.ir.recurrence import QUANTIZED_STEPS, Read, Stage, stages_from, state_rows
 from compiler.ir.scalar import Arg, Const, Scalar, call, evaluate
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import slice_axis
+from compiler.ops.quantize import quantize_dynamically
 from compiler.ops.support import Arrays, Attrs, Types, array, cast_to, first_type, given, known, reshape, transpose
 
+_MICROSOFT = "com.microsoft"
 _RNG = np.random.default_rng(5)
 
 
@@ -42,6 +44,13 @@ _SIZE = {"hidden_size": 6}
 _BOTH = {**_SIZE, "direction": "bidirectional"}
 _LSTM, _LSTM2 = (_X, *_weights(1, 4)), (_X, *_weights(2, 4))
 _GRU, _GRU2 = (_X, *_weights(1, 3)), (_X, *_weights(2, 3))
+_INT8 = (
+    *(_RNG.integers(-128, 128, size=shape).astype(np.int8) for shape in ((1, 5, 24), (1, 6, 24))),
+    _LSTM[3],
+    None,
+    *(_random(1, 1, 6), _random(1, 1, 6), None),
+    *(np.full(1, 0.004, np.float32), np.full(1, 3, np.int8), np.full(1, 0.005, np.float32), np.full(1, -2, np.int8)),
+)
 _RNN, _RNN2 = (_X, *_weights(1, 1)), (_X, *_weights(2, 1))
 
 
@@ -50,11 +59,11 @@ class Recurrence(Op):
     """A recurrent cell run along the time axis. Gates G, hidden units H, directions D, time steps T, batch B.
 
     ``operands`` names the inputs: ``projection [T, B, D*G*H]``, ``weights [D, H, G*H]``, ``hidden [D, B, H]`` (the initial state), and
-    where the cell needs them ``scratch [D, B, H]``, ``peepholes [D, n*H]``, ``bias [D, n*H]``, ``lengths [B]``. ``steps`` are each
-    direction's stages (``compiler.ir.recurrence``), ``reverse`` the directions that run from the last step to the first.
+    where the cell needs them ``scratch [D, B, H]``, ``peepholes [D, n*H]``, ``bias [D, n*H]``, ``scales [D, G*H]``, ``lengths [B]``. ``steps``
+    are each direction's stages (``compiler.ir.recurrence``), ``reverse`` the directions that run from the last step to the first.
 
-    The result is ``[T + S, D, B, H]``: the hidden state after every step, zero from a sequence's length on, then the S rows of the final
-    state: ``hidden``, and ``scratch`` where a stage uses it.
+    The result is ``[T + S, D, B, H]``: the hidden state after every step, zero from a sequence's length on, then the S rows that
+    ``state_rows`` names, as the last step leaves them.
     """
 
     name = "recurrence"
@@ -65,6 +74,7 @@ class Recurrence(Op):
         Sample("LSTM", (*_LSTM2, _LENGTHS, _state(2), _state(2), _random(2, 18)), _BOTH, outputs=3),
         Sample("LSTM", _LSTM, {**_SIZE, "input_forget": 1, "clip": 0.5}, outputs=3, opset=14),
         Sample("LSTM", _LSTM, {**_SIZE, "activations": ["HardSigmoid", "Softsign", "Affine"], "activation_alpha": [0.3, 1.5]}, outputs=1),
+        Sample("DynamicQuantizeLSTM", (_X[:, :1], *_INT8), _SIZE, opset=1, domain=_MICROSOFT, outputs=3, constant=(1, 2, 8, 9, 10, 11)),
         Sample("GRU", _GRU, _SIZE, outputs=2, constant=(1, 2, 3)),
         Sample("GRU", _GRU, {**_SIZE, "linear_before_reset": 1, "direction": "reverse"}, outputs=2),
         Sample("GRU", _GRU[:3], {**_SIZE, "linear_before_reset": 1, "clip": 0.7}, outputs=2),
@@ -85,8 +95,8 @@ class Recurrence(Op):
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         projection, weights = first_type(inputs), given(inputs[1])
         directions, size = weights.shape[:2]
-        rows = 2 if uses_scratch(_steps(attrs)[0]) else 1
-        return (TensorType(projection.dtype, (projection.shape[0] + rows, directions, projection.shape[1], size)),)
+        rows = state_rows(_steps(attrs)[0])
+        return (TensorType(projection.dtype, (projection.shape[0] + len(rows), directions, projection.shape[1], size)),)
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         operands = dict(zip(_names(attrs), map(array, inputs), strict=True))
@@ -106,30 +116,43 @@ def _run(operands: dict[str, Array], stages: tuple[Stage, ...], direction: int, 
     size, columns = weights.shape
     base = direction * columns
     length = min(max(int(operands["lengths"][row]), 0), steps) if "lengths" in operands else steps
-    rows = {name: operands[name][direction, row] if name in operands else np.zeros(size, projection.dtype) for name in ("hidden", "scratch")}
-    result = np.zeros((steps + (2 if uses_scratch(stages) else 1), size), projection.dtype)
+    states = state_rows(stages)
+    rows = {name: operands[name][direction, row] if name in operands else np.zeros(size, projection.dtype) for name in states}
+    result = np.zeros((steps + len(states), size), projection.dtype)
     for step in range(length):
         time = length - 1 - step if reverse else step
-        shared: dict[str, Array] = {name: operands[name][direction] for name in ("bias", "peepholes") if name in operands}
+        shared: dict[str, Array] = {name: operands[name][direction] for name in ("bias", "peepholes", "scales") if name in operands}
         vectors: dict[str, Array] = {**shared, "projection": projection[time, row, base : base + columns]}
 
         def read(what: Read, vectors: dict[str, Array] = vectors) -> Array:
             return rows[what[0]] if what[0] in rows else vectors[what[0]][what[1] * size : (what[1] + 1) * size]
 
         for stage in stages:
+            scale = np.ones((), projection.dtype)
+            if stage.source == "quantized":
+                rows["quantized"], scale = _quantized(rows["hidden"])
             source = rows[stage.source].astype(np.float64)
-            sums = [
-                (read(start) + source @ weights[:, gate * size : (gate + 1) * size]).astype(projection.dtype)
-                for gate, start in zip(stage.gates, stage.starts, strict=True)
-            ]
+            sums = []
+            for gate, start in zip(stage.gates, stage.starts, strict=True):
+                product = source @ weights[:, gate * size : (gate + 1) * size]
+                scaled = product * (scale * read(("scales", gate))) if stage.source == "quantized" else product
+                sums.append((read(start) + scaled).astype(projection.dtype))
             args = [*sums, *map(read, stage.reads)]
             for name, expr in stage.writes:
                 rows[name] = evaluate(expr, args)
                 args.append(rows[name])
         result[time] = rows["hidden"] = rows["out"]
-    for number, name in enumerate(("hidden", "scratch")[: len(result) - steps]):
+    for number, name in enumerate(states):
         result[steps + number] = rows[name]
     return result
+
+
+def _quantized(row: Array) -> tuple[Array, Array]:
+    """A row in steps of its scale from its zero point, and the scale."""
+    least, greatest = np.minimum(row.min(initial=0), 0), np.maximum(row.max(initial=0), 0)
+    scale = np.asarray((greatest - least) / row.dtype.type(QUANTIZED_STEPS) if greatest > least else 1, row.dtype)
+    zero = np.rint(-least / scale)
+    return np.clip(np.rint(row / scale), -zero, QUANTIZED_STEPS - zero), scale
 
 
 def _names(attrs: Attrs) -> tuple[str, ...]:
@@ -229,6 +252,7 @@ class _Cell:
     gates: int
     activations: tuple[str, ...]
     stages: Callable[[FormContext, Sequence[Activation], DType], tuple[Stage, ...]]
+    quantized: bool = False
 
 
 def _lstm_stages(context: FormContext, functions: Sequence[Activation], dtype: DType) -> tuple[Stage, ...]:
@@ -291,15 +315,17 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
     dtype = DType.FLOAT64 if given_type is DType.FLOAT64 else DType.FLOAT32
     x = transpose(context, cast_to(context, context.input(0), dtype), (1, 0, 2) if batch_first else (0, 1, 2))
     steps, batch, width = x.type.shape
-    directions, size = len(reverse), known(context.input(2).type.shape[2], "hidden_size")
+    directions, size = len(reverse), known(context.input(2).type.shape[1 if cell.quantized else 2], "hidden_size")
     columns = cell.gates * size
     stages = [cell.stages(context, functions, dtype) for functions in _activations(context, cell.activations, directions)]
-    weights = transpose(context, _expect(context, 1, (directions, columns, width), dtype), (2, 0, 1))
-    recurrent = _expect(context, 2, (directions, columns, size), dtype)
-    operands = {
-        "projection": context.emit("matmul", reshape(context, x, (steps * batch, width)), reshape(context, weights, (width, directions * columns))),
-        "weights": transpose(context, recurrent, (0, 2, 1)),
-    }
+    if cell.quantized:
+        stages = [tuple(replace(stage, source="quantized") for stage in direction) for direction in stages]
+        operands = _quantized_products(context, reshape(context, x, (steps * batch, width)), directions, columns, size)
+    else:
+        weights = transpose(context, _expect(context, 1, (directions, columns, width), dtype), (2, 0, 1))
+        product = context.emit("matmul", reshape(context, x, (steps * batch, width)), reshape(context, weights, (width, directions * columns)))
+        recurrent = _expect(context, 2, (directions, columns, size), dtype)
+        operands = {"projection": product, "weights": transpose(context, recurrent, (0, 2, 1))}
     separate = any(("bias", 0) in stage.starts for stage in stages[0])
     if separate:
         operands["bias"] = context.const(np.zeros((directions, size), dtype.numpy))
@@ -337,6 +363,25 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
     return [cast_to(context, value, given_type) for value in (sequence, *states)][: context.outputs]
 
 
+def _quantized_products(context: FormContext, x: Value, directions: int, columns: int, size: int) -> dict[str, Value]:
+    """The input product of 8-bit numbers, and the recurrent weights as whole numbers with their scales.
+
+    Whole numbers are held as float32, whose sums are exact up to 258 products.
+    """
+    width = x.type.shape[1]
+    values, scale, zero = (cast_to(context, value, DType.FLOAT32) for value in quantize_dynamically(context, x))
+    numbers = {}
+    for index, rows, at in ((1, width, 8), (2, size, 10)):
+        raw, offset = _expect(context, index, (directions, rows, columns), DType.FLOAT32), cast_to(context, context.input(at + 1), DType.FLOAT32)
+        numbers[index] = context.emit("sub", raw, reshape(context, offset, (directions, 1, *(offset.type.shape[1:] or (1,)))))
+    scales = [reshape(context, s, (directions, *(s.type.shape[1:] or (1,)))) for s in (context.input(8), context.input(10))]
+    first, second = (context.emit("expand", s, shape=(directions, columns)) for s in scales)
+    weights = reshape(context, transpose(context, numbers[1], (1, 0, 2)), (width, directions * columns))
+    product = context.emit("matmul", context.emit("sub", values, zero), weights)
+    factor = context.emit("mul", reshape(context, first, (1, directions * columns)), scale)
+    return {"projection": context.emit("mul", product, factor), "weights": numbers[2], "scales": second}
+
+
 def cell_states(cell: _Cell) -> int:
     """Final states that the ONNX operator returns: the hidden state, and an LSTM's cell state."""
     return 2 if cell.gates == 4 else 1
@@ -352,6 +397,7 @@ def _expect(context: FormContext, index: int, shape: tuple[object, ...], dtype: 
 
 Recurrence.forms = (
     OnnxForm("LSTM", _recurrent(_Cell(4, ("Sigmoid", "Tanh", "Tanh"), _lstm_stages)), since=7),
+    OnnxForm("DynamicQuantizeLSTM", _recurrent(_Cell(4, ("Sigmoid", "Tanh", "Tanh"), _lstm_stages, quantized=True)), domain=_MICROSOFT),
     OnnxForm("GRU", _recurrent(_Cell(3, ("Sigmoid", "Tanh"), _gru_stages)), since=7),
     OnnxForm("RNN", _recurrent(_Cell(1, ("Tanh",), _rnn_stages)), since=7),
 )
