@@ -109,12 +109,20 @@ class ValueEmitter:
         if fn == "cast":
             return self.cast(args[0], types[0], type_)
         if fn == "select":
-            return self.writer.select(type_, args[0], args[1], args[2])
+            return self._select(args, type_)
         if fn in _COMPARE:
             return self._compare(fn, types[0], args)
         if types[0].dtype.is_float:
             return self._float(fn, args, types[0])
         return self._integer(fn, args, types[0])
+
+    def _select(self, args: Sequence[str], type_: VecType) -> str:
+        """Half-precision values are chosen as integers: without instructions for their type, LLVM would round them by a library call."""
+        w = self.writer
+        if type_.dtype not in _HALF:
+            return w.select(type_, args[0], args[1], args[2])
+        bits = VecType(DType.UINT16, type_.lanes)
+        return w.bitcast(bits, type_, w.select(bits, args[0], *(w.bitcast(type_, bits, value) for value in args[1:])))
 
     def _through_float32(self, fn: str, args: Sequence[str], types: Sequence[VecType], type_: VecType) -> str:
         wide = [VecType(DType.FLOAT32, t.lanes) for t in types]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
-from compiler.kernels.loops import Axis, Chunk, coordinates, expression_dtypes, offset, pack_plain, vector_lanes, vector_nest
+from compiler.kernels.loops import Axis, Chunk, coordinates, expression_dtypes, load_as, offset, pack_plain, vector_lanes, vector_nest
 from compiler.kernels.reduce import reduced_axes
 from compiler.target import Target
 
@@ -55,19 +56,20 @@ class ArgReduce:
         searched = loops.reduced[0]
         *outer, last = loops.kept if loops.lanes_kept else (*loops.kept, Axis(1, -1, strides=(0,)))
         lanes = vector_lanes(target, [x.dtype, DType.INT64, *expression_dtypes(workload.epilogue)], last.extent)
+        dtype = compute_dtype(x.dtype)
         better = _Better(b, workload)
 
         def search(indices: Sequence[Dim], chunks: list[Chunk]) -> None:
             base = offset(outer, indices)
             starts = [base + position * last.stride for position, _ in chunks]
             counts = [count if count < lanes else None for _, count in chunks]
-            first = [b.load(x, start, lanes, count=count) for start, count in zip(starts, counts, strict=True)]
+            first = [load_as(b, dtype, x, start, lanes, count=count) for start, count in zip(starts, counts, strict=True)]
             zero = b.const(0, VecType(DType.INT64, lanes))
             with b.loop("r", 1, searched.extent, carried=[*first, *[zero] * len(chunks)]) as loop:
                 here = b.splat(b.index_value(loop.var), lanes)
                 values, places = list(loop.carried[: len(chunks)]), list(loop.carried[len(chunks) :])
                 for k, (start, count) in enumerate(zip(starts, counts, strict=True)):
-                    value = b.load(x, start + loop.var * searched.stride, lanes, count=count)
+                    value = load_as(b, dtype, x, start + loop.var * searched.stride, lanes, count=count)
                     wins = better(value, values[k])
                     values[k], places[k] = b.op("select", wins, value, values[k]), b.op("select", wins, here, places[k])
                 loop.yield_([*values, *places])

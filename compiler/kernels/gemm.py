@@ -201,7 +201,7 @@ class GemmWriter:
         self._schedule = schedule
         self._threads = threads
         self._a, self._b, self._out = buffers
-        self._converts = self._a.dtype is not gemm.dtype
+        self._converts = self._a.dtype is not gemm.dtype and gemm.m * gemm.k > 0
         if self._converts:
             self._rows_of_a = builder.buffer("rows", gemm.dtype, min(schedule.mr, gemm.m) * gemm.k, Access.SCRATCH)
         self._epilogue = epilogue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compiler.ir.graph import Array, Value
+from compiler.ir.half import compute_dtype
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import slice_axis
@@ -89,7 +90,8 @@ def _by_trailing_axes(context: FormContext, *, center: bool) -> Value:
         raise UnsupportedForm("the mean and deviation (outputs 1 and 2) are not supported")
     x = context.input(0)
     axis = normalize_axis(int(context.attrs.get("axis", -1)), x.type.rank)
-    wide = cast_to(context, x, onnx_dtype(context.attrs.get("stash_type", 1))) if x.type.dtype is not DType.FLOAT64 else x
+    stash = onnx_dtype(context.attrs.get("stash_type", 1))
+    wide = x if x.type.dtype is DType.FLOAT64 or stash is compute_dtype(x.type.dtype) else cast_to(context, x, stash)
     normal = cast_to(context, context.emit("normalize", wide, axis=axis, epsilon=_epsilon(context), center=center), x.type.dtype)
     return _scaled(context, normal, context.input(1), context.optional(2))
 
