@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import subprocess
@@ -75,26 +76,35 @@ def objects(texts: Sequence[str], target: Target, processes: int) -> list[bytes]
         lightest = loads.index(min(loads))
         shares[lightest].append(index)
         loads[lightest] += lines[index]
-    helpers = [(share, _start_helper([texts[i] for i in share], target)) for share in shares[1:]]
-    done = {index: object_code(texts[index], target) for index in shares[0]}
-    for share, helper in helpers:
-        out, _ = helper.communicate()
-        if helper.returncode != 0:
-            raise InternalError("a code generation process failed (its message stands above)", where="backends.llvm")
-        done.update(zip(share, pickle.loads(out), strict=True))  # our own child process wrote it
+    helpers = [_start_helper() for _ in shares[1:]]
+    try:
+        for share, helper in zip(shares[1:], helpers, strict=True):
+            _send([texts[i] for i in share], target, helper)
+        done = {index: object_code(texts[index], target) for index in shares[0]}
+        for share, helper in zip(shares[1:], helpers, strict=True):
+            out, _ = helper.communicate()
+            if helper.returncode != 0:
+                raise InternalError("a code generation process failed (its message stands above)", where="backends.llvm")
+            done.update(zip(share, pickle.loads(out), strict=True))  # our own child process wrote it
+    finally:
+        for helper in helpers:
+            helper.kill()
+            helper.wait()
     return [done[index] for index in range(len(texts))]
 
 
-def _start_helper(texts: list[str], target: Target) -> subprocess.Popen[bytes]:
+def _start_helper() -> subprocess.Popen[bytes]:
+    """A process that runs ``serve``, in a group of its own: an interrupt from the keyboard reaches this process alone, which ends it."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    helper = subprocess.Popen(
-        [sys.executable, "-c", "from backends.llvm.codegen import serve; serve()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
+    command = [sys.executable, "-c", "from backends.llvm.codegen import serve; serve()"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0)
+
+
+def _send(texts: list[str], target: Target, helper: subprocess.Popen[bytes]) -> None:
     if helper.stdin is not None:
-        helper.stdin.write(pickle.dumps((texts, target)))
-        helper.stdin.close()
+        with contextlib.suppress(BrokenPipeError), helper.stdin as pipe:  # one that has ended already says so by its exit status
+            pipe.write(pickle.dumps((texts, target)))
         helper.stdin = None
-    return helper
 
 
 def serve() -> None:
