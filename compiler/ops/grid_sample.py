@@ -1,4 +1,4 @@
-"""GridSample: interpolation at positions that are data, as gathers of the neighbours and their weights."""
+"""GridSample: interpolation at positions that are data, as gathers of the neighbours and their weights; AffineGrid, which makes such positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compiler.ir.graph import Value
 from compiler.ir.op import FormContext, Sample, UnsupportedForm
 from compiler.ir.types import DType
 from compiler.ops.index import slice_axis
-from compiler.ops.support import cast_to, known_shape, reshape, scalar_like
+from compiler.ops.support import cast_to, known, known_shape, reshape, scalar_like
 
 _MODES = {"linear": "linear", "bilinear": "linear", "nearest": "nearest", "cubic": "cubic", "bicubic": "cubic"}
 _CUBIC = -0.75
@@ -21,6 +21,9 @@ _CUBIC = -0.75
 _X = (np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4) * 7 % 11 - 5) / 4
 _GRID = np.array([[[[-1.4, -0.9], [-0.3, 0.2]], [[0.6, 1.0], [0.1, 1.7]]]], np.float32)
 
+_THETA = np.array([[[1.1, -0.2, 0.3], [0.4, 0.9, -0.5]], [[0, 1, 0], [-1, 0, 0.2]]], np.float32)
+
+AFFINE_SAMPLES = tuple(Sample("AffineGrid", (_THETA, np.array([2, 3, 4, 5], np.int64)), {"align_corners": align}, constant=(1,)) for align in (0, 1))
 GRID_SAMPLES = tuple(
     Sample("GridSample", (_X, _GRID), {"mode": mode, "padding_mode": padding, "align_corners": align})
     for mode, padding, align in (
@@ -61,6 +64,20 @@ def grid_sample(context: FormContext) -> Value:
     if total is None:
         raise UnsupportedForm("the input has no spatial axes")
     return total
+
+
+def affine_grid(context: FormContext) -> Value:
+    """Points ``theta [N, d, d + 1]`` maps the output's points to: a product with their homogeneous coordinates, x first."""
+    theta = context.input(0)
+    dims = [known(dim, "a dim of the size") for dim in context.require_dims(1, "the size")[2:]]
+    align = bool(context.attrs.get("align_corners", 0))
+    batch, rank = known_shape(theta, "theta")[:2]
+    if len(dims) != rank:
+        raise UnsupportedForm(f"theta has {rank} rows for {len(dims)} spatial axes")
+    along = [np.linspace(-1, 1, n) if align else (2 * np.arange(n) + 1) / n - 1 for n in dims]
+    points = np.stack([*reversed(np.meshgrid(*along, indexing="ij")), np.ones(dims)])
+    matrix = context.const(points.reshape(len(dims) + 1, -1).astype(theta.type.dtype.numpy))
+    return reshape(context, context.emit("transpose", context.emit("matmul", theta, matrix), perm=(0, 2, 1)), (batch, *dims, len(dims)))
 
 
 Tap = tuple[Value, Value | None]

@@ -11,7 +11,9 @@ from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, broadcast_shapes, register
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
+from compiler.ops.grid_sample import AFFINE_SAMPLES, affine_grid
 from compiler.ops.reduce import reduce
+from compiler.ops.spectral import SPECTRAL_SAMPLES, dft, stft
 from compiler.ops.support import Arrays, Attrs, Types, array, first_type, given, reshape, scalar_like, transpose
 
 _A = (np.arange(24, dtype=np.float32).reshape(2, 3, 4) - 9) / 5
@@ -27,6 +29,8 @@ class MatMul(Op):
     families = ("matmul",)
     computes = True
     samples = (
+        *SPECTRAL_SAMPLES,
+        *AFFINE_SAMPLES,
         Sample("MatMul", (_A, _B)),
         Sample("MatMul", (_A, _B), constant=(1,)),
         Sample("MatMul", (_A[0, 0], _B)),
@@ -173,4 +177,11 @@ def _parse_equation(equation: str, values: Sequence[Value]) -> tuple[list[_Term]
     return [_Term(v, t) for t, v in zip(texts, values, strict=True)], output
 
 
-MatMul.forms = (OnnxForm("MatMul", _matmul), OnnxForm("Gemm", _gemm, since=7), OnnxForm("Einsum", _einsum))
+MatMul.forms = (
+    OnnxForm("MatMul", _matmul),
+    OnnxForm("Gemm", _gemm, since=7),
+    OnnxForm("Einsum", _einsum),
+    OnnxForm("DFT", dft),
+    OnnxForm("STFT", stft),
+    OnnxForm("AffineGrid", affine_grid),
+)

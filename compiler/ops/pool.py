@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, scalar_like
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, known, known_shape, scalar_like
 from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
 
 _X = (np.sin(np.arange(2 * 3 * 7 * 6) * 1.3) * 4).astype(np.float32).reshape(2, 3, 7, 6)
@@ -30,6 +30,9 @@ class Pool(Op):
         Sample("MaxPool", (_X,), {"kernel_shape": [2, 2], "dilations": [2, 1], "auto_pad": "SAME_UPPER"}),
         Sample("MaxPool", (_X[0],), {"kernel_shape": [3], "strides": [2]}),
         Sample("MaxPool", (_X.astype(np.int8),), {"kernel_shape": [2, 2]}),
+        Sample("MaxPool", (_X,), _WINDOW, outputs=2),
+        Sample("MaxPool", (_X,), {"kernel_shape": [2, 3], "storage_order": 1, "dilations": [2, 1]}, outputs=2),
+        Sample("MaxPool", (_X[:, :, 0],), {"kernel_shape": [2], "strides": [2], "ceil_mode": 1}, outputs=2),
         Sample("AveragePool", (_X,), _WINDOW),
         Sample("AveragePool", (_X,), {**_WINDOW, "count_include_pad": 1}),
         Sample("AveragePool", (_X,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1}),
@@ -75,8 +78,6 @@ def pool(kind: str) -> Callable[[FormContext], Value]:
     """A form of the pooling operator of that kind: its window is read from the node's attributes."""
 
     def build(context: FormContext) -> Value:
-        if context.outputs > 1:
-            raise UnsupportedForm("the positions of the maxima (output 1) are not supported")
         x = context.input(0)
         axes = x.type.rank - 2
         kernel = spatial(context, "kernel_shape", axes, 1)
@@ -94,6 +95,50 @@ def pool(kind: str) -> Callable[[FormContext], Value]:
         )
 
     return build
+
+
+def _max_pool(context: FormContext) -> Value | Sequence[Value]:
+    return _max_pool_with_positions(context) if context.outputs > 1 else pool("max")(context)
+
+
+def _max_pool_with_positions(context: FormContext) -> Sequence[Value]:
+    """The maxima and their flat positions in x: the elements of a window compared one after another, the first of equal ones kept."""
+    x = context.input(0)
+    batch, channels, *dims = known_shape(x, "the input")
+    axes = len(dims)
+    kernel, strides, dilations = (spatial(context, name, axes, 1) for name in ("kernel_shape", "strides", "dilations"))
+    pads = window_pads(context, dims, kernel, strides, dilations)
+    ceil = bool(context.attrs.get("ceil_mode", 0))
+    found = (output_dim(dims[a], kernel[a], strides[a], pads[a], pads[axes + a], dilations[a], ceil=ceil) for a in range(axes))
+    windows = [known(dim, "a dim of the output") for dim in found]
+    reach = [(windows[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 for a in range(axes)]
+    ends = tuple(reach[a] - dims[a] - pads[a] for a in range(axes))
+    dtype = x.type.dtype.numpy
+    lowest = int(np.iinfo(dtype.name).min) if dtype.kind in "iu" else -np.inf
+    padded = context.emit("pad", x, begins=(0, 0, *pads[:axes]), ends=(0, 0, *ends), mode="constant", value=lowest)
+    # Column-major order counts the first spatial axis fastest.
+    order = range(axes) if context.attrs.get("storage_order", 0) else reversed(range(axes))
+    steps, size = [0] * axes, 1
+    for axis in order:
+        steps[axis], size = size, size * dims[axis]
+    best: Value | None = None
+    for tap in np.ndindex(*kernel):
+        starts = (0, 0, *(t * d for t, d in zip(tap, dilations, strict=True)))
+        value = context.emit("slice", padded, starts=starts, sizes=(batch, channels, *windows), steps=(1, 1, *strides))
+        place = context.const(np.array(sum(t * d * s for t, d, s in zip(tap, dilations, steps, strict=True)), np.int64))
+        if best is None:
+            best, offset = value, place
+            continue
+        better = context.emit("greater", value, best)
+        offset = context.emit("where", better, place, offset)
+        best = context.emit("where", better, value, best)
+    if best is None:
+        raise UnsupportedForm("the windows are empty")
+    origin = np.arange(batch * channels, dtype=np.int64).reshape(batch, channels, *(1,) * axes) * size
+    for a in range(axes):
+        along = (np.arange(windows[a], dtype=np.int64) * strides[a] - pads[a]) * steps[a]
+        origin = origin + along.reshape((-1,) + (1,) * (axes - 1 - a))
+    return [best, context.emit("add", offset, context.const(origin))]
 
 
 def _power(context: FormContext, x: Value, exponent: float) -> Value:
@@ -130,7 +175,7 @@ def _global_lp_pool(context: FormContext) -> Value:
 
 
 Pool.forms = (
-    OnnxForm("MaxPool", pool("max")),
+    OnnxForm("MaxPool", _max_pool),
     OnnxForm("AveragePool", pool("average")),
     OnnxForm("LpPool", _lp_pool),
     OnnxForm("GlobalLpPool", _global_lp_pool),

@@ -10,11 +10,12 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.gather import element_positions, tuple_positions, wrapped
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, first_type, known_shape, normalize_axis, reshape
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, first_type, known, known_shape, normalize_axis, reshape
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 _E = np.array([[[1, -1, 0, 2]], [[0, 1, 1, 1]]], np.int64)
 _U = np.array([[[5, -7, 9, 11]], [[-1, 2, 3, 4]]], np.float32)
+_COL2IM = {"strides": [2, 2], "pads": [0, 0, 1, 1], "dilations": [1, 2]}
 
 _COMBINE = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -40,6 +41,8 @@ class Scatter(Op):
         Sample("ScatterND", (_X, np.array([[[1, 0, -1]]], np.int64), np.array([[7]], np.float32)), constant=(1,)),
         Sample("ScatterND", (_X, np.zeros((0, 1), np.int64), np.zeros((0, 3, 4), np.float32))),
         Sample("MaxUnpool", (_X[None, 0:1, :2, :2], np.array([[[[0, 6], [9, 14]]]], np.int64)), {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        Sample("Col2Im", (_X.reshape(1, 4, 6), np.array([3, 4], np.int64), np.array([2, 2], np.int64)), constant=(1, 2)),
+        Sample("Col2Im", (_X.reshape(1, 4, 6), np.array([3, 5], np.int64), np.array([2, 1], np.int64)), _COL2IM, constant=(1, 2)),
         Sample("TensorScatter", (_X[None], _X[None, :, :1], np.array([2], np.int64)), opset=24),
         Sample("TensorScatter", (_X[None], _X[None, :, 1:], np.array([2], np.int64)), {"mode": "circular"}, opset=24),
     )
@@ -127,7 +130,31 @@ def _max_unpool(context: FormContext) -> Value:
     return context.emit("pad", unpooled, begins=begins, ends=ends, mode="constant", value=0)
 
 
+def _col2im(context: FormContext) -> Value:
+    """Columns of windows ``[N, C * prod(block), L]`` summed into an image; a window's elements outside the image are dropped."""
+    x = context.input(0)
+    image, block = ([known(d, role) for d in context.require_dims(i, role)] for i, role in ((1, "the image shape"), (2, "the block shape")))
+    axes = len(image)
+    strides, dilations = (tuple(int(v) for v in context.attrs.get(name, (1,) * axes)) for name in ("strides", "dilations"))
+    pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
+    batch, rows, columns = known_shape(x, "the columns")
+    channels = rows // prod(block)
+    inside, places = np.ones((), bool), np.zeros((), np.int64)
+    for a in range(axes):
+        windows = (image[a] + pads[a] + pads[axes + a] - dilations[a] * (block[a] - 1) - 1) // strides[a] + 1
+        at = np.arange(block[a])[:, None] * dilations[a] + np.arange(windows)[None] * strides[a] - pads[a]
+        at = at.reshape((1,) * a + (block[a],) + (1,) * (axes - 1) + (windows,) + (1,) * (axes - 1 - a))
+        inside, places = inside & (at >= 0) & (at < image[a]), places * image[a] + at
+    if places.size != prod(block) * columns:
+        raise UnsupportedForm(f"{columns} columns; the windows of the image are {places.size // prod(block)}")
+    images = np.arange(batch * channels, dtype=np.int64)[:, None] * prod(image)
+    positions = np.where(inside.reshape(1, -1), images + places.reshape(1, -1), -1)
+    zeros = context.const(np.zeros((batch, channels, *image), x.type.dtype.numpy))
+    return scatter(context, zeros, context.const(positions), x, (), "add")
+
+
 Scatter.forms = (
+    OnnxForm("Col2Im", _col2im),
     OnnxForm("Scatter", _scatter_elements),
     OnnxForm("ScatterElements", _scatter_elements),
     OnnxForm("ScatterND", _scatter_nd),
