@@ -62,6 +62,7 @@ class FormContext:
     builder: GraphBuilder
     outputs: int
     name: str
+    declared: tuple[tuple[int, ...] | None, ...] = ()
 
     def input(self, index: int) -> Value:
         """Input ``index``, which must be there."""
@@ -88,6 +89,17 @@ class FormContext:
         if dims is None:
             raise UnsupportedForm(f"{role} (input {index}) is computed from data at run time")
         return dims
+
+    def declared_shape(self, output: int, role: str, rank: int | None = None) -> tuple[int, ...]:
+        """The static shape the model declares for a result, which stands in for a shape argument that is computed at run time.
+
+        The declaration binds the model: an argument that asks for another shape contradicts it.
+        """
+        shape = self.declared[output] if output < len(self.declared) else None
+        if shape is None or rank not in (None, len(shape)):
+            what = "does not declare the shape of the result" if shape is None else f"declares a result of rank {len(shape)}, not {rank}"
+            raise UnsupportedForm(f"{role} is computed from data at run time, and the model {what}")
+        return shape
 
     def emit(self, op: str, *inputs: Value | None, **attrs: Attr) -> Value:
         """One canonical node with one output."""

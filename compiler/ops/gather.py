@@ -186,10 +186,10 @@ def _gather_nd(context: FormContext) -> Value:
 
 
 def _one_hot(context: FormContext) -> Value:
-    indices, depth, values = context.input(0), context.require_dims(1, "the depth"), context.input(2)
-    classes = known(depth[0], "the depth")
+    indices, depth, values = context.input(0), context.dims(1), context.input(2)
     rank = indices.type.rank + 1
     axis = normalize_axis(int(context.attrs.get("axis", -1)), rank)
+    classes = context.declared_shape(0, "the depth", rank)[axis] if depth is None else known(depth[0], "the depth")
     spread = cast_to(context, indices, DType.INT64)
     spread = reshape(context, wrapped(context, spread, classes), (*indices.type.shape[:axis], 1, *indices.type.shape[axis:]))
     positions = np.arange(classes, dtype=np.int64).reshape(tuple(classes if a == axis else 1 for a in range(rank)))
@@ -254,13 +254,13 @@ def _reverse_sequence(context: FormContext) -> Value:
 
 
 def _trilu(context: FormContext) -> Value:
-    x, diagonal = context.input(0), context.constant(1)
-    if context.optional(1) is not None and diagonal is None:
-        raise UnsupportedForm("the diagonal (input 1) is computed at run time")
+    x = context.input(0)
     rows, columns = (known(dim, "a dim") for dim in x.type.shape[-2:])
-    offset = np.arange(columns)[None] - np.arange(rows)[:, None] - (0 if diagonal is None else int(diagonal.item()))
-    keep = offset >= 0 if context.attrs.get("upper", 1) else offset <= 0
-    return context.emit("where", context.const(keep), x, context.const(np.zeros((), x.type.dtype.numpy)))
+    offset = context.const(np.arange(columns)[None] - np.arange(rows)[:, None])
+    given = context.optional(1)
+    least = context.const(np.zeros((), np.int64)) if given is None else reshape(context, given, ())
+    keep = context.emit("greater_or_equal" if context.attrs.get("upper", 1) else "less_or_equal", offset, least)
+    return context.emit("where", keep, x, context.const(np.zeros((), x.type.dtype.numpy)))
 
 
 Gather.forms = (

@@ -264,7 +264,8 @@ def _split(context: FormContext) -> Sequence[Value]:
     if given_sizes is not None:
         sizes = given_sizes
     elif context.optional(1) is not None:
-        sizes = context.require_dims(1, "the sizes of the parts")
+        role, outputs = "the sizes of the parts", range(context.outputs)
+        sizes = context.dims(1) or [context.declared_shape(number, role, x.type.rank)[axis] for number in outputs]
     else:
         count = int(context.attrs.get("num_outputs", context.outputs))
         part = floordiv(dim + (count - 1), count)

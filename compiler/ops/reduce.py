@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
+from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import (
@@ -122,10 +123,36 @@ class Reduce(Op):
 
 
 def _reduced_axes(context: FormContext, x: Value) -> tuple[int, ...]:
+    if context.optional(1) is not None and context.dims(1) is None:
+        keepdims = bool(context.attrs.get("keepdims", 1))
+        return _axes_between(x.type.shape, context.declared_shape(0, "the axes", x.type.rank if keepdims else None), keepdims)
     axes = axes_of(context, 1)
     if axes:
         return normalize_axes(axes, x.type.rank)
     return () if context.attrs.get("noop_with_empty_axes", 0) else tuple(range(x.type.rank))
+
+
+def _axes_between(before: Sequence[Dim], after: Sequence[int], keepdims: bool) -> tuple[int, ...]:
+    """The axes whose reduction makes one shape of the other; an axis of one element counts only where its dim disappears."""
+    if keepdims:
+        axes = tuple(axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
+        if all(after[axis] == 1 for axis in axes):
+            return axes
+    else:
+        first = _matched(before, after)
+        last = [len(before) - 1 - axis for axis in reversed(_matched(before[::-1], after[::-1]))]
+        if len(first) == len(after) and first == last:
+            return tuple(axis for axis in range(len(before)) if axis not in first)
+    raise UnsupportedForm(f"the axes are computed at run time, and shapes [{', '.join(map(str, before))}] and {list(after)} do not tell them")
+
+
+def _matched(before: Sequence[Dim], after: Sequence[int]) -> list[int]:
+    """The first axes of before that have the dims of after, in order."""
+    found: list[int] = []
+    for axis, dim in enumerate(before):
+        if len(found) < len(after) and dim == after[len(found)]:
+            found.append(axis)
+    return found
 
 
 def reduce(context: FormContext, x: Value, kind: str, axes: tuple[int, ...], *, keepdims: bool = True) -> Value:

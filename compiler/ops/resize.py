@@ -197,11 +197,17 @@ def _scales_and_sizes(context: FormContext, shape: Sequence[int]) -> tuple[list[
         return scales, resized
     if context.optional(at) is not None and data is None:
         raise UnsupportedForm("the scales are computed at run time")
-    sizes = [int(s) for s in context.require_dims(3, "the sizes") if isinstance(s, int)]
+    policy = context.attrs.get("keep_aspect_ratio_policy", "stretch")
+    wanted = context.dims(3)
+    if wanted is None:
+        declared = context.declared_shape(0, "the size", rank)
+        if policy != "stretch":
+            raise UnsupportedForm("the sizes are computed at run time, and the aspect ratio is to be kept")
+        wanted = tuple(declared[axis] for axis in axes)
+    sizes = [int(s) for s in wanted if isinstance(s, int)]
     if len(sizes) != len(axes):
         raise UnsupportedForm(f"{len(sizes)} known sizes for {len(axes)} axes")
     ratios = [size / shape[axis] for axis, size in zip(axes, sizes, strict=True)]
-    policy = context.attrs.get("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         ratios, sizes = [ratio] * len(axes), [floor(shape[axis] * ratio + 0.5) for axis in axes]

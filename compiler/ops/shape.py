@@ -88,7 +88,9 @@ def _show(shape: Sequence[Dim]) -> str:
 
 def _reshape(context: FormContext) -> Value:
     x = context.input(0)
-    wanted = tuple(context.attrs["shape"]) if "shape" in context.attrs else context.require_dims(1, "the new shape")
+    wanted = tuple(context.attrs["shape"]) if "shape" in context.attrs else context.dims(1)
+    if wanted is None:
+        return reshape(context, x, context.declared_shape(0, "the new shape"))
     keep_zero = bool(context.attrs.get("allowzero", 0))
     dims = list(wanted)
     for axis, dim in enumerate(wanted):
@@ -113,8 +115,15 @@ def _flatten(context: FormContext) -> Value:
     return reshape(context, x, (product(x.type.shape[:axis]), product(x.type.shape[axis:])))
 
 
+def _axes_unknown(context: FormContext) -> bool:
+    """Whether the axes in input 1 are computed at run time."""
+    return context.optional(1) is not None and context.dims(1) is None
+
+
 def _squeeze(context: FormContext) -> Value:
     x = context.input(0)
+    if _axes_unknown(context):
+        return reshape(context, x, context.declared_shape(0, "the axes"))
     given = axes_of(context, 1)
     if given is None:
         axes: tuple[int, ...] = tuple(axis for axis, dim in enumerate(x.type.shape) if dim == 1)
@@ -128,6 +137,8 @@ def _squeeze(context: FormContext) -> Value:
 
 def _unsqueeze(context: FormContext) -> Value:
     x = context.input(0)
+    if _axes_unknown(context):
+        return reshape(context, x, context.declared_shape(0, "the axes"))
     given = axes_of(context, 1)
     if given is None:
         raise UnsupportedForm("axes are missing")
@@ -250,7 +261,9 @@ def broadcast_dim(left: Dim, right: Dim) -> Dim:
 
 
 def _expand(context: FormContext) -> Value:
-    x, wanted = context.input(0), context.require_dims(1, "the new shape")
+    x, wanted = context.input(0), context.dims(1)
+    if wanted is None:
+        wanted = context.declared_shape(0, "the new shape")
     rank = max(x.type.rank, len(wanted))
     have = (1,) * (rank - x.type.rank) + x.type.shape
     asked = (1,) * (rank - len(wanted)) + wanted
@@ -258,7 +271,10 @@ def _expand(context: FormContext) -> Value:
 
 
 def _tile(context: FormContext) -> Value:
-    x, repeats = context.input(0), context.require_dims(1, "the repeats")
+    x, repeats = context.input(0), context.dims(1)
+    if repeats is None:
+        declared = context.declared_shape(0, "the repeats", x.type.rank)
+        repeats = tuple(divide((m,), (n,)) for n, m in zip(x.type.shape, declared, strict=True))
     if len(repeats) != x.type.rank:
         raise UnsupportedForm(f"{len(repeats)} repeats for an input of rank {x.type.rank}")
     split = [part for dim in x.type.shape for part in (1, dim)]
@@ -269,7 +285,10 @@ def _tile(context: FormContext) -> Value:
 
 def _constant_of_shape(context: FormContext) -> Value:
     value = context.attrs.get("value", np.zeros(1, np.float32))
-    return context.emit("expand", context.const(np.asarray(value).reshape(())), shape=context.require_dims(0, "the shape"))
+    shape = context.dims(0)
+    if shape is None:
+        shape = context.declared_shape(0, "the shape")
+    return context.emit("expand", context.const(np.asarray(value).reshape(())), shape=shape)
 
 
 def _eye_like(context: FormContext) -> Value:
@@ -283,9 +302,16 @@ def _range(context: FormContext) -> Value:
     bounds = [context.constant(index) for index in range(3)]
     start, limit, delta = bounds
     if start is None or limit is None or delta is None:
-        raise UnsupportedForm("start, limit or delta is computed at run time")
+        return _range_at_run_time(context)
     count = max(0, int(np.ceil((limit.item() - start.item()) / delta.item())))
     return context.const((start.reshape(()) + np.arange(count).astype(start.dtype) * delta.reshape(())).astype(start.dtype))
+
+
+def _range_at_run_time(context: FormContext) -> Value:
+    start, delta = context.input(0), context.input(2)
+    (count,) = context.declared_shape(0, "the number of elements", 1)
+    steps = context.emit("mul", context.const(np.arange(count).astype(start.type.dtype.numpy)), reshape(context, delta, ()))
+    return context.emit("add", reshape(context, start, ()), steps)
 
 
 _LITERALS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}

@@ -59,7 +59,8 @@ def _top_k(context: FormContext) -> Sequence[Value]:
     """Both results; without ``sorted`` any order will do, so it is the sorted one."""
     x = context.input(0)
     axis = normalize_axis(int(context.attrs.get("axis", -1)), x.type.rank)
-    k = known(context.attrs["k"] if "k" in context.attrs else context.require_dims(1, "k")[0], "k")
+    given = (context.attrs["k"],) if "k" in context.attrs else context.dims(1)
+    k = context.declared_shape(0, "k", x.type.rank)[axis] if given is None else known(given[0], "k")
     positions = context.emit("top_positions", x, axis=axis, k=k, largest=bool(context.attrs.get("largest", 1)))
     return [take_along(context, x, positions, axis), positions]
 

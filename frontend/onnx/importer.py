@@ -18,7 +18,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import FormContext, OnnxForm, UnsupportedForm, all_ops
 from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
-from frontend.onnx.inputs import input_types
+from frontend.onnx.inputs import input_types, static_shapes
 from frontend.onnx.order import ordered
 from frontend.onnx.reading import TensorReader, read_model
 
@@ -57,6 +57,7 @@ class _Scope:
     opsets: Mapping[str, int]
     values: dict[str, Value | None] = field(default_factory=dict)
     tensors: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
+    declared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     prefix: str = ""
@@ -74,7 +75,8 @@ class _Importer:
 
     def run(self, input_shapes: Mapping[str, Sequence[int]] | None) -> Graph:
         graph = self._proto.graph
-        scope = _Scope(self._opsets(self._proto.opset_import), tensors={t.name: t for t in graph.initializer})
+        declared = static_shapes((*graph.value_info, *graph.output))
+        scope = _Scope(self._opsets(self._proto.opset_import), tensors={t.name: t for t in graph.initializer}, declared=declared)
         inputs = [value for value in graph.input if value.name not in scope.tensors]
         names = [value.name for value in inputs]
         for name, count in (Counter(names) + Counter(t.name for t in graph.initializer)).items():
@@ -201,7 +203,8 @@ class _Importer:
             attrs = {a.name: self._attribute(a) for a in resolved(node, scope.attributes)}
             name = scope.prefix + (node.name or next(iter(node.output), ""))
             try:
-                results = form.build(FormContext(node.op_type, inputs, attrs, opset, self._builder, outputs, name))
+                declared = tuple(scope.declared.get(output) for output in node.output)
+                results = form.build(FormContext(node.op_type, inputs, attrs, opset, self._builder, outputs, name, declared))
             except UnsupportedForm as error:
                 refusal = error
             except KeyError as error:

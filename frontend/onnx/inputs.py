@@ -56,6 +56,16 @@ def input_types(values: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Sequ
     return {name: TensorType(t.dtype, tuple(substitute(dim, values_of) for dim in t.shape)) for name, t in types.items()}
 
 
+def static_shapes(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]]:
+    """The shapes of those tensors of which every dim is a number."""
+    shapes = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in tensor.shape.dim):
+            shapes[value.name] = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return shapes
+
+
 def _declared(value: onnx.ValueInfoProto, names: DimNames, wanted: Sequence[int] | None, where: str) -> TensorType:
     if not value.type.HasField("tensor_type"):
         raise UnsupportedForm(f"input {value.name!r} is not a tensor")
