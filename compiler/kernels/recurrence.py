@@ -86,19 +86,16 @@ class Recurrence:
         return plain and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
 
     def heuristic(self, workload: Workload, target: Target) -> RecurrenceSchedule:
-        """All registers as sums: of several sequences where there are some, for they share the weights, then of several vectors."""
-        shape, registers = _shape(workload), target.vector_registers
-        lanes = vector_lanes(target, [workload.output.dtype], shape.size)
+        """Four sums of each sequence, and as many sequences as the registers hold, for they share the weights."""
+        shape, lanes = _shape(workload), _lanes(workload, target)
+        nv = max(1, min(-(-shape.size // lanes), -(-4 // shape.gates)))
         share = -(-shape.batch * shape.directions // workload.threads)
-        mr = max(1, min(shape.batch, share, (registers - 1) // (shape.gates + 1)))
-        if "lengths" in shape.names:
-            mr = 1
-        vectors = -(-shape.size // lanes)
-        return RecurrenceSchedule(mr, max(1, min(vectors, (registers - 1 - mr) // (shape.gates * mr))), 4, lanes)
+        mr = 1 if "lengths" in shape.names else max(1, min(shape.batch, share, (target.vector_registers - 1) // (shape.gates * nv + 1)))
+        return RecurrenceSchedule(mr, nv, 4, lanes)
 
     def space(self, workload: Workload, target: Target) -> Sequence[RecurrenceSchedule]:
         first = self.heuristic(workload, target)
-        rows, vectors = sorted({1, -(-first.mr // 2), first.mr}), sorted({1, 2, -(-first.nv // 2), first.nv})
+        rows, vectors = sorted({1, -(-first.mr // 2), first.mr}), sorted({1, 2, first.nv, 2 * first.nv})
         found = [first, *(RecurrenceSchedule(mr, nv, unroll, first.lanes) for mr in rows for nv in vectors for unroll in (2, 4, 8))]
         return list(dict.fromkeys(found))
 
@@ -132,6 +129,20 @@ class Recurrence:
     def flops(self, workload: Workload) -> Dim:
         time, batch, columns = workload.inputs[0].type.shape
         return time * batch * columns * (2 * workload.output.static_shape[-1])
+
+
+def _lanes(workload: Workload, target: Target) -> int:
+    """The widest vectors there are, unless much more of them would be padding.
+
+    One sequence at a time is bound by the reading of weights, which 512-bit loads do 10 % faster even where they compute no faster
+    (96 units: 63 to 70 µs for 49 steps of an LSTM, 47 to 53 for a GRU; AMD EPYC, Zen 4).
+    """
+    size, dtype = workload.output.static_shape[-1], workload.output.dtype
+    lanes = vector_lanes(target, [dtype], size)
+    wide = 512 // (8 * dtype.itemsize)
+    if not target.has("avx512f") or wide <= lanes:
+        return lanes
+    return wide if -(-size // wide) * wide * 10 <= -(-size // lanes) * lanes * 11 else lanes
 
 
 def _pack_panels(weights: Array, steps: Sequence[Sequence[Stage]], schedule: RecurrenceSchedule) -> Array:
