@@ -186,6 +186,16 @@ def test_products_round_once(left: tuple[int, ...], right: tuple[int, ...], cons
     np.testing.assert_allclose(got.astype(np.float64), want, rtol=HALF_ULP[dtype], atol=2e-6 * np.abs(want).max())
 
 
+def test_weights_are_not_scaled_out_of_half_precision() -> None:
+    x, w = np.full((1, 4), 8, np.float16), np.full((4, 3), 2.0**-12, np.float16)
+    b = GraphBuilder("g")
+    product = b.emit("matmul", b.input("x", TensorType(F16, x.shape)), b.constant(w))
+    graph = b.graph([b.emit("mul", product, b.constant(np.full(3, 2.0**-14, np.float16)))])
+    planned, _ = optimize(graph, native(), verify=True)
+    (got,) = interpret(planned, {"x": x}).values()
+    np.testing.assert_array_equal(got, np.full((1, 3), 2.0**-21, np.float16))
+
+
 @needs_zoo
 @pytest.mark.parametrize("name", ["mobilenetv2_100_fp16", "vit_tiny_fp16"])
 def test_half_precision_models_agree_with_onnxruntime(name: str) -> None:

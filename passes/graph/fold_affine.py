@@ -10,6 +10,7 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Graph, Node, Value
+from compiler.ir.half import HALF
 from compiler.ir.verify import Stage
 from passes.base import PassResult, register_pass
 from passes.rewrite import rewrite, single_use
@@ -22,7 +23,8 @@ _AXES = {"conv": (0, 1), "matmul": (-1, -1)}
 @dataclass(frozen=True)
 class FoldAffine:
     """A chain of ``mul``, ``add``, ``sub`` and ``div`` by per-channel or uniform constants after ``conv`` or ``matmul`` becomes scaled
-    weights and at most one ``add``, computed in float64 and rounded once.
+    weights and at most one ``add``, computed in float64 and rounded once. Weights in half precision, which another rounding could take out
+    of range, stay as they are.
 
     ``%c = conv(%x, %w); %m = mul(%c, %s); %a = add(%m, %t)`` becomes ``%c = conv(%x, %w·s); %a = add(%c, %t)``.
     """
@@ -79,7 +81,8 @@ def _chains(graph: Graph) -> Mapping[Value, _Chain]:
     found: dict[Value, _Chain] = {}
     for linear in graph.nodes:
         weights = graph.constant_array(linear.inputs[1]) if linear.op in _AXES else None
-        if weights is None or weights.ndim < 2 or not linear.output.type.dtype.is_float:
+        dtype = linear.output.type.dtype
+        if weights is None or weights.ndim < 2 or not dtype.is_float or dtype in HALF:
             continue
         weights_axis, channel_axis = _AXES[linear.op]
         channels = weights.shape[weights_axis]
