@@ -16,6 +16,8 @@ from zoo_models import load, needs_zoo, onnxruntime_outputs, relative_difference
 import tensorsmith as ts
 from compiler.errors import UserError
 from compiler.ir.op import lookup
+from compiler.ir.parser import parse_graph
+from compiler.ir.printer import constants_of, equal_graphs, print_graph
 from compiler.ir.scalar import Arg
 from compiler.ir.types import DType
 from compiler.kernels.base import Operand, Workload, family
@@ -162,6 +164,8 @@ def test_dynamic_quantisation(signed: bool, columns: bool) -> None:
     [
         ({"r": np.zeros((1, 30, 6), np.float32)}, {}, "input 2 is f32"),
         ({"b": np.zeros((1, 24), np.float32)}, {}, "input 3 is f32"),
+        ({"w": np.zeros((24, 5), np.float32)}, {}, "must be of rank 3"),
+        ({"lengths": np.zeros(2, np.int32)}, {}, "lengths (input 4) are i32[2], where 1 integers"),
         ({}, {"activations": ["Tanh"]}, "1 activations are given, 3 are needed"),
         ({}, {"activations": ["Tanh", "Tanh", "Sine"]}, "activation Sine is not one of"),
         ({}, {"direction": "sideways"}, "direction 'sideways'"),
@@ -180,6 +184,7 @@ def test_every_schedule(kind: str, attrs: dict[str, Any], constant: bool) -> Non
     batch, size = 5, 21
     model, _ = node_model(kind, operands(kind, 3, batch, 4, size, 2), {"hidden_size": size, "direction": "bidirectional", **attrs}, constant)
     graph = import_model(model)
+    assert equal_graphs(parse_graph(print_graph(graph), constants_of(graph)), graph)
     node = next(n for n in graph.nodes if n.op == "recurrence")
     rng = np.random.default_rng(3)
     values = [(rng.normal(size=v.type.static_shape) / 2).astype(np.float32) for v in node.present_inputs]

@@ -94,9 +94,13 @@ class Recurrence:
         return RecurrenceSchedule(mr, nv, 4, lanes)
 
     def space(self, workload: Workload, target: Target) -> Sequence[RecurrenceSchedule]:
-        first = self.heuristic(workload, target)
-        rows, vectors = sorted({1, -(-first.mr // 2), first.mr}), sorted({1, 2, first.nv, 2 * first.nv})
-        found = [first, *(RecurrenceSchedule(mr, nv, unroll, first.lanes) for mr in rows for nv in vectors for unroll in (2, 4, 8))]
+        first, shape = self.heuristic(workload, target), _shape(workload)
+        found = [first]
+        for mr in sorted({1, -(-first.mr // 2), first.mr}):
+            for nv in sorted({1, 2, first.nv, 2 * first.nv}):
+                if mr * nv * shape.gates < target.vector_registers:
+                    lanes = {first.lanes, vector_lanes(target, [workload.output.dtype], shape.size)}
+                    found += [RecurrenceSchedule(mr, nv, unroll, count) for count in sorted(lanes) for unroll in (2, 4, 8)]
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: RecurrenceSchedule, constants: Sequence[Array | None]) -> list[Array | None]:

@@ -311,6 +311,8 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
     if reverse is None:
         raise UnsupportedForm(f"direction {asked!r} is not forward, reverse or bidirectional")
     batch_first = bool(context.attrs.get("layout", 0))
+    if any(context.input(index).type.rank != 3 for index in range(3)):
+        raise UnsupportedForm("inputs 0, 1 and 2 must be of rank 3")
     given_type = context.input(0).type.dtype
     dtype = DType.FLOAT64 if given_type is DType.FLOAT64 else DType.FLOAT32
     x = transpose(context, cast_to(context, context.input(0), dtype), (1, 0, 2) if batch_first else (0, 1, 2))
@@ -348,6 +350,8 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
         operands["peepholes"] = _expect(context, 7, (directions, 3 * size), dtype)
     lengths, known_lengths = context.optional(4), context.constant(4)
     if lengths is not None and not (known_lengths is not None and isinstance(steps, int) and bool(np.all(known_lengths == steps))):
+        if lengths.type.shape != (batch,) or lengths.type.dtype.is_float:
+            raise UnsupportedForm(f"the lengths (input 4) are {lengths.type}, where {batch} integers are needed")
         operands["lengths"] = lengths
     packed = context.emit(
         "recurrence",
@@ -356,7 +360,7 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
         steps=tuple(tuple(stage.as_attr() for stage in direction) for direction in stages),
         reverse=reverse,
     )
-    states = [reshape(context, slice_axis(context, packed, 0, steps + row, 1), (directions, batch, size)) for row in range(cell_states(cell))]
+    states = [reshape(context, slice_axis(context, packed, 0, steps + row, 1), (directions, batch, size)) for row in range(_cell_states(cell))]
     sequence = slice_axis(context, packed, 0, 0, steps)
     if batch_first:
         sequence, states = transpose(context, sequence, (2, 0, 1, 3)), [transpose(context, state, (1, 0, 2)) for state in states]
@@ -382,7 +386,7 @@ def _quantized_products(context: FormContext, x: Value, directions: int, columns
     return {"projection": context.emit("mul", product, factor), "weights": numbers[2], "scales": second}
 
 
-def cell_states(cell: _Cell) -> int:
+def _cell_states(cell: _Cell) -> int:
     """Final states that the ONNX operator returns: the hidden state, and an LSTM's cell state."""
     return 2 if cell.gates == 4 else 1
 
