@@ -18,7 +18,10 @@ from frontend.onnx.importer import import_model
 _SHAPE = "the result's shape follows from what the input holds"
 
 NEED_CONSTANTS: dict[str, str] = {
+    "AffineGrid": _SHAPE,
+    "Col2Im": _SHAPE,
     "ConstantOfShape": _SHAPE,
+    "DFT": "the factors follow from the axis",
     "Expand": _SHAPE,
     "MatMulNBits": "weights are unpacked when they are packed for the kernel",
     "OneHot": _SHAPE,
@@ -27,6 +30,7 @@ NEED_CONSTANTS: dict[str, str] = {
     **{f"Reduce{kind}": _SHAPE for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
     "Reshape": _SHAPE,
     "Resize": _SHAPE,
+    "STFT": _SHAPE,
     "Slice": _SHAPE,
     "Split": _SHAPE,
     "Squeeze": _SHAPE,
@@ -38,9 +42,12 @@ NEED_CONSTANTS: dict[str, str] = {
 """Operators that are refused when the inputs their samples declare constant come at run time, and why."""
 
 NOT_TOLD_BY_SHAPES: dict[str, str] = {
+    "Col2Im": "blocks of several shapes make the same image",
+    "DFT": "the axis is not seen in the shape",
     "MatMulNBits": NEED_CONSTANTS["MatMulNBits"],
     "Pad": "padding before and after make the same shape",
     "Resize": "lengths are scaled and rounded",
+    "STFT": "frames of several steps make the same shape",
     "Slice": "every start makes the same shape",
     "Upsample": "lengths are scaled and rounded",
 }

@@ -13,7 +13,20 @@ from compiler.ir.intexpr import IntExpr, floordiv, maximum, minimum, mod
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
 from compiler.ir.scalar import Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType
-from compiler.ops.support import Arrays, Attrs, Types, attr_float, fold_left, forward, is_uniform, normalize_axis, onnx_dtype, reshape, scalar_like
+from compiler.ops.support import (
+    Arrays,
+    Attrs,
+    Types,
+    attr_float,
+    fold_left,
+    forward,
+    is_uniform,
+    normalize_axis,
+    onnx_dtype,
+    per_channel,
+    reshape,
+    scalar_like,
+)
 
 _F = np.array([[-2.5, -0.0, 1.0], [3.5, np.inf, np.nan]], np.float32)
 _ROW = np.array([2.0, -1.5, 4.0], np.float32)
@@ -257,13 +270,24 @@ class Shift(Binary):
         return call("shl" if attrs["direction"] == "LEFT" else "shr", args[0], args[1])
 
 
+def _channel_slopes(context: FormContext) -> Value:
+    """Before version 7: one slope for all, or one for each channel."""
+    x, slope = context.input(0), context.input(1)
+    shared = slope.type.rank != 1 or slope.type.shape[0] == 1
+    return context.emit("prelu", x, slope if shared else per_channel(context, slope, x.type.rank))
+
+
 @register
 class PRelu(Binary):
     """x where it is positive, ``slope * x`` where it is negative."""
 
     name = "prelu"
-    forms = (OnnxForm("PRelu", forward("prelu", 2)),)
-    samples = (Sample("PRelu", (_F, _ROW)), Sample("PRelu", (_F[None], _BCOL.astype(np.float32)), constant=(1,)))
+    forms = (OnnxForm("PRelu", forward("prelu", 2), since=7), OnnxForm("PRelu", _channel_slopes, until=6))
+    samples = (
+        Sample("PRelu", (_F, _ROW)),
+        Sample("PRelu", (_F[None], _BCOL.astype(np.float32)), constant=(1,)),
+        Sample("PRelu", (_F, _ROW), opset=6),
+    )
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
         x, slope = args

@@ -42,6 +42,7 @@ class MatMul(Op):
         Sample("Gemm", (_A[0], _B, _C)),
         Sample("Gemm", (_A[0], _B.T, _C), {"transB": 1, "alpha": 0.5, "beta": 2.0}, constant=(1, 2)),
         Sample("Gemm", (_A[0].T, _B), {"transA": 1}),
+        Sample("Gemm", (_A[0], _B, _C), {"broadcast": 1}, opset=6),
         Sample("Gemm", (_A[0], _B, np.array([[1], [2], [3]], np.float32))),
         Sample("Einsum", (_A, _B), {"equation": "bij,jk->bik"}),
         Sample("Einsum", (_A, _A), {"equation": "bij, bkj -> bik"}),
@@ -179,7 +180,7 @@ def _parse_equation(equation: str, values: Sequence[Value]) -> tuple[list[_Term]
 
 MatMul.forms = (
     OnnxForm("MatMul", _matmul),
-    OnnxForm("Gemm", _gemm, since=7),
+    OnnxForm("Gemm", _gemm),
     OnnxForm("Einsum", _einsum),
     OnnxForm("DFT", dft),
     OnnxForm("STFT", stft),

@@ -51,6 +51,7 @@ class Normalize(Op):
         Sample("RMSNormalization", (_X, _ROW), opset=23),
         Sample("BatchNormalization", (_X, _C, _D, _D, _V), constant=(1, 2, 3, 4)),
         Sample("BatchNormalization", (_X, _C, _D, _D, _V), {"epsilon": 0.01}),
+        Sample("BatchNormalization", (_X, _C, _D, _D, _V), {"is_test": 1}, opset=6),
         Sample("LRN", (_X,), {"size": 3, "alpha": 0.01, "beta": 0.6, "bias": 2.0}),
         Sample("LpNormalization", (_X,)),
         Sample("LpNormalization", (_X,), {"p": 1, "axis": 1}),
@@ -127,8 +128,8 @@ def _mean_variance(context: FormContext) -> Value:
 
 def _batch_norm(context: FormContext) -> Value:
     """Inference: a scale and an offset for each channel, computed in float64 where the parameters are constants."""
-    if context.attrs.get("training_mode", 0):
-        raise UnsupportedForm("training_mode is on")
+    if context.attrs.get("training_mode", 0) or (context.opset < 7 and not context.attrs.get("is_test", 0)):
+        raise UnsupportedForm("it is in training mode")
     if context.opset < 9 and not context.attrs.get("spatial", 1):
         raise UnsupportedForm("statistics for each element (spatial = 0) are not supported")
     x, epsilon = context.input(0), _epsilon(context)
@@ -180,7 +181,7 @@ Normalize.forms = (
     OnnxForm("InstanceNormalization", _instance_norm),
     OnnxForm("GroupNormalization", _group_norm),
     OnnxForm("MeanVarianceNormalization", _mean_variance),
-    OnnxForm("BatchNormalization", _batch_norm, since=7),
+    OnnxForm("BatchNormalization", _batch_norm),
     OnnxForm("LRN", _lrn),
     OnnxForm("LpNormalization", _lp_norm),
 )
