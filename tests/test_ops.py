@@ -40,6 +40,7 @@ REFERENCE_IS_WRONG = {
     "MaxPool of int8": "fills with NaN",
     "OneHot": "refuses a depth of shape [1]",
     "Pad": "fails on negative pads",
+    "RoiAlign": "moves by half a pixel before opset 16, too",
     "Scatter": "has no implementation",
     "Resize": "maps align_corners by the scale, not by the lengths",
     "RNN": "knows neither directions nor lengths nor activations",

@@ -69,9 +69,13 @@ def grid_sample(context: FormContext) -> Value:
 def affine_grid(context: FormContext) -> Value:
     """Points ``theta [N, d, d + 1]`` maps the output's points to: a product with their homogeneous coordinates, x first."""
     theta = context.input(0)
-    dims = [known(dim, "a dim of the size") for dim in context.require_dims(1, "the size")[2:]]
-    align = bool(context.attrs.get("align_corners", 0))
     batch, rank = known_shape(theta, "theta")[:2]
+    size = context.dims(1)
+    if size is None:
+        dims = list(context.declared_shape(0, "the size", rank + 2)[1:-1])
+    else:
+        dims = [known(dim, "a dim of the size") for dim in size[2:]]
+    align = bool(context.attrs.get("align_corners", 0))
     if len(dims) != rank:
         raise UnsupportedForm(f"theta has {rank} rows for {len(dims)} spatial axes")
     along = [np.linspace(-1, 1, n) if align else (2 * np.arange(n) + 1) / n - 1 for n in dims]

@@ -10,6 +10,7 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.roi_align import ROI_SAMPLES, roi_align
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, known, known_shape, scalar_like
 from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
 
@@ -33,6 +34,7 @@ class Pool(Op):
         Sample("MaxPool", (_X,), _WINDOW, outputs=2),
         Sample("MaxPool", (_X,), {"kernel_shape": [2, 3], "storage_order": 1, "dilations": [2, 1]}, outputs=2),
         Sample("MaxPool", (_X[:, :, 0],), {"kernel_shape": [2], "strides": [2], "ceil_mode": 1}, outputs=2),
+        *ROI_SAMPLES,
         Sample("AveragePool", (_X,), _WINDOW),
         Sample("AveragePool", (_X,), {**_WINDOW, "count_include_pad": 1}),
         Sample("AveragePool", (_X,), {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1], "ceil_mode": 1}),
@@ -176,6 +178,7 @@ def _global_lp_pool(context: FormContext) -> Value:
 
 Pool.forms = (
     OnnxForm("MaxPool", _max_pool),
+    OnnxForm("RoiAlign", roi_align),
     OnnxForm("AveragePool", pool("average")),
     OnnxForm("LpPool", _lp_pool),
     OnnxForm("GlobalLpPool", _global_lp_pool),

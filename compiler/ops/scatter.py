@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from compiler.ir.graph import Array, Value
+from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.gather import element_positions, tuple_positions, wrapped
@@ -123,8 +124,10 @@ def _max_unpool(context: FormContext) -> Value:
     pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
     default = (*shape[:2], *((n - 1) * s - pads[a] - pads[axes + a] + kernel[a] for a, (n, s) in enumerate(zip(shape[2:], strides, strict=True))))
     unpooled = scatter(context, context.const(np.zeros(default, x.type.dtype.numpy)), positions, x, ())
-    wanted = default if context.optional(2) is None else context.require_dims(2, "the output shape")
-    if tuple(wanted) == default:
+    wanted: tuple[Dim, ...] | None = default if context.optional(2) is None else context.dims(2)
+    if wanted is None:
+        wanted = context.declared_shape(0, "the output shape", len(default))
+    if wanted == default:
         return unpooled
     begins, ends = (0,) * len(default), tuple(w - d for w, d in zip(wanted, default, strict=True))
     return context.emit("pad", unpooled, begins=begins, ends=ends, mode="constant", value=0)
