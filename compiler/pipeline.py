@@ -14,6 +14,7 @@ from passes.graph.constant_fold import ConstantFold
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.fold_affine import FoldAffine
 from passes.graph.group import Group
+from passes.graph.integer_products import IntegerProducts
 from passes.graph.layout import AssignLayout
 from passes.graph.outputs import CopyOutputs
 from passes.graph.plan import PlanMemory
@@ -37,7 +38,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
     if opt_level >= 1:
         clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), EliminateDeadCode())
     if opt_level >= 2:
-        clean = (*clean, FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
+        clean = (IntegerProducts(), *clean, FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
     return clean
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from test_ops import feeds_of, one_node_model
 
 import tensorsmith as ts
@@ -44,3 +44,29 @@ def test_skip_layer_normalization_hands_out_its_sum() -> None:
     normal = (total - total.mean(-1, keepdims=True)) / np.sqrt(total.var(-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(got["sum"], total)
     np.testing.assert_allclose(got["y"], normal * [1.0, -2.0, 0.5, 0.25], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantized_convolution_is_integer_arithmetic(per_channel: bool) -> None:
+    rng = np.random.default_rng(3)
+    x, w = rng.integers(0, 256, (1, 16, 9, 9), np.uint8), rng.integers(-127, 128, (24, 16, 3, 3), np.int8)
+    w_scale = rng.uniform(0.001, 0.01, 24).astype(np.float32) if per_channel else np.float32(0.005)
+    bias, x_scale, y_scale = rng.integers(-3000, 3000, 24, np.int32), np.float32(0.02), np.float32(0.25)
+    arrays = {"xs": x_scale, "xz": np.uint8(130), "w": w, "ws": w_scale, "b": bias, "bs": x_scale * w_scale, "ys": y_scale, "yz": np.int8(-5)}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["real"]),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["weights"], axis=0),
+        helper.make_node("DequantizeLinear", ["b", "bs"], ["bias"], axis=0),
+        helper.make_node("Conv", ["real", "weights", "bias"], ["sum"], pads=[1, 1, 1, 1]),
+        helper.make_node("QuantizeLinear", ["sum", "ys", "yz"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, x.shape), onnx.ValueInfoProto(name="y")]
+    initializers = [numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "conv", values[:1], values[1:], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    got = ts.compile(model, threads=2, cache=False).run({"x": x})["y"]
+    padded = np.pad(x.astype(np.int64) - 130, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    total = np.einsum("nchwij,ocij->nohw", windows, w.astype(np.int64)) + bias[:, None, None]
+    multiplier = np.asarray(x_scale * w_scale / y_scale).reshape(-1, 1, 1)
+    np.testing.assert_array_equal(got, np.clip(np.rint(total.astype(np.float32) * multiplier) - 5, -128, 127).astype(np.int8))

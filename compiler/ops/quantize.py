@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compiler.ir.graph import Value
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.graph import Node, Value
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, lookup, register
 from compiler.ir.scalar import Const, Scalar, call, cast
 from compiler.ir.types import DType
 from compiler.ops.support import Attrs, known_shape, normalize_axis, onnx_dtype, reshape, scalar_like
@@ -146,7 +146,12 @@ def _dequantize_linear(context: FormContext) -> Value:
     if x.type.dtype.is_float:
         raise UnsupportedForm(f"dequantisation of {x.type.dtype.value} is not supported")
     to = onnx_dtype(context.attrs["output_dtype"]) if context.attrs.get("output_dtype", 0) else scale.type.dtype
-    return dequantize(context, x, _aligned(context, scale, x), None if zero_point is None else _aligned(context, zero_point, x), to)
+    operands = [x, *(_aligned(context, parameter, x) for parameter in (scale, zero_point) if parameter is not None)]
+    # Not folded, even where x is constant: passes look for integer weights behind it.
+    (type_,) = lookup("dequantize").infer([v.type for v in operands], {"to": to})
+    result = Value(context.builder.unique(context.name or "dequantize"), type_)
+    context.builder.append(Node("dequantize", tuple(operands), (result,), {"to": to}, name=context.name))
+    return result
 
 
 def quantize_dynamically(context: FormContext, x: Value) -> tuple[Value, Value, Value]:
