@@ -30,6 +30,8 @@ ROUNDINGS = 5
 
 OTHER_RESULTS = {
     "Cast": "its attribute names the result's type",
+    "GridSample": "positions follow from an input, and their rounding moves what is read",
+    "RoiAlign": "positions follow from an input, and their rounding moves what is read",
     "QLinearConv": "an error of the scale's rounding moves a step",
     "QuantizeLinear": "a large input becomes infinite",
 }
