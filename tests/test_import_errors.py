@@ -97,18 +97,18 @@ def test_every_unsupported_node_is_listed() -> None:
         helper.make_node("Relu", ["u"], ["r"], name="fine"),
         helper.make_node("Fancy", ["r"], ["f"], name="second", domain="my.domain"),
         helper.make_node("NonZero", ["x"], ["nz"], name="third"),
-        helper.make_node("MaxPool", ["x4"], ["p", "indices"], name="fourth", kernel_shape=[2, 2]),
+        helper.make_node("Transpose", ["x4"], ["t"], name="fourth", perm=[0, 0, 1, 1]),
         helper.make_node("Reshape", ["x", "shape"], ["s"]),
     ]
     inputs = [info("x", [4]), info("x4", [1, 1, 4, 4]), info("shape", [2], TensorProto.INT64)]
-    error = failure(model_of(nodes, inputs, ["f", "nz", "indices", "s"], opset=18, domains=["my.domain"]))
+    error = failure(model_of(nodes, inputs, ["f", "nz", "t", "s"], opset=18, domains=["my.domain"]))
     assert isinstance(error, UnsupportedError)
-    unique, fancy, nonzero, pool, reshape = error.items
+    unique, fancy, nonzero, transpose, reshape = error.items
     assert unique.startswith("Unique (opset 18), node 'first': ")
     assert fancy.startswith("my.domain.Fancy (opset 1), node 'second': ")
     assert "'third'" in nonzero
-    assert "'fourth'" in pool
-    assert "output 1" in pool
+    assert "'fourth'" in transpose
+    assert "perm [0, 0, 1, 1]" in transpose
     assert reshape.startswith("Reshape (opset 18), node that makes 's': the new shape")
     assert all(item in str(error) for item in error.items)
 
@@ -205,3 +205,32 @@ def test_input_shapes_that_do_not_fit(shapes: object, part: str) -> None:
 def test_input_shapes_that_contradict_each_other() -> None:
     model = model_of([helper.make_node("Add", ["a", "b"], ["y"])], [info("a", ["n"]), info("b", ["n"])], ["y"])
     failure(model, "'n'", "2", "3", shapes={"a": [2], "b": [3]})
+
+
+def _ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+@pytest.mark.parametrize(
+    ("op", "constants", "attrs", "part"),
+    [
+        ("Pow", [_ints(2), _ints(-1)], {}, "negative integer powers"),
+        ("Gather", [np.float32([1, 2]), _ints(7)], {}, "out of bounds"),
+        ("Range", [np.int64(0), np.int64(9), np.int64(0)], {}, "division by zero"),
+        ("Range", [np.int64(0), np.int64(1 << 60), np.int64(1)], {}, "cannot be used"),
+        ("ConstantOfShape", [_ints(-1)], {}, "f32[-1]"),
+        ("Expand", [np.float32([1]), _ints(1 << 40, 1 << 40)], {}, "4.84e+24 bytes"),
+        ("Tile", [np.float32([1]), _ints(-1)], {}, "-1"),
+        ("Pad", [np.float32([1, 2]), _ints(-3, 0)], {}, "f32[-1]"),
+        ("MaxPool", [np.ones((1, 1, 4), np.float32)], {"kernel_shape": [0]}, "kernel_shape is [0]"),
+        ("MaxPool", [np.ones((1, 1, 4), np.float32)], {"kernel_shape": [1], "strides": [0]}, "strides is [0]"),
+        ("Conv", [np.ones((1, 1, 4), np.float32), np.ones((1, 1, 2), np.float32)], {"dilations": [-1]}, "dilations is [-1]"),
+        ("DepthToSpace", [np.ones((1, 4, 2, 2), np.float32)], {"blocksize": 0}, "cannot be used"),
+        ("Softmax", [np.float32([1])], {"axis": "last"}, "cannot be used"),
+    ],
+)
+def test_operands_that_an_operator_cannot_use(op: str, constants: list[np.ndarray], attrs: dict[str, object], part: str) -> None:
+    names = [f"c{index}" for index in range(len(constants))]
+    initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(names, constants, strict=True)]
+    node = helper.make_node(op, names, ["y"], name="the node", **attrs)
+    failure(model_of([node], [], ["y"], initializers), op, "'the node'", part)

@@ -29,6 +29,7 @@ from tests.graph_cases import check_same, f32, networks
 
 TARGET = resolve("x86-64-v3")
 
+
 @dataclass(frozen=True)
 class _Breaking:
     """A pass that forgets to define what the graph returns."""
@@ -184,3 +185,12 @@ def test_in_place_never_costs_memory(graph: Graph) -> None:
 
 def test_options_are_fields() -> None:
     assert replace(PlanMemory(), effort=3) == parse_pass("plan-memory(effort=3)")
+
+
+def test_constants_that_cannot_be_computed_name_their_node() -> None:
+    builder = GraphBuilder("g", folding=False)
+    y = builder.emit("pow", builder.constant(np.array([2, 3])), builder.constant(np.array([-1, 1])))
+    with pytest.raises(UserError, match="negative integer powers") as caught:
+        ConstantFold().run(builder.graph((y,)))
+    assert y.name in caught.value.where
+    assert caught.value.hint

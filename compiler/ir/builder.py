@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr
-from compiler.ir.op import lookup
+from compiler.ir.op import UnsupportedForm, lookup
 from compiler.ir.types import DType, TensorType
 
 _FOLD_LIMIT = 1 << 16
+_ADDRESSABLE_BYTES = 1 << 47
 """Elements up to which results are folded while building: enough for shape computation and for per-channel parameters."""
 
 
@@ -71,6 +72,8 @@ class GraphBuilder:
         """A node with its inferred outputs; folded where it is small and its operands, or the integers it computes, are known."""
         definition = lookup(op)
         types = definition.infer([None if v is None else v.type for v in inputs], attrs)
+        for type_ in types:
+            _check_size(type_)
         folded = self._fold(op, inputs, attrs, types) if self._folding else None
         if folded is not None:
             return (folded,)
@@ -130,3 +133,11 @@ class GraphBuilder:
         self._add(Node(op, tuple(inputs), (value,), attrs))
         self.set_dims(value, content)
         return value
+
+
+def _check_size(type_: TensorType) -> None:
+    """Raises UnsupportedForm for a result that no memory can hold."""
+    if any(isinstance(dim, int) and dim < 0 for dim in type_.shape):
+        raise UnsupportedForm(f"a result would have the shape {type_}")
+    if isinstance(type_.nbytes, int) and type_.nbytes > _ADDRESSABLE_BYTES:
+        raise UnsupportedForm(f"a result would be {type_}, of {type_.nbytes:.3g} bytes")

@@ -14,10 +14,12 @@ from compiler.ops.support import known
 
 
 def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[int, ...]:
-    """An attribute with one number for each spatial axis."""
+    """An attribute with one number for each spatial axis, none of them below the default."""
     values = tuple(int(v) for v in context.attrs.get(name, (default,) * axes))
     if len(values) != axes:
         raise UnsupportedForm(f"attribute {name} has {len(values)} numbers for {axes} spatial axes")
+    if any(value < default for value in values):
+        raise UnsupportedForm(f"attribute {name} is {list(values)}, with a number below {default}")
     return values
 
 

@@ -50,6 +50,10 @@ def _domain(name: str) -> str:
     return "" if name == "ai.onnx" else name
 
 
+_UNUSABLE = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
+"""What Python and numpy raise where a node's attributes or constants have the wrong type or are out of range."""
+
+
 @dataclass
 class _Scope:
     """One graph or function body being imported. ``values`` maps names to values, absent optional ones to None."""
@@ -72,6 +76,7 @@ class _Importer:
         self._builder = GraphBuilder(proto.graph.name or "model")
         self._functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
         self._failures: list[str] = []
+        self._cause: Exception | None = None
 
     def run(self, input_shapes: Mapping[str, Sequence[int]] | None) -> Graph:
         graph = self._proto.graph
@@ -95,7 +100,7 @@ class _Importer:
         if graph.sparse_initializer:
             self._failures.append("sparse initializers: only dense ones are supported")
         if self._failures:
-            raise self._unsupported(self._failures)
+            raise self._unsupported(self._failures) from self._cause
         return self._finish([self._value(name, scope) for name in outputs], reserved, outputs, [v.name for v in inputs])
 
     def _unsupported(self, items: Sequence[str]) -> UnsupportedError:
@@ -157,6 +162,11 @@ class _Importer:
                 results = self._node(node, count, scope)
             except UnsupportedForm as error:
                 self._fail(node, scope, str(error))
+                scope.broken.update(node.output)
+                continue
+            except _UNUSABLE as error:
+                self._fail(node, scope, f"its attributes or constant operands cannot be used: {error or type(error).__name__}")
+                self._cause = self._cause or error
                 scope.broken.update(node.output)
                 continue
             if results is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
+from compiler.errors import UserError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import lookup
@@ -38,5 +39,9 @@ class ConstantFold:
         type_ = node.output.type
         if (prod(type_.static_shape) - sum(a.size for a in arrays if a is not None)) * type_.dtype.itemsize > self.growth_bytes:
             return None
-        (array,) = lookup(node.op).evaluate(arrays, node.attrs)
+        try:
+            (array,) = lookup(node.op).evaluate(arrays, node.attrs)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            where = f"node {node.name or node.output.name}"
+            raise UserError(f"{node.op} of these constants: {error}", where=where, hint="mend the constants in the model") from error
         return builder.constant(array, name=node.output.name)
