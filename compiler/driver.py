@@ -25,12 +25,10 @@ if TYPE_CHECKING:
     import onnx
 
     from compiler.ir.graph import Attr, Value
-    from compiler.ir.program import Program
 
     Model = Union[str, os.PathLike[str], bytes, onnx.ModelProto]
 
 OPT_LEVELS = range(4)
-_ADDRESSABLE_BYTES = 1 << 47
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,6 @@ def _build(model: Model, options: Options) -> _Built:
     graph = import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes))
     planned, _ = optimize(graph, target, options.opt_level)
     program = lower(planned, target, options.workers)
-    _check_sizes(program)
     image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
         name=program.name,
@@ -193,14 +190,6 @@ def _build(model: Model, options: Options) -> _Built:
         scratch_bytes=program.scratch_bytes,
     )
     return _Built(manifest, image.code, program.weights, program.weights_bytes)
-
-
-def _check_sizes(program: Program) -> None:
-    """Raises UserError for a program whose memory no address can reach."""
-    sizes = [(value.name, value.type.nbytes) for value in (*program.inputs, *program.outputs)] + [("the arena", program.arena_bytes)]
-    for name, nbytes in sizes:
-        if isinstance(nbytes, int) and nbytes > _ADDRESSABLE_BYTES:
-            raise UserError(f"{name} needs {nbytes:.3g} bytes", where=program.name, hint="compile for smaller inputs: see input_shapes")
 
 
 def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr
 from compiler.ir.op import UnsupportedForm, lookup
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import ADDRESSABLE_BYTES, DType, TensorType
 
 _FOLD_LIMIT = 1 << 16
-_ADDRESSABLE_BYTES = 1 << 47
 """Elements up to which results are folded while building: enough for shape computation and for per-channel parameters."""
 
 
@@ -139,5 +138,5 @@ def _check_size(type_: TensorType) -> None:
     """Raises UnsupportedForm for a result that no memory can hold."""
     if any(isinstance(dim, int) and dim < 0 for dim in type_.shape):
         raise UnsupportedForm(f"a result would have the shape {type_}")
-    if isinstance(type_.nbytes, int) and type_.nbytes > _ADDRESSABLE_BYTES:
+    if isinstance(type_.nbytes, int) and type_.nbytes > ADDRESSABLE_BYTES:
         raise UnsupportedForm(f"a result would be {type_}, of {type_.nbytes:.3g} bytes")

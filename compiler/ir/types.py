@@ -15,6 +15,10 @@ from compiler.ir.intexpr import Dim, ceildiv, product
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+ADDRESSABLE_BYTES = 1 << 47
+"""What a process can address on today's 64-bit machines; nothing larger can be a tensor."""
+
+
 class DType(Enum):
     """An element type; the value is the name that both IRs print."""
 

@@ -10,7 +10,7 @@ import onnx
 from compiler.errors import UserError
 from compiler.ir.intexpr import Dim, substitute, sym
 from compiler.ir.op import UnsupportedForm
-from compiler.ir.types import TensorType
+from compiler.ir.types import ADDRESSABLE_BYTES, TensorType
 from compiler.ops.support import ONNX_DTYPES
 
 _INDEX_SYMBOL = re.compile(r"i\d+")
@@ -53,7 +53,11 @@ def input_types(values: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Sequ
             _bind(value.name, declared, wanted, bound, where)
         types[value.name] = declared
     values_of: dict[str, Dim] = dict(bound)
-    return {name: TensorType(t.dtype, tuple(substitute(dim, values_of) for dim in t.shape)) for name, t in types.items()}
+    resolved = {name: TensorType(t.dtype, tuple(substitute(dim, values_of) for dim in t.shape)) for name, t in types.items()}
+    for name, type_ in resolved.items():
+        if isinstance(type_.nbytes, int) and type_.nbytes > ADDRESSABLE_BYTES:
+            raise UserError(f"{name} needs {type_.nbytes:.3g} bytes", where=where, hint="compile for smaller inputs: see input_shapes")
+    return resolved
 
 
 def static_shapes(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]]:
