@@ -59,8 +59,12 @@ class Module:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """The outputs by name, in the model's order, as fresh arrays. Raises UserError for feeds that do not fit ``inputs``."""
-        arrays, outputs = self._tensors(feeds)
-        self._execute(arrays + outputs)
+        try:
+            arrays, outputs = self._tensors(feeds)
+            self._execute(arrays + outputs)
+        except MemoryError as error:
+            what = f"a run needs more memory than there is: {self.memory.arena} bytes for activations, and the outputs ({error})"
+            raise UserError(what, where=self.name, hint="compile for smaller inputs: see input_shapes") from error
         return {name: output for (name, _, _), output in zip(self._out, outputs, strict=True)}
 
     def __call__(self, *args: Any) -> tuple[Array, ...]:

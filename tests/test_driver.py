@@ -194,6 +194,13 @@ def test_sizes_that_no_address_reaches_are_refused() -> None:
             ts.compile(toy.small_model(), input_shapes={"x": (batch, 3, 8, 8)}, cache=False)
 
 
+def test_a_run_that_no_memory_holds_is_refused() -> None:
+    shape = (1 << 35, 3, 8, 8)
+    module = ts.compile(toy.small_model(), input_shapes={"x": shape}, cache=False)
+    with pytest.raises(ts.UserError, match="more memory than there is"):
+        module.run({"x": np.broadcast_to(np.float32(0), shape)})
+
+
 def test_targets_that_no_code_can_be_made_for_are_refused() -> None:
     shapes = {"x": (1, 3, 8, 8)}
     linux = "x86_64-unknown-linux-gnu"

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
-
 from compiler.errors import InternalError
 from compiler.ir.graph import Attr
 from compiler.ir.intexpr import Dim
@@ -76,12 +74,6 @@ class Workload:
     def has_epilogue(self) -> bool:
         """Whether anything happens between the anchor's result and the store."""
         return self.epilogue != Arg(0, self.anchor.dtype)
-
-
-class Schedule(Protocol):
-    """A frozen dataclass of plain values; ``str`` of it is its text form."""
-
-    __dataclass_fields__: Any
 
 
 class Family(Protocol):
@@ -274,11 +266,6 @@ def _replace(expr: Scalar, old: Scalar, new: Scalar) -> Scalar:
     if isinstance(expr, Call):
         return Call(expr.fn, tuple(_replace(a, old, new) for a in expr.args), expr.dtype)
     return expr
-
-
-def as_float64(array: Array) -> Array:
-    """array in float64, for weight arithmetic that is rounded once."""
-    return np.asarray(array, np.float64)
 
 
 def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[int, Dim] | None = None) -> tuple[list[Buffer], list[Buffer], Buffer]:

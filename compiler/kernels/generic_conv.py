@@ -106,7 +106,7 @@ class _Writer:
             sizes = {}
             self._steps = _Steps(self._filters * self._channels * taps, taps, 1, self._channels * taps)
         (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, sizes)
-        self._x_strides, self._out_strides = physical_strides(x), physical_strides(out)
+        self._x_strides = physical_strides(x)
         self._epilogue = Epilogue(self._builder, workload, operands)
 
     def write(self) -> Function:
