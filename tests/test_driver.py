@@ -195,7 +195,7 @@ def test_sizes_that_no_address_reaches_are_refused() -> None:
 
 
 def test_a_run_that_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ts.compile(toy.small_model(), cache=False)
+    module = ts.compile(toy.small_model(), input_shapes={"x": (1, 3, 8, 8)}, cache=False)
 
     def full(*_: object) -> None:
         raise MemoryError("Unable to allocate")
