@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 from compiler.errors import InternalError
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
@@ -23,42 +21,21 @@ from compiler.kernels.loops import (
     expression_dtypes,
     mask_tail,
     offset,
-    pack_plain,
     parallel_nest,
     serial_nest,
     vector_lanes,
     vector_loop,
 )
+from compiler.kernels.rows import RowFamily, RowSchedule
 from compiler.target import Target
 
 
-@dataclass(frozen=True)
-class NormalizeSchedule:
-    """``vectors``: vectors handled side by side."""
-
-    vectors: int
-
-
-class Normalize:
+class Normalize(RowFamily):
     """The family: params ``axis`` (the first normalised), ``epsilon``, ``center`` (subtract the mean; otherwise divide by the RMS)."""
 
     name = "normalize"
 
-    def supports(self, workload: Workload, target: Target) -> bool:
-        """Static row-major float tensors."""
-        x = workload.inputs[0].type
-        return x.is_static and x.dtype.is_float and x.block == 1 and workload.output.block == 1
-
-    def heuristic(self, workload: Workload, target: Target) -> NormalizeSchedule:
-        return NormalizeSchedule(4)
-
-    def space(self, workload: Workload, target: Target) -> Sequence[NormalizeSchedule]:
-        return [NormalizeSchedule(vectors) for vectors in (4, 1, 2, 8)]
-
-    def pack(self, workload: Workload, schedule: NormalizeSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return pack_plain(workload, constants)
-
-    def build(self, workload: Workload, schedule: NormalizeSchedule, target: Target, name: str) -> Function:
+    def build(self, workload: Workload, schedule: RowSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
         (x,), operands, out = declare_buffers(b, workload)
         if workload.output.elements != 0:
@@ -75,7 +52,7 @@ class Normalize:
 
 class _NormalizeWriter:
     def __init__(
-        self, b: LoopBuilder, workload: Workload, schedule: NormalizeSchedule, target: Target, buffers: tuple[Buffer, Buffer], epilogue: Epilogue
+        self, b: LoopBuilder, workload: Workload, schedule: RowSchedule, target: Target, buffers: tuple[Buffer, Buffer], epilogue: Epilogue
     ) -> None:
         self._b = b
         self._schedule = schedule

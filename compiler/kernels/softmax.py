@@ -6,12 +6,10 @@ Lanes run along the axis where it is the innermost, otherwise along what is insi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
@@ -24,42 +22,21 @@ from compiler.kernels.loops import (
     expression_dtypes,
     mask_tail,
     offset,
-    pack_plain,
     parallel_nest,
     vector_lanes,
     vector_loop,
     vector_nest,
 )
+from compiler.kernels.rows import RowFamily, RowSchedule
 from compiler.target import Target
 
 
-@dataclass(frozen=True)
-class SoftmaxSchedule:
-    """``vectors``: vectors handled side by side."""
-
-    vectors: int
-
-
-class Softmax:
+class Softmax(RowFamily):
     """The family: params ``axis``, ``log``."""
 
     name = "softmax"
 
-    def supports(self, workload: Workload, target: Target) -> bool:
-        """Static row-major float tensors."""
-        x = workload.inputs[0].type
-        return x.is_static and x.dtype.is_float and x.block == 1 and workload.output.block == 1
-
-    def heuristic(self, workload: Workload, target: Target) -> SoftmaxSchedule:
-        return SoftmaxSchedule(4)
-
-    def space(self, workload: Workload, target: Target) -> Sequence[SoftmaxSchedule]:
-        return [SoftmaxSchedule(vectors) for vectors in (4, 1, 2, 8)]
-
-    def pack(self, workload: Workload, schedule: SoftmaxSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return pack_plain(workload, constants)
-
-    def build(self, workload: Workload, schedule: SoftmaxSchedule, target: Target, name: str) -> Function:
+    def build(self, workload: Workload, schedule: RowSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
         (x,), operands, out = declare_buffers(b, workload)
         if workload.output.elements == 0:
