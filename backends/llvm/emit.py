@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from backends.llvm.values import ValueEmitter
 from backends.llvm.writer import IrWriter, llvm_type, suffix
 from compiler.errors import InternalError
-from compiler.ir.intexpr import Apply, Dim, IntExpr, Monomial, Sym, symbols
+from compiler.ir.intexpr import Apply, Dim, IntExpr, Monomial, Sym, minimum, symbols
 from compiler.ir.loop import Bind, For, Function, If, Let, Load, LoopKind, Prefetch, Stmt, Store, VecType
 from compiler.ir.types import DType
 
@@ -125,6 +125,9 @@ class FunctionEmitter:
 
     def _floordiv(self, lhs: str, rhs: str, depth: int) -> str:
         key = ("floordiv", lhs, rhs)
+        if rhs.startswith("%"):  # a dim of zero must not trap where nothing depends on the quotient
+            zero = self._at(depth, f"icmp eq i64 {rhs}, 0", ("zero", rhs))
+            rhs = self._at(depth, f"select i1 {zero}, i64 1, i64 {rhs}", ("divisor", rhs))
         quotient = self._at(depth, f"sdiv i64 {lhs}, {rhs}", (*key, "quotient"))
         rest = self._at(depth, f"srem i64 {lhs}, {rhs}", (*key, "rest"))
         signs = self._at(depth, f"xor i64 {rest}, {rhs}", (*key, "signs"))
@@ -217,15 +220,16 @@ class FunctionEmitter:
             value = w.ins(f"load {ty}, ptr {self._pointer(stmt.buffer, stmt.index)}, align {align}")
         elif stmt.stride == 1 and memory.dtype.itemsize >= 4:
             pointer = self._pointer(stmt.buffer, stmt.index)
-            mask = _mask(lanes, type_.lanes)
+            mask = self._mask(lanes, type_.lanes)
             bools = llvm_type(VecType(DType.BOOL, type_.lanes))
             name = f"llvm.masked.load.{suffix(memory)}.p0"
             value = w.call(name, ty, [("ptr", f"align {align} {pointer}"), (bools, mask), (ty, "zeroinitializer")])
             w.declare(name, ty, ["ptr", bools, ty])
         else:
             value, scalar = "zeroinitializer", llvm_type(VecType(memory.dtype, 1))
-            for lane in range(lanes):
-                one = w.ins(f"load {scalar}, ptr {self._pointer(stmt.buffer, stmt.index + stmt.stride * lane)}, align {align}")
+            for lane in range(lanes if isinstance(lanes, int) else type_.lanes):
+                at = lane if isinstance(lanes, int) else minimum(lane, lanes - 1)
+                one = w.ins(f"load {scalar}, ptr {self._pointer(stmt.buffer, stmt.index + at * stmt.stride)}, align {align}")
                 value = w.ins(f"insertelement {ty} {value}, {scalar} {one}, i32 {lane}")
         if type_.dtype is DType.BOOL:
             value = w.binary("icmp ne", memory, value, w.constant(0, memory))
@@ -246,12 +250,33 @@ class FunctionEmitter:
             name = f"llvm.masked.store.{suffix(memory)}.p0"
             pointer = self._pointer(stmt.buffer, stmt.index)
             w.declare(name, "void", [ty, "ptr", bools])
-            w.do(f"call void @{name}({ty} {value}, ptr align {align} {pointer}, {bools} {_mask(lanes, type_.lanes)})")
+            w.do(f"call void @{name}({ty} {value}, ptr align {align} {pointer}, {bools} {self._mask(lanes, type_.lanes)})")
         else:
             scalar = llvm_type(VecType(memory.dtype, 1))
-            for lane in range(lanes):
+            for lane in range(lanes if isinstance(lanes, int) else type_.lanes):
                 one = w.ins(f"extractelement {ty} {value}, i32 {lane}")
-                w.do(f"store {scalar} {one}, ptr {self._pointer(stmt.buffer, stmt.index + stmt.stride * lane)}, align {align}")
+                pointer = self._pointer(stmt.buffer, stmt.index + stmt.stride * lane)
+                skip = self._skip_unless_used(lane, lanes) if lane and not isinstance(lanes, int) else ""
+                w.do(f"store {scalar} {one}, ptr {pointer}, align {align}")
+                if skip:
+                    w.do(f"br label %{skip}")
+                    self._open_block(skip)
+
+    def _skip_unless_used(self, lane: int, count: Dim) -> str:
+        """Open a block that runs when lane is below count; the label to go on at."""
+        used, skip = self._label("used"), self._label("skip")
+        self.writer.do(f"br i1 {self.writer.ins(f'icmp slt i64 {lane}, {self._index(count)}')}, label %{used}, label %{skip}")
+        self._open_block(used)
+        return skip
+
+    def _mask(self, count: Dim, lanes: int) -> str:
+        """A vector of bools, the first ``count`` of them true."""
+        if isinstance(count, int):
+            return f"<{', '.join('i1 true' if i < count else 'i1 false' for i in range(lanes))}>"
+        numbers = VecType(DType.INT32, lanes)
+        limit = self._values.splat(self.writer.ins(f"trunc i64 {self._index(count)} to i32"), numbers)
+        order = f"<{', '.join(f'i32 {i}' for i in range(lanes))}>"
+        return self.writer.ins(f"icmp slt {llvm_type(numbers)} {order}, {limit}")
 
     def _prefetch(self, stmt: Prefetch) -> None:
         self.writer.declare("llvm.prefetch.p0", "void", ["ptr", "i32", "i32", "i32"])
@@ -361,7 +386,3 @@ class FunctionEmitter:
             self._close()
             w.do(f"br label %{after}")
         self._open_block(after)
-
-
-def _mask(count: int, lanes: int) -> str:
-    return f"<{', '.join('i1 true' if i < count else 'i1 false' for i in range(lanes))}>"

@@ -8,7 +8,7 @@ Anything that folds to a constant is a plain ``int``; ``Dim`` is either. Divisio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Union
@@ -201,7 +201,7 @@ def _extreme(op: str, lhs: Dim, rhs: Dim) -> Dim:
     return _atom(Apply(op, first, second))
 
 
-def product(dims: tuple[Dim, ...]) -> Dim:
+def product(dims: Sequence[Dim]) -> Dim:
     """The product of dims; 1 for none."""
     total: Dim = 1
     for dim in dims:

@@ -98,14 +98,15 @@ class Let:
 class Load:
     """``result = buffer[index + lane * stride]`` for each lane. ``stride == 0`` loads one element into every lane.
 
-    ``count`` is how many leading lanes are read; the others are zero. Narrowing types is a ``cast`` of its own.
+    ``count`` is how many leading lanes are read, at least one; the others are zero where it is a number, and unspecified where it is
+    only known at run time. Narrowing types is a ``cast`` of its own.
     """
 
     result: Reg
     buffer: str
     index: Dim
     stride: Dim = 1
-    count: int | None = None
+    count: Dim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Store:
     index: Dim
     value: Reg
     stride: Dim = 1
-    count: int | None = None
+    count: Dim | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,13 +134,13 @@ class LoopBuilder:
 
     # -- memory -------------------------------------------------------------------------------------------------
 
-    def load(self, buffer: Buffer, index: Dim, lanes: int = 1, *, stride: Dim = 1, count: int | None = None) -> Reg:
+    def load(self, buffer: Buffer, index: Dim, lanes: int = 1, *, stride: Dim = 1, count: Dim | None = None) -> Reg:
         """``lanes`` elements from index on, ``stride`` apart (0: one element in every lane)."""
         result = self.reg(VecType(buffer.dtype, lanes))
         self._blocks[-1].append(Load(result, buffer.name, index, stride, None if count == lanes else count))
         return result
 
-    def store(self, buffer: Buffer, index: Dim, value: Reg, *, stride: Dim = 1, count: int | None = None) -> None:
+    def store(self, buffer: Buffer, index: Dim, value: Reg, *, stride: Dim = 1, count: Dim | None = None) -> None:
         """The first ``count`` lanes of value to index on."""
         self._blocks[-1].append(Store(buffer.name, index, value, stride, None if count == value.type.lanes else count))
 

@@ -150,7 +150,14 @@ class _Translator:
 
     # -- memory -------------------------------------------------------------------------------------------------
 
-    def _place(self, stmt: Load | Store, lanes: int) -> str:
+    def _lanes(self, type_: VecType, count: Dim | None) -> int | str:
+        """Lanes in use: a number, or a variable where they are known at run time only."""
+        if count is None or isinstance(count, int):
+            return type_.lanes if count is None else count
+        self._emit(f"c = {_index(count)}")
+        return "c"
+
+    def _place(self, stmt: Load | Store, lanes: int | str) -> str:
         """Checks the access; the subscript of its elements."""
         number = len(self.statements)
         self.statements.append(stmt)
@@ -158,26 +165,28 @@ class _Translator:
         size = f"n_{stmt.buffer}"
         if stmt.stride in (0, 1) or lanes == 1:
             extent = lanes if stmt.stride == 1 else 1
-            self._emit(f"if i < 0 or i + {extent} > {size}: fail({number}, i, 1, {extent}, {size})")
+            self._emit(f"if i < 0 or {extent} < 1 or i + {extent} > {size}: fail({number}, i, 1, {extent}, {size})")
             return f"i:i + {extent}"
         self._emit(f"s = {_index(stmt.stride)}")
-        self._emit(f"if min(i, i + s * {lanes - 1}) < 0 or max(i, i + s * {lanes - 1}) >= {size}: fail({number}, i, s, {lanes}, {size})")
-        return f"i + s * {self._iota(lanes, DType.INT64)}"
+        self._emit(f"e = i + s * ({lanes} - 1)")
+        self._emit(f"if min(i, e) < 0 or max(i, e) >= {size}: fail({number}, i, s, {lanes}, {size})")
+        return f"i + s * {self._iota(lanes, DType.INT64) if isinstance(lanes, int) else f'arange({lanes})'}"
 
     def _iota(self, lanes: int, dtype: DType) -> str:
         return self._constant(("iota", lanes, dtype), np.arange(lanes).astype(dtype.numpy))
 
     def _load(self, stmt: Load) -> None:
         type_ = stmt.result.type
-        lanes = type_.lanes if stmt.count is None else stmt.count
+        lanes = self._lanes(type_, stmt.count)
         copy = f"repeat({lanes})" if stmt.stride == 0 else "copy()"
         values = f"b_{stmt.buffer}[{self._place(stmt, lanes)}].{copy}"
         if lanes != type_.lanes:
-            values = f"concatenate(({values}, {self._literal(0, VecType(type_.dtype, type_.lanes - lanes))}))"
+            zeros = self._literal(0, VecType(type_.dtype, type_.lanes))
+            values = f"concatenate(({values}, {zeros}))[:{type_.lanes}]"
         self._emit(f"r{stmt.result.id} = {values}")
 
     def _store(self, stmt: Store) -> None:
-        lanes = stmt.value.type.lanes if stmt.count is None else stmt.count
+        lanes = self._lanes(stmt.value.type, stmt.count)
         self._emit(f"b_{stmt.buffer}[{self._place(stmt, lanes)}] = r{stmt.value.id}[:{lanes}]")
 
     # -- values -------------------------------------------------------------------------------------------------
@@ -268,6 +277,7 @@ _HELPERS: dict[str, Any] = {
     **{dtype.value: dtype.numpy for dtype in DType if dtype is not DType.BOOL},
     "bool": np.dtype(np.bool_),
     **{f"fn_{name}": function.numpy for name, function in FUNCTIONS.items()},
+    "arange": np.arange,
     "array": np.array,
     "concatenate": np.concatenate,
     "reduce": _reduce,

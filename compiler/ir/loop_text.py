@@ -82,7 +82,7 @@ def _define(reg: Reg) -> str:
     return f"%{reg.id}: {reg.type}"
 
 
-def _print_lanes(stride: Dim, count: int | None) -> str:
+def _print_lanes(stride: Dim, count: Dim | None) -> str:
     text = "" if stride == 1 else f" stride {stride}"
     return text if count is None else f"{text} count {count}"
 
@@ -101,7 +101,7 @@ _DTYPES = {dtype.value: dtype for dtype in DType}
 _HEAD = re.compile(r"func @(\w+)\((.*?)\)(?: params\(([\w., ]*)\))? \{")
 _BUFFER = re.compile(r"(in|out|scratch) (\w+): (\w+)\[([^\]]*)\]")
 _DEFINITION = re.compile(r"%(\d+): (\w+) = (\w+)(?: (.*))?")
-_LANES = r"(?: stride (.+?))?(?: count (\d+))?"
+_LANES = r"(?: stride (.+?))?(?: count (.+?))?"
 _LOAD = re.compile(r"(\w+)\[([^\]]*)\]" + _LANES)
 _STORE = re.compile(r"store (\w+)\[([^\]]*)\], %(\d+)" + _LANES)
 _PREFETCH = re.compile(r"prefetch (\w+)\[([^\]]*)\]")
@@ -262,5 +262,5 @@ def _match(pattern: re.Pattern[str], line: str, what: str) -> re.Match[str]:
     return match
 
 
-def _lanes(stride: str | None, count: str | None) -> tuple[Dim, int | None]:
-    return 1 if stride is None else _dim(stride), None if count is None else int(count)
+def _lanes(stride: str | None, count: str | None) -> tuple[Dim, Dim | None]:
+    return 1 if stride is None else _dim(stride), None if count is None else _dim(count)

@@ -131,10 +131,11 @@ class _Verifier:
             case For():
                 self._for(stmt, top)
 
-    def _access(self, buffer: str, index: Dim, stride: Dim, count: int | None, value: Reg) -> None:
+    def _access(self, buffer: str, index: Dim, stride: Dim, count: Dim | None, value: Reg) -> None:
         self._require(buffer in self._buffers, f"no buffer is called {buffer}")
         self._require(self._buffers[buffer].dtype is value.type.dtype, f"{buffer} holds {self._buffers[buffer].dtype.value}")
-        self._require(count is None or 1 <= count <= value.type.lanes, f"a count of {count} for {value.type.lanes} lanes")
+        self._require(not isinstance(count, int) or 1 <= count <= value.type.lanes, f"a count of {count} for {value.type.lanes} lanes")
+        self._index(0 if count is None else count)
         self._index(index)
         self._index(stride)
 

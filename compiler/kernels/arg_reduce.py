@@ -33,9 +33,9 @@ class ArgReduce:
     name = "arg_reduce"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static row-major shapes, the searched axis not empty."""
+        """Row-major tensors, the searched axis not known to be empty."""
         x = workload.inputs[0].type
-        return x.is_static and x.block == 1 and workload.output.block == 1 and x.shape[workload.int("axis")] != 0
+        return x.block == 1 and workload.output.block == 1 and x.shape[workload.int("axis")] != 0
 
     def heuristic(self, workload: Workload, target: Target) -> ArgReduceSchedule:
         return ArgReduceSchedule(2)
@@ -62,7 +62,7 @@ class ArgReduce:
         def search(indices: Sequence[Dim], chunks: list[Chunk]) -> None:
             base = offset(outer, indices)
             starts = [base + position * last.stride for position, _ in chunks]
-            counts = [count if count < lanes else None for _, count in chunks]
+            counts = [count for _, count in chunks]
             first = [load_as(b, dtype, x, start, lanes, count=count) for start, count in zip(starts, counts, strict=True)]
             zero = b.const(0, VecType(DType.INT64, lanes))
             with b.loop("r", 1, searched.extent, carried=[*first, *[zero] * len(chunks)]) as loop:

@@ -190,7 +190,7 @@ class Epilogue:
         """Whether the output has padding lanes, so that whole vectors may always be stored."""
         return self._workload.output.block != 1
 
-    def initial(self, coordinates: Sequence[Dim], type_: VecType, loads: dict[object, Reg], count: int | None = None) -> Reg:
+    def initial(self, coordinates: Sequence[Dim], type_: VecType, loads: dict[object, Reg], count: Dim | None = None) -> Reg:
         """What a sum that goes to ``coordinates`` starts from: the folded bias, or zero. ``loads`` remembers what is in registers."""
         if self._bias is not None:
             return self._operand(self._bias, coordinates, type_.lanes, count, loads)
@@ -199,7 +199,7 @@ class Epilogue:
             zero = loads[type_] = self._builder.const(0, type_)
         return zero
 
-    def apply(self, value: Reg, coordinates: Sequence[Dim], count: int | None = None, loads: dict[object, Reg] | None = None, axis: int = -1) -> Reg:
+    def apply(self, value: Reg, coordinates: Sequence[Dim], count: Dim | None = None, loads: dict[object, Reg] | None = None, axis: int = -1) -> Reg:
         """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``."""
         if isinstance(self._expr, Arg) and self._expr.index == 0:
             return value
@@ -214,7 +214,7 @@ class Epilogue:
         out: Buffer,
         value: Reg,
         coordinates: Sequence[Dim],
-        count: int | None = None,
+        count: Dim | None = None,
         loads: dict[object, Reg] | None = None,
         axis: int = -1,
     ) -> None:
@@ -226,7 +226,7 @@ class Epilogue:
         stride = self._output_strides[axis] if self._output_strides else 1
         self._builder.store(out, index, stored, stride=stride, count=count)
 
-    def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: int | None, loads: dict[object, Reg], axis: int = -1) -> Reg:
+    def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: Dim | None, loads: dict[object, Reg], axis: int = -1) -> Reg:
         strides = self._strides[number]
         index: Dim = 0
         for coordinate, stride in zip(coordinates, strides, strict=True):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd, lcm
 
-from compiler.ir.intexpr import Apply, Dim, IntExpr, Sym, floordiv, mod, substitute, sym, symbols
+from compiler.ir.intexpr import Apply, Dim, IntExpr, Sym, floordiv, maximum, mod, product, substitute, sym, symbols
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, physical_strides
@@ -20,7 +20,7 @@ from compiler.kernels.loops import (
     collapse,
     coordinates,
     expression_dtypes,
-    load_lanes,
+    load_used_lanes,
     parallel_nest,
     transpose_square,
     vector_lanes,
@@ -81,7 +81,7 @@ class BoxWriter:
         else:
             self._transposed(box, rows)
 
-    def _with_strides(self, axis: Axis, step: int | None) -> Axis:
+    def _with_strides(self, axis: Axis, step: Dim | None) -> Axis:
         return replace(axis, strides=(*(table[axis.output] * axis.step for table in self._tables), step))
 
     def _interleaved(self, box: Box) -> Box:
@@ -89,7 +89,9 @@ class BoxWriter:
         if len(box.axes) < 2 or box.source is None:
             return box
         *rest, outer, last = box.axes
-        lanes = vector_lanes(self._target, self._dtypes, last.extent * outer.extent)
+        if not isinstance(last.extent, int):
+            return box
+        lanes = vector_lanes(self._target, self._dtypes, outer.extent * last.extent)
         vectors = lcm(lanes, last.extent) // lanes
         plain = [replace(axis, strides=axis.strides[:-1]) for axis in (outer, last)]
         if last.extent >= lanes or vectors > _MOST_VECTORS_IN_A_PERIOD or len(collapse(plain)) == 2:
@@ -105,13 +107,14 @@ class BoxWriter:
         *outer, last = box.axes
         lanes = vector_lanes(self._target, self._dtypes, last.extent)
         threads, extents = self._workload.threads, [axis.extent for axis in outer]
-        if outer and last.extent <= lanes:
+        if outer and isinstance(last.extent, int) and last.extent <= lanes:
+            width = last.extent
             unroll = self._unroll(_period(box.index, outer[-1].symbol))
 
             def columns(indices: Sequence[Dim], chunks: Sequence[Chunk]) -> None:
                 loads: dict[object, Reg] = {}
                 for column, _ in chunks:
-                    self._vector(box, [*indices, column], 0, lanes, last.extent, loads)
+                    self._vector(box, [*indices, column], 0, lanes, width, loads)
 
             vector_nest(self._b, extents[:-1], extents[-1], 1, unroll, threads, columns)
             return
@@ -128,20 +131,20 @@ class BoxWriter:
         """Vectors of one iteration: whole periods of the index, so that its quotients and remainders are worked out here."""
         return period if 1 < period <= _MOST_VECTORS_IN_A_PERIOD else self._vectors
 
-    def _vector(self, box: Box, outer: Sequence[Dim], position: Dim, lanes: int, count: int, loads: dict[object, Reg]) -> None:
+    def _vector(self, box: Box, outer: Sequence[Dim], position: Dim, lanes: int, count: Dim, loads: dict[object, Reg]) -> None:
         point = [*outer, position] if box.axes else []
         value = self._anchor(box, point, lanes, count, loads)
         axis = box.axes[-1].output if box.axes else -1
         self._store(box, value, point, axis, count, loads)
 
-    def _anchor(self, box: Box, point: Sequence[Dim], lanes: int, count: int, loads: dict[object, Reg]) -> Reg:
+    def _anchor(self, box: Box, point: Sequence[Dim], lanes: int, count: Dim, loads: dict[object, Reg]) -> Reg:
         if box.source is None:
             return self._b.const(box.fill, VecType(self._workload.anchor.dtype, lanes))
-        return load_lanes(self._b, self._inputs[box.source], [_at(box, point, lane) for lane in range(count)], lanes, loads)
+        return load_used_lanes(self._b, self._inputs[box.source], lambda lane: _at(box, point, lane), count, lanes, loads)
 
-    def _store(self, box: Box, value: Reg, point: Sequence[Dim], axis: int, count: int, loads: dict[object, Reg] | None = None) -> None:
+    def _store(self, box: Box, value: Reg, point: Sequence[Dim], axis: int, count: Dim, loads: dict[object, Reg] | None = None) -> None:
         place = coordinates(box.offset, box.axes, point)
-        partial = count < value.type.lanes and not self._ends_in_padding(place, axis, value.type.lanes)
+        partial = count != value.type.lanes and not self._ends_in_padding(place, axis, value.type.lanes)
         self._epilogue.store(self._out, value, place, count if partial else None, loads, axis)
 
     def _ends_in_padding(self, place: Sequence[Dim], axis: int, lanes: int) -> bool:
@@ -158,26 +161,33 @@ class BoxWriter:
         lanes, step = vector_lanes(self._target, self._dtypes, box.axes[-1].extent), box.axes[-1].strides[-1]
         for number, axis in enumerate(box.axes[:-1]):
             if axis.strides[-1] == 1:
-                return number if axis.extent * 2 >= lanes or (isinstance(step, int) and abs(step) >= lanes) else None
+                return (
+                    number if not isinstance(axis.extent, int) or axis.extent * 2 >= lanes or (isinstance(step, int) and abs(step) >= lanes) else None
+                )
         return None
 
     def _transposed(self, box: Box, number: int) -> None:
         rows, last = box.axes[number], box.axes[-1]
-        lanes = min(vector_lanes(self._target, self._dtypes, max(rows.extent, last.extent)), _MOST_LANES_TRANSPOSED)
+        lanes = min(vector_lanes(self._target, self._dtypes, maximum(rows.extent, last.extent)), _MOST_LANES_TRANSPOSED)
+        for axis in (number, len(box.axes) - 1):
+            if not isinstance(box.axes[axis].extent, int):
+                box, rest_box = _split(box, axis, lanes)
+                self._lanes(rest_box)
         extents = [axis.extent for axis in box.axes[:-1]]
-        whole, rest = divmod(rows.extent, lanes)
+        rows, last = box.axes[number], box.axes[-1]
+        whole, rest = floordiv(rows.extent, lanes), mod(rows.extent, lanes)
         for tiles, height in ((whole, lanes), (1, rest)):
-            if not (tiles and height):
+            if tiles == 0 or not isinstance(height, int) or height == 0:
                 continue
             extents[number] = tiles
             with parallel_nest(self._b, extents, self._workload.threads) as outer:
-                outer[number] = outer[number] * lanes + (0 if height == lanes else whole * lanes)
+                outer[number] = outer[number] * lanes + (whole * lanes if height != lanes else 0)
                 vector_loop(self._b, last.extent, lanes, 1, lambda chunks: self._square(box, outer, number, chunks[0], lanes, height))  # noqa: B023 # called at once
 
     def _square(self, box: Box, outer: Sequence[Dim], number: int, chunk: Chunk, lanes: int, height: int) -> None:
         """Read ``chunk``'s positions as rows of ``height`` elements along axis ``number``, store them as ``height`` vectors."""
         b, (position, count) = self._b, chunk
-        if box.source is None:
+        if box.source is None or not isinstance(count, int):
             return
         buffer = self._inputs[box.source]
         vectors = [b.load(buffer, _at(box, [*outer, position], lane), lanes, count=height) for lane in range(count)]
@@ -188,7 +198,7 @@ class BoxWriter:
             self._store(box, vector, point, box.axes[-1].output, count)
 
 
-def _at(box: Box, point: Sequence[Dim], lane: int) -> Dim:
+def _at(box: Box, point: Sequence[Dim], lane: Dim) -> Dim:
     """The source index ``lane`` positions after ``point`` along the last axis."""
     values = {axis.symbol: index for axis, index in zip(box.axes, point, strict=True)}
     step = box.axes[-1].strides[-1] if box.axes else 0
@@ -198,14 +208,29 @@ def _at(box: Box, point: Sequence[Dim], lane: int) -> Dim:
     return substitute(box.index, {**values, last: values[last] + lane})
 
 
-def coefficient(index: Dim, symbol: str) -> int | None:
-    """What one step of symbol adds to index; None where that is not one constant."""
+def _split(box: Box, number: int, lanes: int) -> tuple[Box, Box]:
+    """box cut along one of its axes: whole vectors, and the positions after them."""
+    axis = box.axes[number]
+    whole = floordiv(axis.extent, lanes) * lanes
+
+    def part(start: Dim, extent: Dim) -> Box:
+        axes = (*box.axes[:number], replace(axis, extent=extent), *box.axes[number + 1 :])
+        offset = tuple(x + start * axis.step if k == axis.output else x for k, x in enumerate(box.offset))
+        return replace(box, axes=axes, offset=offset, index=substitute(box.index, {axis.symbol: sym(axis.symbol) + start}))
+
+    return part(0, whole), part(whole, axis.extent - whole)
+
+
+def coefficient(index: Dim, symbol: str) -> Dim | None:
+    """What one step of symbol adds to index; None where that depends on where it is taken."""
     if isinstance(index, int):
         return 0
-    step = 0
+    step: Dim = 0
     for monomial, factor in index.terms:
-        if monomial == (Sym(symbol),):
-            step = factor
+        rest = tuple(atom for atom in monomial if atom != Sym(symbol))
+        without = product([IntExpr((((atom,), 1),), 0) for atom in rest]) * factor
+        if len(rest) + 1 == len(monomial) and symbol not in symbols(without):
+            step = step + without
         elif symbol in symbols(IntExpr(((monomial, 1),), 0)):
             return None
     return step
@@ -219,7 +244,7 @@ def _period(index: Dim, symbol: str) -> int:
             for atom in monomial:
                 if isinstance(atom, Apply):
                     step = coefficient(atom.lhs, symbol)
-                    if atom.op in ("floordiv", "mod") and isinstance(atom.rhs, int) and step:
+                    if atom.op in ("floordiv", "mod") and isinstance(atom.rhs, int) and isinstance(step, int) and step:
                         period = lcm(period, atom.rhs // gcd(atom.rhs, step))
                     period = lcm(period, _period(atom.lhs, symbol), _period(atom.rhs, symbol))
     return period

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import inf
 
 from compiler.ir.half import compute_dtype
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, ceildiv, floordiv
 from compiler.ir.loop import Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.types import DType
-from compiler.kernels.loops import Axis
+from compiler.kernels.loops import Axis, used_lanes
 
 _LONGEST_FLOAT32_CHAIN = 32
 """Additions in a row that keep a float32 sum within 1e-6 of the exact one even where every rounding errs in the same direction."""
@@ -46,11 +46,12 @@ def identity(kind: str, dtype: DType) -> float | int | bool:
     return (-(1 << bits) if dtype.is_signed else 0) if lowest else (1 << bits) - 1
 
 
-def accumulator_dtype(kind: str, dtype: DType, chain: int) -> DType:
+def accumulator_dtype(kind: str, dtype: DType, chain: Dim) -> DType:
     """The type to fold in when each accumulator takes ``chain`` elements: wider where the rounding of a long sum would show."""
     if kind in ("max", "min") or not dtype.is_float or dtype is DType.FLOAT64:
         return compute_dtype(dtype)
-    return DType.FLOAT64 if kind == "sum" and chain > _LONGEST_FLOAT32_CHAIN else DType.FLOAT32
+    short = isinstance(chain, int) and chain <= _LONGEST_FLOAT32_CHAIN
+    return DType.FLOAT32 if short or kind != "sum" else DType.FLOAT64
 
 
 class Fold:
@@ -68,10 +69,10 @@ class Fold:
 
     def along(
         self,
-        extent: int,
+        extent: Dim,
         step: int,
         accumulators: Sequence[Sequence[Reg]],
-        elements: Callable[[Dim, int], Sequence[Reg]],
+        elements: Callable[[Dim, Dim], Sequence[Reg]],
     ) -> list[list[Reg]]:
         """Fold ``extent`` positions, ``step`` at a time, into ``accumulators``: rows used in turn, of as many values as ``elements`` gives.
 
@@ -79,16 +80,22 @@ class Fold:
         """
         unroll, width = len(accumulators), len(accumulators[0])
         rows = [list(row) for row in accumulators]
-        groups = extent // (step * unroll)
-        if groups:
+        groups = floordiv(extent, step * unroll)
+        if groups != 0:
             with self._b.loop("r", 0, groups, carried=[value for row in rows for value in row]) as loop:
                 inside = _rows(loop.carried, width)
                 for u in range(unroll):
                     inside[u] = self.combine(inside[u], elements(loop.var * (step * unroll) + u * step, step))
                 loop.yield_([value for row in inside for value in row])
             rows = _rows(loop.results, width)
-        for u, position in enumerate(range(groups * step * unroll, extent, step)):
-            rows[u] = self.combine(rows[u], elements(position, min(step, extent - position)))
+        if not isinstance(extent, int):
+            with self._b.loop("r", groups * unroll, ceildiv(extent, step), carried=rows[0]) as loop:
+                position = loop.var * step
+                loop.yield_(self.combine(loop.carried, elements(position, used_lanes(position, extent, step))))
+            rows[0] = list(loop.results)
+            return rows
+        for u, start in enumerate(range(extent - extent % (step * unroll), extent, step)):
+            rows[u] = self.combine(rows[u], elements(start, min(step, extent - start)))
         return rows
 
     def over(
@@ -97,7 +104,7 @@ class Fold:
         index: Dim,
         step: int,
         accumulators: Sequence[Sequence[Reg]],
-        elements: Callable[[Dim, Dim, int], Sequence[Reg]],
+        elements: Callable[[Dim, Dim, Dim], Sequence[Reg]],
     ) -> list[list[Reg]]:
         """As ``along`` over several axes, the last innermost; ``elements`` is given the index into the first tensor at its start, too."""
         if len(axes) == 1:

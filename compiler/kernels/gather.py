@@ -18,6 +18,7 @@ from compiler.kernels.loops import (
     coordinates,
     expression_calls,
     expression_dtypes,
+    number,
     offset,
     pack_plain,
     parallel_nest,
@@ -44,10 +45,10 @@ class Gather:
     name = "gather"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static row-major shapes, the gathered axis not empty."""
-        data, indices = (operand.type for operand in workload.inputs)
+        """Row-major tensors, the gathered axis not known to be empty."""
+        data = workload.inputs[0].type
         plain = data.block == workload.output.block == 1
-        return plain and data.is_static and indices.is_static and (data.shape[workload.int("axis")] != 0 or workload.output.elements == 0)
+        return plain and (data.shape[workload.int("axis")] != 0 or workload.output.elements == 0)
 
     def heuristic(self, workload: Workload, target: Target) -> GatherSchedule:
         return GatherSchedule(4)
@@ -64,16 +65,16 @@ class Gather:
         if workload.output.elements == 0:
             return b.function()
         epilogue = Epilogue(b, workload, operands)
-        size = workload.inputs[0].type.static_shape[workload.int("axis")]
+        size = workload.inputs[0].type.shape[workload.int("axis")]
         slices, which, inner = _axes(workload)
         extents = [axis.extent for axis in (*slices, *which)]
         origin = (0,) * workload.output.rank
         lanes = vector_lanes(target, [data.dtype, *expression_dtypes(workload.epilogue)], inner[-1].extent)
         with parallel_nest(b, extents, workload.threads) as at:
             chosen = b.cast(b.load(indices, offset(which, at[len(slices) :])), DType.INT64)
-            scalar = VecType(DType.INT64, 1)
-            wrapped = b.op("select", b.op("lt", chosen, b.const(0, scalar)), b.op("add", chosen, b.const(size, scalar)), chosen)
-            place = b.bind(b.op("min", b.op("max", wrapped, b.const(0, scalar)), b.const(size - 1, scalar)))
+            zero = b.const(0, VecType(DType.INT64, 1))
+            wrapped = b.op("select", b.op("lt", chosen, zero), b.op("add", chosen, number(b, size, DType.INT64)), chosen)
+            place = b.bind(b.op("max", b.op("min", wrapped, number(b, size - 1, DType.INT64)), zero))
             start = offset(slices, at[: len(slices)]) + place * physical_strides(workload.inputs[0].type)[workload.int("axis")]
             with serial_nest(b, [axis.extent for axis in inner[:-1]]) as between:
 
@@ -82,7 +83,7 @@ class Gather:
                         point = [*between, position]
                         value = b.load(data, start + offset(inner, point), lanes, count=count)
                         where = coordinates(origin, (*slices, *which, *inner), [*at, *point])
-                        epilogue.store(out, value, where, count if count < lanes else None, axis=inner[-1].output)
+                        epilogue.store(out, value, where, count, axis=inner[-1].output)
 
                 vector_loop(b, inner[-1].extent, lanes, schedule.vectors, copy)
         return b.function()
@@ -97,7 +98,7 @@ def _axes(workload: Workload) -> tuple[tuple[Axis, ...], tuple[Axis, ...], tuple
     output, axis = workload.output, workload.int("axis")
     walked = (*physical_strides(data)[:axis], *physical_strides(indices), *physical_strides(data)[axis + 1 :])
     tables = [walked, physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
-    axes = [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.static_shape)]
+    axes = [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.shape)]
     ends = axis + indices.rank
     return collapse(axes[:axis]), collapse(axes[axis:ends]), collapse(axes[ends:]) or (Axis(1, -1, strides=(0,)),)
 

@@ -10,19 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
-from compiler.ir.intexpr import Dim, minimum
+from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, mod, product
 from compiler.ir.loop import Access, Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue
-from compiler.kernels.loops import load_as
+from compiler.kernels.loops import fewer, load_as, power_of_two, serial_nest, unflatten
 from compiler.target import Target
 
 _LINE_BYTES = 64
+_SUPPOSED = 64
+"""What a size that is only known at run time is taken for when a schedule is chosen."""
 _SHORT_SUM = 96
 """Steps of k up to which a tile's epilogue weighs against its sums."""
 
@@ -44,9 +47,9 @@ class GemmSchedule:
 class Batch:
     """An outer loop: its extent and what one step adds to the indices of a and b."""
 
-    extent: int
-    a: int
-    b: int
+    extent: Dim
+    a: Dim
+    b: Dim
 
 
 @dataclass(frozen=True)
@@ -59,22 +62,27 @@ class Gemm:
     """
 
     batches: tuple[Batch, ...]
-    m: int
-    n: int
-    k: int
+    m: Dim
+    n: Dim
+    k: Dim
     lanes: int
     dtype: DType
-    a_row: int
+    a_row: Dim
     k_block: int
     a_block: int
     a_lane: int
-    b_row: int | None
+    b_row: Dim | None
     coordinates: Callable[[Sequence[Dim], Dim, Dim], tuple[Dim, ...]]
 
     @property
-    def vectors(self) -> int:
+    def vectors(self) -> Dim:
         """Vectors in a row of the output, the last perhaps partial."""
-        return -(-self.n // self.lanes)
+        return ceildiv(self.n, self.lanes)
+
+
+def _supposed(extent: Dim) -> int:
+    """extent for choosing a schedule."""
+    return extent if isinstance(extent, int) else _SUPPOSED
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,19 @@ class Section:
     start: int
     count: int
     size: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A section of rows or vectors whose place and number may be known at run time only.
+
+    ``ragged``: how many lanes the last vector has in use is one of the things not known.
+    """
+
+    start: Dim
+    count: Dim
+    size: int
+    ragged: bool = False
 
 
 def sections(total: int, largest: int) -> list[Section]:
@@ -97,6 +118,36 @@ def sections(total: int, largest: int) -> list[Section]:
     if small:
         found.append(Section((tiles - small) * size, small, size - 1))
     return found
+
+
+def _tiles(found: Sequence[Section]) -> list[Tiles]:
+    return [Tiles(section.start, section.count, section.size) for section in found]
+
+
+def _row_tiles(total: Dim, largest: int) -> list[Tiles]:
+    """Rows as tiles; where their number is known at run time only, the largest and then what is left in powers of two."""
+    if isinstance(total, int):
+        return _tiles(sections(total, largest))
+    found = [Tiles(0, floordiv(total, largest), largest)]
+    start, rest = floordiv(total, largest) * largest, mod(total, largest)
+    size = power_of_two(largest) // 2
+    while size:
+        found.append(Tiles(start, floordiv(rest, size), size))
+        start, rest = start + floordiv(rest, size) * size, mod(rest, size)
+        size //= 2
+    return found
+
+
+def _panel_tiles(gemm: Gemm, largest: int, *, padded: bool) -> list[Tiles]:
+    """Vectors of a row as tiles; where their number is known at run time only, whole ones and then vector by vector.
+
+    Without padding the last tile of a row that does not fill its last vector stands alone.
+    """
+    if isinstance(gemm.n, int):
+        found = sections(-(-gemm.n // gemm.lanes), largest)
+        return _tiles(found if padded or gemm.n % gemm.lanes == 0 else split_last(found))
+    whole = floordiv(gemm.n, largest * gemm.lanes)
+    return [Tiles(0, whole, largest), Tiles(whole * largest, gemm.vectors - whole * largest, 1, ragged=True)]
 
 
 def split_last(found: list[Section]) -> list[Section]:
@@ -132,7 +183,7 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
     With few steps of k, small tiles let the epilogue of one overlap with the sums of the next (16 to 96 channels at 112 x 112:
     95 % of peak with 5 x 2, 85 % with 6 x 4; AMD EPYC, Zen 4).
     """
-    if gemm.k <= _SHORT_SUM:
+    if _supposed(gemm.k) <= _SHORT_SUM:
         return min(register_rows(target, nv), max(1, -(-10 // nv)))
     return min(register_rows(target, nv), 14)
 
@@ -140,20 +191,22 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance."""
     roomy = target.vector_registers >= 32
-    if gemm.m < 4:
+    m, vectors = _supposed(gemm.m), -(-_supposed(gemm.n) // gemm.lanes)
+    if m < 4:
         candidates: tuple[int, ...] = (8,) if roomy else (6,)
-    elif gemm.k <= _SHORT_SUM:
-        candidates = (2,) if gemm.vectors % 2 == 0 else (2, 3)
+    elif _supposed(gemm.k) <= _SHORT_SUM:
+        candidates = (2,) if vectors % 2 == 0 else (2, 3)
     else:
         candidates = (1, 2, 3, 4) if roomy else (1, 2, 3)
     nv = min(candidates, key=lambda v: _tile_cost(gemm, v, tile_limit(gemm, target, v)))
     mr = tile_limit(gemm, target, nv)
+    batches = prod(_supposed(batch.extent) for batch in gemm.batches)
     shares = {
-        "m": [s.count for s in sections(gemm.m, mr)],
-        "n": [s.count for s in sections(gemm.vectors, nv)],
-        "batch": [b.extent for b in gemm.batches if b.extent > 1][:1],
+        "m": [s.count for s in sections(m, mr)],
+        "n": [s.count for s in sections(vectors, nv)],
+        "batch": [batches] if batches > 1 else [],
     }
-    preference = ("batch", "n", "m")
+    preference = ("batch", "n", "m") if isinstance(gemm.n, int) else ("batch", "m", "n")
     parallel = min((p for p in preference if shares[p]), key=lambda p: round(_imbalance(shares[p], threads), 1), default="m")
     return GemmSchedule(mr, nv, "n", parallel, gemm.b_row is None, gemm.lanes)
 
@@ -162,7 +215,7 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
     """The heuristic, then every tile that fits the registers in both orders and with either loop shared."""
     first = heuristic(gemm, target, threads)
     found = [first]
-    for nv in (1, 2, 3, 4) if gemm.m >= 4 else (4, 6, 8, 12, 16):
+    for nv in (1, 2, 3, 4) if _supposed(gemm.m) >= 4 else (4, 6, 8, 12, 16):
         limit = min(register_rows(target, nv), 14)
         for mr in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
             for order in ("m", "n"):
@@ -176,8 +229,8 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
 def _tile_cost(gemm: Gemm, nv: int, mr: int) -> float:
     """Cycles per k of the whole output by issue slots: two multiply-adds or two loads a cycle, and their latency of 4 cycles."""
     cost = 0.0
-    for rows in sections(gemm.m, mr):
-        for panels in sections(gemm.vectors, nv):
+    for rows in sections(_supposed(gemm.m), mr):
+        for panels in sections(-(-_supposed(gemm.n) // gemm.lanes), nv):
             fma, loads = rows.size * panels.size, rows.size + panels.size
             cost += rows.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / max(fma, 1))
     return cost
@@ -201,32 +254,26 @@ class GemmWriter:
         self._schedule = schedule
         self._threads = threads
         self._a, self._b, self._out = buffers
-        self._converts = self._a.dtype is not gemm.dtype and gemm.m * gemm.k > 0
+        self._converts = self._a.dtype is not gemm.dtype and gemm.m * gemm.k != 0
         if self._converts:
-            self._rows_of_a = builder.buffer("rows", gemm.dtype, min(schedule.mr, gemm.m) * gemm.k, Access.SCRATCH)
+            self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * fewer(schedule.mr, gemm.m), Access.SCRATCH)
         self._epilogue = epilogue
-        self._rows = sections(gemm.m, schedule.mr)
-        self._panels = sections(gemm.vectors, schedule.nv)
-        self._tail = None if epilogue.padded else gemm.n % gemm.lanes or None
-        if self._tail is not None:
-            self._panels = split_last(self._panels)
+        self._rows = _row_tiles(gemm.m, schedule.mr)
+        self._panels = _panel_tiles(gemm, schedule.nv, padded=epilogue.padded)
+        self._tail = None if epilogue.padded or not isinstance(gemm.n, int) else gemm.n % gemm.lanes or None
 
     def write(self) -> None:
         """Emit everything."""
-        if self._schedule.parallel == "batch" or self._threads == 1:
-            self._batches([], None, self._schedule.parallel == "batch")
+        b, extents = self._builder, [batch.extent for batch in self._gemm.batches]
+        if self._schedule.parallel == "batch":
+            with b.loop("b", 0, product(extents), parallel=True) as batch:
+                self._tiles(unflatten(batch.var, extents), None)
+        elif self._threads == 1:
+            with serial_nest(b, extents) as indices:
+                self._tiles(indices, None)
         else:
-            with self._builder.loop("c", 0, self._threads, parallel=True) as chunk:
-                self._batches([], chunk.var, False)
-
-    def _batches(self, indices: list[Dim], chunk: Dim | None, parallel: bool) -> None:
-        if len(indices) == len(self._gemm.batches):
-            self._tiles(indices, chunk)
-        elif (extent := self._gemm.batches[len(indices)].extent) == 1:
-            self._batches([*indices, 0], chunk, parallel)
-        else:
-            with self._builder.loop("b", 0, extent, parallel=parallel) as loop:
-                self._batches([*indices, loop.var], chunk, False)
+            with b.loop("c", 0, self._threads, parallel=True) as chunk, serial_nest(b, extents) as indices:
+                self._tiles(indices, chunk.var)
 
     def _tiles(self, indices: list[Dim], chunk: Dim | None) -> None:
         outer, inner = (self._rows, self._panels) if self._schedule.order == "m" else (self._panels, self._rows)
@@ -238,43 +285,48 @@ class GemmWriter:
                         (rows, row), (panels, panel) = ((first, x.var), (second, y.var))[:: 1 if self._schedule.order == "m" else -1]
                         self._tile(indices, rows, row, panels, panel)
 
-    def _tile_loop(self, section: Section, chunk: Dim | None, number: int) -> AbstractContextManager[Loop]:
+    def _tile_loop(self, section: Tiles, chunk: Dim | None, number: int) -> AbstractContextManager[Loop]:
         """A loop over a section's tiles, or over one chunk's part of them; odd sections are dealt from the other end, to even out."""
         if chunk is None:
             return self._builder.loop("t", 0, section.count)
-        share = -(-section.count // self._threads)
+        share = ceildiv(section.count, self._threads)
         turn = chunk if number % 2 == 0 else -chunk + (self._threads - 1)
         stop = (turn + 1) * share
-        return self._builder.loop("t", turn * share, stop if section.count % self._threads == 0 else minimum(stop, section.count))
+        return self._builder.loop("t", turn * share, stop if mod(section.count, self._threads) == 0 else minimum(stop, section.count))
 
-    def _tile(self, indices: list[Dim], rows: Section, row: Dim, panels: Section, panel: Dim) -> None:
+    def _tile(self, indices: list[Dim], rows: Tiles, row: Dim, panels: Tiles, panel: Dim) -> None:
         b, gemm, lanes = self._builder, self._gemm, self._gemm.lanes
         m0, v0 = row * rows.size + rows.start, panel * panels.size + panels.start
         a0: Dim = m0 * gemm.a_row
-        b0 = v0 * (gemm.k * lanes if gemm.b_row is None else lanes)
+        b0: Dim = v0 * lanes * (gemm.k if gemm.b_row is None else 1)
         for index, batch in zip(indices, gemm.batches, strict=True):
             a0, b0 = a0 + index * batch.a, b0 + index * batch.b
         places = [[gemm.coordinates(indices, m0 + r, v0 + v) for v in range(panels.size)] for r in range(rows.size)]
         loads: dict[object, Reg] = {}
-        start = [self._epilogue.initial(places[0][v], VecType(gemm.dtype, lanes), loads, self._count(panels, v)) for v in range(panels.size)]
+        counts = [self._count(panels, v, v0) for v in range(panels.size)]
+        start = [self._epilogue.initial(places[0][v], VecType(gemm.dtype, lanes), loads, count) for v, count in enumerate(counts)]
         accs = [start[v] for _ in range(rows.size) for v in range(panels.size)]
         lines = self._prefetch_lines(rows, panels)
-        blocks, rest = divmod(gemm.k, gemm.k_block)
+        blocks, rest = floordiv(gemm.k, gemm.k_block), mod(gemm.k, gemm.k_block)
         if self._converts:
             self._convert_rows(a0, rows.size)
             a0 = 0
-        if blocks:
+        if blocks != 0:
             with b.loop("k", 0, blocks, carried=accs) as loop:
                 for line in range(lines):
                     at = (row * blocks + loop.var) * lines + line
                     b.prefetch(self._b, b0 + (at * (_LINE_BYTES // gemm.dtype.itemsize) + gemm.k * panels.size * lanes))
-                loop.yield_(self._block(a0, b0, loop.var, gemm.k_block, rows.size, panels, list(loop.carried)))
+                loop.yield_(self._block(a0, b0, loop.var, range(gemm.k_block), rows.size, counts, list(loop.carried)))
             accs = list(loop.results)
-        if rest:
-            accs = self._block(a0, b0, blocks, rest, rows.size, panels, accs)
+        if not isinstance(rest, int):
+            with b.loop("k", 0, rest, carried=accs) as loop:
+                loop.yield_(self._block(a0, b0, blocks, (loop.var,), rows.size, counts, list(loop.carried)))
+            accs = list(loop.results)
+        elif rest:
+            accs = self._block(a0, b0, blocks, range(rest), rows.size, counts, accs)
         for r in range(rows.size):
             for v in range(panels.size):
-                self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], self._count(panels, v), loads)
+                self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], counts[v], loads)
 
     def _convert_rows(self, a0: Dim, rows: int) -> None:
         """Bring a tile's rows of a into scratch, row-major and in the type computed in: each element is converted once for all of its uses."""
@@ -282,54 +334,56 @@ class GemmWriter:
         contiguous = gemm.a_lane == 1 and gemm.a_block == gemm.k_block
         step = gemm.lanes if contiguous else gemm.k_block
         advance = step if contiguous else gemm.a_block
-        whole, rest = divmod(gemm.k, step)
+        whole, rest = floordiv(gemm.k, step), mod(gemm.k, step)
 
-        def part(number: Dim, count: int) -> None:
+        def part(number: Dim, count: Dim) -> None:
             for r in range(rows):
                 value = b.load(self._a, a0 + r * gemm.a_row + number * advance, step, stride=gemm.a_lane, count=count)
                 b.store(self._rows_of_a, number * step + r * gemm.k, b.cast(value, gemm.dtype), count=count)
 
         with b.loop("k", 0, whole) as loop:
             part(loop.var, step)
-        if rest:
+        if isinstance(rest, int) and rest:
             part(whole, rest)
+        elif rest != 0:
+            with b.if_less(0, rest):
+                part(whole, rest)
 
-    def _count(self, panels: Section, vector: int) -> int | None:
-        """Lanes in use when not all are: the last vector of a row-major output."""
-        return (
-            self._tail
-            if panels.start + panels.count * panels.size == self._gemm.vectors and panels.count == 1 and vector == panels.size - 1
-            else None
-        )
+    def _count(self, panels: Tiles, vector: int, first: Dim) -> Dim | None:
+        """Lanes in use when not all are: the last vector of a row-major output. ``first`` is the tile's first vector."""
+        if panels.ragged:
+            return minimum(self._gemm.lanes, self._gemm.n - first * self._gemm.lanes)
+        last = panels.count == 1 and vector == panels.size - 1 and panels.start + panels.size == self._gemm.vectors
+        return self._tail if last else None
 
-    def _prefetch_lines(self, rows: Section, panels: Section) -> int:
+    def _prefetch_lines(self, rows: Tiles, panels: Tiles) -> int:
         """Cache lines of the next panel to fetch in each block of k, so that the tiles of one section cover it."""
         gemm = self._gemm
-        if not self._schedule.prefetch or gemm.k < gemm.k_block:
+        if not self._schedule.prefetch or not isinstance(gemm.k, int) or not isinstance(rows.count, int) or gemm.k < gemm.k_block:
             return 0
         panel_lines = gemm.k * panels.size * gemm.lanes * gemm.dtype.itemsize // _LINE_BYTES
         return min(8, -(-panel_lines // (rows.count * (gemm.k // gemm.k_block))))
 
-    def _block(self, a0: Dim, b0: Dim, block: Dim, depth: int, rows: int, panels: Section, accs: list[Reg]) -> list[Reg]:
-        """``depth`` steps of k from block ``block`` on."""
-        b, gemm, lanes, vectors = self._builder, self._gemm, self._gemm.lanes, panels.size
-        b_row = vectors * lanes if gemm.b_row is None else gemm.b_row
+    def _block(self, a0: Dim, b0: Dim, block: Dim, steps: Sequence[Dim], rows: int, counts: Sequence[Dim | None], accs: list[Reg]) -> list[Reg]:
+        """Steps of k in block ``block``; ``counts`` are the lanes in use of each vector of b."""
+        b, gemm, lanes, vectors = self._builder, self._gemm, self._gemm.lanes, len(counts)
+        b_row: Dim = vectors * lanes if gemm.b_row is None else gemm.b_row
         a_row, a_block, a_lane = (gemm.k, gemm.k_block, 1) if self._converts else (gemm.a_row, gemm.a_block, gemm.a_lane)
-        a_index, b_index = a0 + block * a_block, b0 + block * (gemm.k_block * b_row)
-        for k in range(depth):
+        a_index, b_index = a0 + block * a_block, b0 + block * (b_row * gemm.k_block)
+        for k in steps:
             right = [
                 load_as(
                     b,
                     gemm.dtype,
                     self._b,
-                    b_index + (k * b_row + v * lanes),
+                    b_index + (b_row * k + v * lanes),
                     lanes,
-                    count=self._count(panels, v) if gemm.b_row is not None else None,
+                    count=count if gemm.b_row is not None else None,
                 )
-                for v in range(vectors)
+                for v, count in enumerate(counts)
             ]
             for r in range(rows):
-                left = b.load(self._rows_of_a if self._converts else self._a, a_index + (r * a_row + k * a_lane), lanes, stride=0)
+                left = b.load(self._rows_of_a if self._converts else self._a, a_index + (a_row * r + k * a_lane), lanes, stride=0)
                 for v in range(vectors):
                     accs[r * vectors + v] = b.fma(left, right[v], accs[r * vectors + v])
         return accs

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler.ir.graph import Region
-from compiler.ir.intexpr import Dim, floordiv, mod, substitute, sym, symbols
+from compiler.ir.intexpr import Dim, ceildiv, floordiv, mod, substitute, sym, symbols
 from compiler.ir.loop import Buffer, Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -36,10 +36,9 @@ class Injective:
     name = "injective"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static shapes; operands in the output's layout, or row-major with one channel; an anchor that is an index mapping."""
-        types = [workload.output, *(o.type for o in (*workload.inputs, *workload.operands))]
+        """Operands in the output's layout, or row-major with one channel; an anchor that is an index mapping."""
         mapped = not workload.inputs or "regions" in workload.attrs
-        return mapped and all(t.is_static for t in types) and all(_follows(o.type, workload.output) for o in workload.operands)
+        return mapped and all(_follows(o.type, workload.output) for o in workload.operands)
 
     def heuristic(self, workload: Workload, target: Target) -> InjectiveSchedule:
         return InjectiveSchedule(4 if expression_calls(workload.epilogue) <= _CHEAP_CALLS else 2)
@@ -82,14 +81,14 @@ def _regions(workload: Workload) -> list[Region | None]:
 
 def _whole(output: TensorType) -> Box:
     """All of an elementwise kernel's output."""
-    extents = [d for d in output.physical_shape if isinstance(d, int)]
-    return Box((0,) * len(extents), tuple(Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)))
+    shape = output.physical_shape
+    return Box((0,) * len(shape), tuple(Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(shape)))
 
 
 def _box(region: Region, workload: Workload) -> Box | None:
     """region in physical coordinates; None where it cuts or mixes channel blocks."""
     block, output = workload.output.block, workload.output
-    extents = [e for e in region.extent if isinstance(e, int)]
+    extents = region.extent
     source = None if region.source is None else workload.inputs[region.source].type
     index: tuple[Dim, ...] = region.index
     if block == 1:
@@ -98,7 +97,7 @@ def _box(region: Region, workload: Workload) -> Box | None:
         axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)]
         return Box(region.offset, tuple(axes), region.source, _flat(index, source), region.fill)
     start = region.offset[1]
-    ends = extents[1] % block == 0 or start + extents[1] == output.shape[1]
+    ends = mod(extents[1], block) == 0 or start + extents[1] == output.shape[1]
     if not (isinstance(start, int) and start % block == 0 and ends):
         return None
     if source is not None:
@@ -107,7 +106,7 @@ def _box(region: Region, workload: Workload) -> Box | None:
         if source.block != block or mixed or not isinstance(shift, int) or shift % block != 0:
             return None
         index = (index[0], sym("i1") + shift // block, *index[2:], sym("lane"))
-    blocks = -(-extents[1] // block)
+    blocks = ceildiv(extents[1], block)
     axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate((extents[0], blocks, *extents[2:]))]
     axes.append(Axis(block, len(extents), symbol="lane"))
     return Box((region.offset[0], start // block, *region.offset[2:], 0), tuple(axes), region.source, _flat(index, source), region.fill)
@@ -131,7 +130,7 @@ def _physical(logical: Sequence[Dim], block: int) -> tuple[Dim, ...]:
 def _write_scattered(b: LoopBuilder, workload: Workload, region: Region, buffers: tuple[Sequence[Buffer], Sequence[Buffer], Buffer]) -> None:
     """A box that cuts or mixes channel blocks, or goes between layouts: element by element."""
     inputs, operands, out = buffers
-    extents = [e for e in region.extent if isinstance(e, int)]
+    extents = region.extent
     if 0 in extents:
         return
     epilogue = Epilogue(b, workload, operands)

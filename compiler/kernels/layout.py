@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.ir.intexpr import Dim, sym
+from compiler.ir.intexpr import Dim, floordiv, mod, sym
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -29,9 +29,10 @@ class Layout:
     name = "layout"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static shapes of rank 2 or more, blocked on one side."""
+        """Tensors of rank 2 or more with a known number of channels, blocked on one side."""
         source, output = workload.inputs[0].type, workload.output
-        return source.is_static and source.rank >= 2 and (1 in (source.block, output.block) or source.block == output.block)
+        one_side = 1 in (source.block, output.block) or source.block == output.block
+        return source.rank >= 2 and isinstance(source.shape[1], int) and one_side
 
     def heuristic(self, workload: Workload, target: Target) -> LayoutSchedule:
         return LayoutSchedule(4)
@@ -55,14 +56,14 @@ class Layout:
 
 def _boxes(source: TensorType, output: TensorType) -> list[Box]:
     """Whole channel blocks, then what is left of the last."""
-    batch, channels, *spatial = source.static_shape
+    batch, channels, *spatial = source.shape
     block = max(source.block, output.block)
-    whole, rest = divmod(channels, block)
+    whole, rest = floordiv(channels, block), mod(channels, block)
     parts = [(0, whole, block), (whole, 1, rest)]
-    return [_part(source, output, (batch, blocks, *spatial), first, width) for first, blocks, width in parts if blocks and width]
+    return [_part(source, output, (batch, blocks, *spatial), first, width) for first, blocks, width in parts if blocks != 0 and width != 0]
 
 
-def _part(source: TensorType, output: TensorType, extents: Sequence[int], first: int, width: int) -> Box:
+def _part(source: TensorType, output: TensorType, extents: Sequence[Dim], first: Dim, width: Dim) -> Box:
     """``extents[1]`` channel blocks from number ``first`` on, ``width`` channels of each."""
     block = max(source.block, output.block)
     rank = len(extents)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import prod
 
-from compiler.ir.intexpr import Dim, floordiv, mod
+from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, mod, product
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array, Call, Scalar
@@ -25,13 +24,19 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def vector_lanes(target: Target, dtypes: Sequence[DType], extent: int) -> int:
+def vector_lanes(target: Target, dtypes: Sequence[DType], extent: Dim) -> int:
     """Lanes for values of all these types over an axis of ``extent`` elements: the widest type fills a vector.
 
     Half-precision values count as float32, in which they are computed.
     """
     widest = max(max(dtype.itemsize, 4 if dtype.is_float else 1) for dtype in dtypes)
-    return max(1, min(target.vector_bits // (8 * widest), power_of_two(extent)))
+    widest_vector = target.vector_bits // (8 * widest)
+    return max(1, min(widest_vector, power_of_two(extent)) if isinstance(extent, int) else widest_vector)
+
+
+def fewer(most: int, extent: Dim, size: int = 1) -> int:
+    """``most``, or as many parts of ``size`` as cover ``extent`` where that is known to be fewer."""
+    return min(most, -(-extent // size)) if isinstance(extent, int) else most
 
 
 def expression_dtypes(expr: Scalar) -> Iterator[DType]:
@@ -63,7 +68,7 @@ class Axis:
     It adds ``strides[t]`` to the index into tensor t of those walked together. ``symbol`` is its variable in a box's index.
     """
 
-    extent: int
+    extent: Dim
     output: int
     step: int = 1
     symbol: str = ""
@@ -98,7 +103,7 @@ def axes_of(workload: Workload) -> list[Axis]:
     """The axes of a row-major output, walked together with ``inputs[0]`` of the same shape and the epilogue's operands."""
     output = workload.output
     tables = [physical_strides(workload.inputs[0].type), physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
-    return [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.static_shape)]
+    return [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.shape)]
 
 
 def coordinates(offset: Sequence[Dim], axes: Sequence[Axis], indices: Sequence[Dim]) -> tuple[Dim, ...]:
@@ -122,24 +127,28 @@ def offset(axes: Sequence[Axis], indices: Sequence[Dim]) -> Dim:
 
 
 @contextmanager
-def parallel_nest(b: LoopBuilder, extents: Sequence[int], threads: int) -> Iterator[list[Dim]]:
+def parallel_nest(b: LoopBuilder, extents: Sequence[Dim], threads: int) -> Iterator[list[Dim]]:
     """Loops over extents; the outermost of them, as many as keep every worker busy, are one parallel loop. Gives the indices."""
-    wanted = 1 if threads == 1 else _PARTS_PER_WORKER * threads
-    shared = next((k for k in range(1, len(extents)) if prod(extents[:k]) >= wanted and prod(extents[:k]) > 1), len(extents))
-    with b.loop("p", 0, prod(extents[:shared]), parallel=True) as loop:
+    shared = next((k for k in range(1, len(extents)) if _keeps_busy(product(extents[:k]), threads)), len(extents))
+    with b.loop("p", 0, product(extents[:shared]), parallel=True) as loop:
         indices = unflatten(loop.var, extents[:shared])
         with serial_nest(b, extents[shared:]) as rest:
             yield indices + rest
 
 
+def _keeps_busy(extent: Dim, threads: int) -> bool:
+    """Whether a parallel loop over extent is known to give every worker enough to do."""
+    return extent != 1 if threads == 1 else isinstance(extent, int) and extent >= _PARTS_PER_WORKER * threads
+
+
 @contextmanager
-def serial_nest(b: LoopBuilder, extents: Sequence[int]) -> Iterator[list[Dim]]:
+def serial_nest(b: LoopBuilder, extents: Sequence[Dim]) -> Iterator[list[Dim]]:
     """Loops over extents, the first outermost. Gives the indices."""
     with ExitStack() as stack:
         yield [0 if extent == 1 else stack.enter_context(b.loop("i", 0, extent)).var for extent in extents]
 
 
-def unflatten(flat: Dim, extents: Sequence[int]) -> list[Dim]:
+def unflatten(flat: Dim, extents: Sequence[Dim]) -> list[Dim]:
     """The indices along extents of row-major position ``flat``."""
     indices: list[Dim] = []
     outermost = next((k for k, extent in enumerate(extents) if extent != 1), len(extents))
@@ -152,18 +161,22 @@ def unflatten(flat: Dim, extents: Sequence[int]) -> list[Dim]:
     return indices[::-1]
 
 
-Chunk = tuple[Dim, int]
+Chunk = tuple[Dim, Dim]
 """A vector's first position along its axis and how many of its lanes are in use."""
 
 
-def vector_loop(b: LoopBuilder, extent: int, lanes: int, unroll: int, body: Callable[[list[Chunk]], None], *, parallel: bool = False) -> None:
+def vector_loop(b: LoopBuilder, extent: Dim, lanes: int, unroll: int, body: Callable[[list[Chunk]], None], *, parallel: bool = False) -> None:
     """``body`` for groups of up to ``unroll`` vectors that cover ``extent`` positions; the last vector may be partial."""
     step = lanes * unroll
-    groups = extent // step
-    if groups:
+    groups = floordiv(extent, step)
+    if groups != 0:
         with b.loop("v", 0, groups, parallel=parallel) as loop:
             body([(loop.var * step + u * lanes, lanes) for u in range(unroll)])
-    rest: list[Chunk] = [(position, min(lanes, extent - position)) for position in range(groups * step, extent, lanes)]
+    if not isinstance(extent, int):
+        with b.loop("v", groups * unroll, ceildiv(extent, lanes), parallel=parallel) as loop:
+            body([(loop.var * lanes, used_lanes(loop.var * lanes, extent, lanes))])
+        return
+    rest: list[Chunk] = [(position, min(lanes, extent - position)) for position in range(extent - extent % step, extent, lanes)]
     if rest and parallel:
         with b.loop("v", 0, 1, parallel=True):
             body(rest)
@@ -171,14 +184,20 @@ def vector_loop(b: LoopBuilder, extent: int, lanes: int, unroll: int, body: Call
         body(rest)
 
 
+def used_lanes(position: Dim, extent: Dim, lanes: int) -> Dim:
+    """Lanes in use of a vector at a position below ``extent``."""
+    return minimum(lanes, extent - position) if lanes > 1 else 1
+
+
 def vector_nest(
-    b: LoopBuilder, extents: Sequence[int], last: int, lanes: int, unroll: int, threads: int, body: Callable[[Sequence[Dim], list[Chunk]], None]
+    b: LoopBuilder, extents: Sequence[Dim], last: Dim, lanes: int, unroll: int, threads: int, body: Callable[[Sequence[Dim], list[Chunk]], None]
 ) -> None:
     """``body`` for every point of ``extents`` and every group of vectors that covers ``last`` positions.
 
     The workers share the outer loops, or the vectors where there are too few outer iterations.
     """
-    if prod(extents) >= threads or last < threads * lanes:
+    outer_extent = product(extents)
+    if not isinstance(outer_extent, int) or outer_extent >= threads or (isinstance(last, int) and last < threads * lanes):
         with parallel_nest(b, extents, threads) as outer:
             vector_loop(b, last, lanes, unroll, lambda chunks: body(outer, chunks))
         return
@@ -193,11 +212,26 @@ def vector_nest(
 # -- lanes --------------------------------------------------------------------------------------------------------------
 
 
-def load_as(b: LoopBuilder, dtype: DType, buffer: Buffer, index: Dim, lanes: int, *, stride: Dim = 1, count: int | None = None) -> Reg:
+def load_as(b: LoopBuilder, dtype: DType, buffer: Buffer, index: Dim, lanes: int, *, stride: Dim = 1, count: Dim | None = None) -> Reg:
     """A load converted to dtype; one element for every lane is converted once."""
     if stride == 0 and buffer.dtype is not dtype:
         return b.splat(b.cast(b.load(buffer, index), dtype), lanes)
     return b.cast(b.load(buffer, index, lanes, stride=stride, count=count), dtype)
+
+
+def load_used_lanes(
+    b: LoopBuilder, buffer: Buffer, index: Callable[[Dim], Dim], count: Dim, lanes: int, loads: dict[object, Reg] | None = None
+) -> Reg:
+    """``load_lanes`` of ``index(lane)`` for the first ``count`` lanes, which may be known at run time only."""
+    if isinstance(count, int):
+        return load_lanes(b, buffer, [index(lane) for lane in range(count)], lanes, loads)
+    indices = [index(lane) for lane in range(lanes)]
+    known = {} if loads is None else loads
+    if all(right - left == 1 for left, right in pairwise(indices)):
+        return _load(b, known, buffer, indices[0], lanes, 1, count)
+    if all(other == indices[0] for other in indices):
+        return _load(b, known, buffer, indices[0], lanes, 0)
+    return _inserted(b, known, buffer, [index(minimum(lane, count - 1)) for lane in range(lanes)], lanes)
 
 
 def load_lanes(b: LoopBuilder, buffer: Buffer, indices: Sequence[Dim], lanes: int, loads: dict[object, Reg] | None = None) -> Reg:
@@ -217,6 +251,11 @@ def load_lanes(b: LoopBuilder, buffer: Buffer, indices: Sequence[Dim], lanes: in
         windows = _windows(distances, lanes)
         if len(windows) * 2 <= count:
             return _permuted(b, known, buffer, indices[0], lanes, distances, windows)
+    return _inserted(b, known, buffer, indices, lanes)
+
+
+def _inserted(b: LoopBuilder, known: dict[object, Reg], buffer: Buffer, indices: Sequence[Dim], lanes: int) -> Reg:
+    """Elements read one by one."""
     vector = b.const(0, VecType(buffer.dtype, lanes))
     for lane, index in enumerate(indices):
         vector = b.let("insert", (vector, _load(b, known, buffer, index, 1, 0)), vector.type, lane)
@@ -250,7 +289,7 @@ def _permuted(
     return vector if vector is not None else b.const(0, VecType(buffer.dtype, lanes))
 
 
-def _load(b: LoopBuilder, known: dict[object, Reg], buffer: Buffer, index: Dim, lanes: int, stride: int, count: int | None = None) -> Reg:
+def _load(b: LoopBuilder, known: dict[object, Reg], buffer: Buffer, index: Dim, lanes: int, stride: int, count: Dim | None = None) -> Reg:
     key = (buffer.name, index, lanes, stride, count)
     if key not in known:
         known[key] = b.load(buffer, index, lanes, stride=stride if lanes > 1 else 1, count=count if lanes > 1 else None)
@@ -272,11 +311,17 @@ def transpose_square(b: LoopBuilder, rows: Sequence[Reg]) -> list[Reg]:
     return vectors
 
 
-def mask_tail(b: LoopBuilder, value: Reg, count: int, identity: Reg) -> Reg:
+def number(b: LoopBuilder, value: Dim, dtype: DType) -> Reg:
+    """A number that may be known at run time only, as a scalar of dtype."""
+    return b.const(value, VecType(dtype, 1)) if isinstance(value, int) else b.cast(b.index_value(value), dtype)
+
+
+def mask_tail(b: LoopBuilder, value: Reg, count: Dim, identity: Reg) -> Reg:
     """value with the lanes from ``count`` on replaced by those of identity."""
     lanes = value.type.lanes
     if count == lanes:
         return value
     numbers = VecType(DType.INT32, lanes)
-    used = b.op("lt", b.let("iota", (), numbers), b.const(count, numbers))
+    limit = b.const(count, numbers) if isinstance(count, int) else b.splat(b.cast(b.index_value(count), DType.INT32), lanes)
+    used = b.op("lt", b.let("iota", (), numbers), limit)
     return b.op("select", used, value, identity)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from compiler.ir.half import compute_dtype
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, ceildiv, product
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -24,11 +23,11 @@ class MatMul:
     name = "matmul"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Row-major operands of one dtype, computed in 32 or 64 bits, with known shapes."""
+        """Row-major operands of one dtype, computed in 32 or 64 bits, row-major."""
         a, b = workload.inputs[0].type, workload.inputs[1].type
         types = (a, b, workload.output, workload.anchor)
         same = compute_dtype(a.dtype) is compute_dtype(b.dtype) is workload.anchor.dtype
-        return same and workload.anchor.dtype in _DTYPES and all(t.block == 1 and t.is_static for t in types)
+        return same and workload.anchor.dtype in _DTYPES and all(t.block == 1 for t in types)
 
     def heuristic(self, workload: Workload, target: Target) -> g.GemmSchedule:
         return g.heuristic(_gemm(workload, _lanes(workload, target)), target, workload.threads)
@@ -48,7 +47,7 @@ class MatMul:
         b_type = workload.inputs[1].type
         sizes: dict[int, Dim] = {}
         if workload.inputs[1].constant:
-            sizes[1] = prod(b_type.static_shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
+            sizes[1] = product(b_type.shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
         (a, b), operands, out = declare_buffers(builder, workload, sizes)
         columns = 0 if b_type.rank == 1 else 1
         epilogue = Epilogue(builder, workload, operands, row_axes=range(workload.output.rank - columns))
@@ -56,7 +55,7 @@ class MatMul:
         return builder.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.anchor.elements * (2 * workload.inputs[0].type.static_shape[-1])
+        return workload.anchor.elements * workload.inputs[0].type.shape[-1] * 2
 
 
 def _lanes(workload: Workload, target: Target) -> int:
@@ -64,18 +63,18 @@ def _lanes(workload: Workload, target: Target) -> int:
 
 
 def _gemm(workload: Workload, lanes: int) -> g.Gemm:
-    a, b, out = workload.inputs[0].type.static_shape, workload.inputs[1].type.static_shape, workload.output
+    a, b, out = workload.inputs[0].type.shape, workload.inputs[1].type.shape, workload.output
     row_vector, column_vector = len(a) == 1, len(b) == 1
     a = (1, *a) if row_vector else a
     b = (*b, 1) if column_vector else b
     depth, columns = b[-2:]
     batch = _broadcast(a[:-2], b[:-2])
     packed = workload.inputs[1].constant
-    matrix = depth * (-(-columns // lanes) * lanes if packed else columns)
+    matrix = depth * (ceildiv(columns, lanes) * lanes if packed else columns)
     row_axes = range(out.rank if column_vector else out.rank - 1)
-    walk = flat_axis(workload, row_axes) if prod(b[:-2]) == 1 and not row_vector else None
+    walk = flat_axis(workload, row_axes) if product(b[:-2]) == 1 and not row_vector else None
     merged = walk is not None
-    rows = a[-2] * (prod(batch) if merged else 1)
+    rows = a[-2] * (product(batch) if merged else 1)
     a_steps, b_steps = _steps(a[:-2], len(batch), a[-2] * depth), _steps(b[:-2], len(batch), matrix)
     batches = () if merged else tuple(g.Batch(*values) for values in zip(batch, a_steps, b_steps, strict=True))
 
@@ -90,19 +89,21 @@ def _gemm(workload: Workload, lanes: int) -> g.Gemm:
     return g.Gemm(batches, rows, columns, depth, lanes, workload.anchor.dtype, depth, 8, 8, 1, b_row, coordinates)
 
 
-def _broadcast(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:
+def _broadcast(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
     rank = max(len(left), len(right))
-    pairs = zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True)
+    ones: tuple[Dim, ...] = (1,) * rank
+    pairs = zip(ones[len(left) :] + left, ones[len(right) :] + right, strict=True)
     return tuple(y if x == 1 else x for x, y in pairs)
 
 
-def _steps(shape: tuple[int, ...], rank: int, matrix: int) -> list[int]:
+def _steps(shape: tuple[Dim, ...], rank: int, matrix: Dim) -> list[Dim]:
     """What one step of each batch axis adds to an operand's index; 0 where it broadcasts."""
-    steps, step = [], matrix
-    for dim in reversed((1,) * (rank - len(shape)) + shape):
+    steps: list[Dim] = []
+    step = matrix
+    for dim in reversed(shape):
         steps.append(0 if dim == 1 else step)
-        step *= dim
-    return steps[::-1]
+        step = step * dim
+    return [*[0] * (rank - len(shape)), *reversed(steps)]
 
 
 register_family(MatMul())

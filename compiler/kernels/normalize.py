@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from compiler.errors import InternalError
-from compiler.ir.intexpr import Dim
-from compiler.ir.loop import Buffer, Function, Reg, VecType
+from compiler.ir.intexpr import Dim, floordiv, product
+from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
@@ -19,7 +18,9 @@ from compiler.kernels.loops import (
     collapse,
     coordinates,
     expression_dtypes,
+    fewer,
     mask_tail,
+    number,
     offset,
     parallel_nest,
     serial_nest,
@@ -72,24 +73,24 @@ class _NormalizeWriter:
     def row(self, outer: Sequence[Axis], at: Sequence[Dim], inner: Sequence[Axis]) -> None:
         """Everything that shares one mean and variance."""
         b, base = self._b, offset(outer, at)
-        extent = prod(axis.extent for axis in inner)
+        extent = product([axis.extent for axis in inner])
         lanes = vector_lanes(self._target, self._dtypes, extent)
-        unroll = min(self._schedule.vectors, -(-extent // lanes))
-        fold = Fold(b, "sum", accumulator_dtype("sum", self._dtype, extent // (lanes * unroll)))
+        unroll = fewer(self._schedule.vectors, extent, lanes)
+        fold = Fold(b, "sum", accumulator_dtype("sum", self._dtype, floordiv(extent, lanes * unroll)))
         mean: Reg | None = None
 
-        def deviation(position: Dim, count: int) -> Reg:
+        def deviation(position: Dim, count: Dim) -> Reg:
             value = b.cast(self._read(base + position, lanes, count), fold.dtype)
             return value if mean is None else b.op("sub", value, b.splat(mean, lanes))
 
-        def deviations(position: Dim, count: int) -> list[Reg]:
+        def deviations(position: Dim, count: Dim) -> list[Reg]:
             return [mask_tail(b, deviation(position, count), count, fold.start(lanes))]
 
-        def squares(position: Dim, count: int) -> list[Reg]:
+        def squares(position: Dim, count: Dim) -> list[Reg]:
             value = deviation(position, count)
             return [mask_tail(b, b.op("mul", value, value), count, fold.start(lanes))]
 
-        count = b.const(extent, VecType(fold.dtype, 1))
+        count = number(b, extent, fold.dtype)
         start = [[fold.start(lanes)]] * unroll
         if self._center:
             (total,) = fold.join(fold.along(extent, lanes, start, deviations))
@@ -111,11 +112,11 @@ class _NormalizeWriter:
                     value = self._read(offset(axes, point), lanes, count)
                     value = b.op("mul", value if shift is None else b.op("sub", value, shift), factor)
                     place = coordinates(self._origin, axes, point)
-                    self._epilogue.store(self._out, b.cast(value, self._anchor), place, count if count < lanes else None, axis=last.output)
+                    self._epilogue.store(self._out, b.cast(value, self._anchor), place, count, axis=last.output)
 
             vector_loop(b, last.extent, lanes, self._schedule.vectors, write)
 
-    def _read(self, index: Dim, lanes: int, count: int) -> Reg:
+    def _read(self, index: Dim, lanes: int, count: Dim) -> Reg:
         return self._b.cast(self._b.load(self._x, index, lanes, count=count), self._dtype)
 
 

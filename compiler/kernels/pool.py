@@ -7,7 +7,7 @@ axes of the window are cut to what lies inside the input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +18,7 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
-from compiler.kernels.loops import Chunk, expression_dtypes, load_lanes, pack_plain, parallel_nest, vector_lanes, vector_loop
+from compiler.kernels.loops import Chunk, expression_dtypes, load_used_lanes, pack_plain, parallel_nest, vector_lanes, vector_loop
 from compiler.kernels.windows import Axis, spatial_axes, tap_bounds, tile_runs
 from compiler.target import Target
 
@@ -39,7 +39,7 @@ class _Unit:
     """One output vector: its position along the innermost spatial axis, lanes in use, and taps inside the input."""
 
     position: Dim
-    count: int
+    count: Dim
     taps: Sequence[int]
     divisor: int
 
@@ -143,7 +143,7 @@ class _PoolWriter:
             result = self._b.cast(result, self._workload.anchor.dtype)
             blocked = self._workload.output.block != 1
             place = (*at, unit.position, 0) if blocked else (*at, unit.position)
-            self._epilogue.store(self._out, result, place, unit.count if unit.count < lanes else None)
+            self._epilogue.store(self._out, result, place, unit.count)
 
     def _taps(
         self, units: Sequence[_Unit], lanes: int, index: Dim, loops: Sequence[tuple[Axis, Dim, tuple[Dim, Dim]]], depth: int, accumulators: list[Reg]
@@ -162,7 +162,7 @@ class _PoolWriter:
             for tap in unit.taps:
                 place = index + (unit.position * last.stride + (tap * last.dilation - last.pad)) * step
                 between = last.stride if self._workload.output.block == 1 else 1
-                value = load_lanes(self._b, self._x, [place + lane * between for lane in range(unit.count)], lanes, loads)
+                value = load_used_lanes(self._b, self._x, _spaced(place, between), unit.count, lanes, loads)
                 folded[number : number + 1] = self.fold.combine([folded[number]], [self._b.cast(value, self.fold.dtype)])
         return folded
 
@@ -191,6 +191,11 @@ class _PoolWriter:
         if isinstance(divisor, int):
             return b.op("div", value, b.const(divisor, VecType(value.type.dtype, lanes)))
         return b.op("div", value, b.splat(b.cast(b.index_value(divisor), value.type.dtype), lanes))
+
+
+def _spaced(start: Dim, step: int) -> Callable[[Dim], Dim]:
+    """The index of each lane."""
+    return lambda lane: start + lane * step
 
 
 register_family(Pool())

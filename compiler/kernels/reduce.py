@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, floordiv, product
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -22,6 +21,7 @@ from compiler.kernels.loops import (
     collapse,
     coordinates,
     expression_dtypes,
+    fewer,
     mask_tail,
     offset,
     pack_plain,
@@ -58,7 +58,7 @@ def reduced_axes(workload: Workload, axes: Sequence[int]) -> ReducedAxes:
     for number, (extent, step) in enumerate(zip(x.physical_shape, physical_strides(x), strict=True)):
         folded = number in axes
         strides = (step, *(0 if folded else table[place] for table in tables))
-        found.append(Axis(extent if isinstance(extent, int) else 0, -1 if folded else place, strides=strides))
+        found.append(Axis(extent, -1 if folded else place, strides=strides))
         place += not folded or x.rank == output.rank
     joined = collapse(found)
     reduced = tuple(axis for axis in joined if axis.output < 0)
@@ -72,10 +72,10 @@ class Reduce:
     name = "reduce"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static shapes in one layout; a blocked tensor keeps its channels and batch in place."""
+        """One layout; a blocked tensor keeps its channels and batch in place."""
         x, output, axes = workload.inputs[0].type, workload.output, workload.ints("axes")
         in_place = 1 not in axes and (0 not in axes or x.rank == output.rank)
-        return x.is_static and x.block == output.block and (x.block == 1 or in_place)
+        return x.block == output.block and (x.block == 1 or in_place)
 
     def heuristic(self, workload: Workload, target: Target) -> ReduceSchedule:
         return ReduceSchedule(4, 8)
@@ -125,22 +125,22 @@ class _ReduceWriter:
         self._epilogue = epilogue
         self._kind = str(workload.attrs["kind"])
         self._dtypes = [x.dtype, *expression_dtypes(workload.epilogue)]
-        self._elements = prod(axis.extent for axis in loops.reduced)
+        self._elements = product([axis.extent for axis in loops.reduced])
         self._origin = (0,) * len(workload.output.physical_shape)
 
     def lanes_along_result(self) -> None:
         """Every lane folds an element of the result."""
         *outer, last = self._loops.kept
         lanes = vector_lanes(self._target, self._dtypes, last.extent)
-        width = min(self._schedule.vectors, -(-last.extent // lanes))
-        unroll = max(1, min(self._schedule.accumulators // width, self._loops.reduced[-1].extent))
+        width = fewer(self._schedule.vectors, last.extent, lanes)
+        unroll = max(1, fewer(self._schedule.accumulators // width, self._loops.reduced[-1].extent))
         fold = self._fold(unroll)
 
         def body(indices: Sequence[Dim], chunks: list[Chunk]) -> None:
             base = offset(outer, indices)
             rows = [[fold.start(lanes)] * len(chunks)] * unroll
 
-            def elements(index: Dim, position: Dim, _: int) -> list[Reg]:
+            def elements(index: Dim, position: Dim, _: Dim) -> list[Reg]:
                 at = index + position * self._loops.reduced[-1].stride
                 return [self._load(fold, at + place * last.stride, lanes, count) for place, count in chunks]
 
@@ -154,11 +154,11 @@ class _ReduceWriter:
         """The lanes of the accumulators are folded at the end, into one element of the result."""
         last = self._loops.reduced[-1]
         lanes = vector_lanes(self._target, self._dtypes, last.extent)
-        unroll = max(1, min(self._schedule.accumulators // 2, -(-last.extent // lanes)))
+        unroll = max(1, fewer(self._schedule.accumulators // 2, last.extent, lanes))
         fold = self._fold(unroll * lanes)
         with parallel_nest(self._b, [axis.extent for axis in self._loops.kept], self._workload.threads) as indices:
 
-            def elements(index: Dim, position: Dim, count: int) -> list[Reg]:
+            def elements(index: Dim, position: Dim, count: Dim) -> list[Reg]:
                 value = self._load(fold, index + position * last.stride, lanes, count)
                 return [mask_tail(self._b, value, count, fold.start(lanes))]
 
@@ -167,17 +167,17 @@ class _ReduceWriter:
             self._store(fold.across(total), indices, 1)
 
     def _fold(self, accumulators: int) -> Fold:
-        return Fold(self._b, self._kind, accumulator_dtype(self._kind, self._x.dtype, self._elements // accumulators))
+        return Fold(self._b, self._kind, accumulator_dtype(self._kind, self._x.dtype, floordiv(self._elements, accumulators)))
 
-    def _load(self, fold: Fold, index: Dim, lanes: int, count: int) -> Reg:
-        return self._b.cast(self._b.load(self._x, index, lanes, count=count if count < lanes else None), fold.dtype)
+    def _load(self, fold: Fold, index: Dim, lanes: int, count: Dim) -> Reg:
+        return self._b.cast(self._b.load(self._x, index, lanes, count=count), fold.dtype)
 
-    def _store(self, value: Reg, indices: Sequence[Dim], count: int) -> None:
+    def _store(self, value: Reg, indices: Sequence[Dim], count: Dim) -> None:
         kept = self._loops.kept
         value = self._b.cast(value, self._workload.anchor.dtype)
         axis = kept[-1].output if kept else -1
         place = coordinates(self._origin, kept, indices)
-        self._epilogue.store(self._out, value, place, count if count < value.type.lanes else None, axis=axis)
+        self._epilogue.store(self._out, value, place, count, axis=axis)
 
 
 register_family(Reduce())

@@ -22,9 +22,9 @@ class RowFamily:
     """The part of a family that does not depend on what is done with a row."""
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static row-major float tensors."""
+        """Row-major float tensors."""
         x = workload.inputs[0].type
-        return x.is_static and x.dtype.is_float and x.block == 1 and workload.output.block == 1
+        return x.dtype.is_float and x.block == 1 and workload.output.block == 1
 
     def heuristic(self, workload: Workload, target: Target) -> RowSchedule:
         return RowSchedule(4)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, floordiv
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.types import DType
@@ -20,6 +20,7 @@ from compiler.kernels.loops import (
     collapse,
     coordinates,
     expression_dtypes,
+    fewer,
     mask_tail,
     offset,
     parallel_nest,
@@ -56,7 +57,7 @@ class Softmax(RowFamily):
         else:
             lanes = vector_lanes(target, dtypes, along.extent)
             with parallel_nest(b, [a.extent for a in outer], threads) as at:
-                writer.row(outer, at, lanes, min(schedule.vectors, -(-along.extent // lanes)))
+                writer.row(outer, at, lanes, fewer(schedule.vectors, along.extent, lanes))
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
@@ -82,15 +83,15 @@ class _SoftmaxWriter:
         axes = (*outer, self._along)
         extent = self._along.extent
         largest = Fold(self._b, "max", self.dtype)
-        total = Fold(self._b, "sum", accumulator_dtype("sum", self.dtype, extent // (lanes * unroll)))
+        total = Fold(self._b, "sum", accumulator_dtype("sum", self.dtype, floordiv(extent, lanes * unroll)))
 
-        def read(position: Dim, count: int) -> Reg:
+        def read(position: Dim, count: Dim) -> Reg:
             return self._read(base + position * self._along.stride, lanes, count)
 
-        def masked(position: Dim, count: int) -> list[Reg]:
+        def masked(position: Dim, count: Dim) -> list[Reg]:
             return [mask_tail(self._b, read(position, count), count, largest.start(lanes))]
 
-        def exponentials(position: Dim, count: int) -> list[Reg]:
+        def exponentials(position: Dim, count: Dim) -> list[Reg]:
             value = self._exponential(read(position, count), top, base + position * self._along.stride, count)
             return [mask_tail(self._b, self._b.cast(value, total.dtype), count, total.start(lanes))]
 
@@ -113,10 +114,10 @@ class _SoftmaxWriter:
         largest = Fold(b, "max", self.dtype)
         total = Fold(b, "sum", accumulator_dtype("sum", self.dtype, extent))
 
-        def values(position: Dim, _: int) -> list[Reg]:
+        def values(position: Dim, _: Dim) -> list[Reg]:
             return [self._read(base + position * self._along.stride, lanes, count) for base, count in zip(bases, counts, strict=True)]
 
-        def exponentials(position: Dim, _: int) -> list[Reg]:
+        def exponentials(position: Dim, _: Dim) -> list[Reg]:
             step = position * self._along.stride
             read = zip(values(position, 1), tops, bases, counts, strict=True)
             return [b.cast(self._exponential(value, top, base + step, count), total.dtype) for value, top, base, count in read]
@@ -129,10 +130,10 @@ class _SoftmaxWriter:
                 place = coordinates(self._origin, (*axes, self._along), [*at, position, loop.var])
                 self._write(base + loop.var * self._along.stride, lanes, count, top, scale, place, axes[-1])
 
-    def _read(self, index: Dim, lanes: int, count: int) -> Reg:
+    def _read(self, index: Dim, lanes: int, count: Dim) -> Reg:
         return self._b.cast(self._b.load(self._x, index, lanes, count=count), self.dtype)
 
-    def _exponential(self, value: Reg, top: Reg, index: Dim, count: int) -> Reg:
+    def _exponential(self, value: Reg, top: Reg, index: Dim, count: Dim) -> Reg:
         """``exp(value - top)``, kept in the output for the last pass where it has the type for that."""
         result = self._b.op("exp", self._b.op("sub", value, top))
         if self._keeps:
@@ -146,14 +147,14 @@ class _SoftmaxWriter:
         one = self._b.const(1, total.type)
         return self._b.cast(self._b.op("div", one, total), self.dtype)
 
-    def _write(self, index: Dim, lanes: int, count: int, top: Reg, scale: Reg, place: Sequence[Dim], axis: Axis) -> None:
+    def _write(self, index: Dim, lanes: int, count: Dim, top: Reg, scale: Reg, place: Sequence[Dim], axis: Axis) -> None:
         b = self._b
         if self._keeps:
             value = b.op("mul", b.load(self._out, index, lanes, count=count), scale)
         else:
             shifted = b.op("sub", self._read(index, lanes, count), top)
             value = b.op("sub", shifted, scale) if self._log else b.op("mul", b.op("exp", shifted), scale)
-        self._epilogue.store(self._out, b.cast(value, self._anchor), place, count if count < lanes else None, axis=axis.output)
+        self._epilogue.store(self._out, b.cast(value, self._anchor), place, count, axis=axis.output)
 
 
 register_family(Softmax())
