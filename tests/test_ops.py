@@ -38,6 +38,7 @@ REFERENCE_IS_WRONG = {
     "LRN": "accumulates in another order",
     "LSTM": "knows neither directions nor lengths nor activations",
     "MaxPool of int8": "fills with NaN",
+    "Multinomial": "has no implementation",
     "OneHot": "refuses a depth of shape [1]",
     "Pad": "fails on negative pads",
     "RoiAlign": "moves by half a pixel before opset 16, too",
@@ -47,6 +48,7 @@ REFERENCE_IS_WRONG = {
     "SimplifiedLayerNormalization": "is unknown to it",
     "Softmax": "does not flatten before opset 13",
     "Softsign": "fails on a scalar",
+    "TfIdfVectorizer": "fails without weights",
     "Upsample": "has no linear mode",
 }
 

@@ -19,10 +19,12 @@ _SHAPE = "the result's shape follows from what the input holds"
 
 NEED_CONSTANTS: dict[str, str] = {
     "AffineGrid": _SHAPE,
+    "CenterCropPad": _SHAPE,
     "Col2Im": _SHAPE,
     "ConstantOfShape": _SHAPE,
     "DFT": "the factors follow from the axis",
     "Expand": _SHAPE,
+    "MelWeightMatrix": _SHAPE,
     "MatMulNBits": "weights are unpacked when they are packed for the kernel",
     "OneHot": _SHAPE,
     "Pad": _SHAPE,

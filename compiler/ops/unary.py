@@ -9,7 +9,7 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
 from compiler.ir.scalar import Scalar, call, const_like
 from compiler.ops.support import Attrs, attr_float
 
@@ -241,24 +241,8 @@ class Identity(Elementwise):
     """A copy: stands only where a graph output needs a value of its own (an input or a constant handed out as it is)."""
 
     name = "identity"
-    samples = (Sample("Identity", (_REALS,)), Sample("Identity", (_INTEGERS,)), Sample("Dropout", (_REALS,)))
-    forms = (
-        OnnxForm("Identity", lambda context: context.input(0)),
-        OnnxForm("Dropout", lambda context: _dropout(context)),
-    )
+    samples = (Sample("Identity", (_REALS,)), Sample("Identity", (_INTEGERS,)))
+    forms = (OnnxForm("Identity", lambda context: context.input(0)),)
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
         return args[0]
-
-
-def _dropout(context: FormContext) -> Sequence[Value]:
-    """Inference: the data, and a mask that keeps everything."""
-    training = context.constant(2)
-    if context.optional(2) is not None and (training is None or bool(training)):
-        ratio = context.constant(1)
-        if ratio is None or float(ratio) != 0:
-            raise UnsupportedForm("training_mode is on")
-    x = context.input(0)
-    if context.outputs == 1:
-        return (x,)
-    return (x, context.emit("expand", context.const(np.array(True)), shape=x.type.shape))
