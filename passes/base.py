@@ -11,11 +11,12 @@ import pkgutil
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from compiler.errors import InternalError, UserError
+from compiler.ir.control import BRANCHING
 from compiler.ir.graph import Graph
 from compiler.ir.verify import Stage, verify_graph
 
@@ -68,7 +69,7 @@ class PassManager:
         reports = []
         for step in self.passes:
             begin = time.perf_counter()
-            result = step.run(graph)
+            result = _run(step, graph)
             seconds = time.perf_counter() - begin
             report = PassReport(step.name, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes)
             graph = result.graph
@@ -78,6 +79,20 @@ class PassManager:
                 self.observer(step, graph, report)
             reports.append(report)
         return graph, tuple(reports)
+
+
+def _run(step: Pass, graph: Graph) -> PassResult:
+    """The pass on the regions of every ``if`` and ``loop``, innermost first, then on the graph; memory is planned for all at once."""
+    if step.stage is Stage.PLANNED or not any(node.op in BRANCHING for node in graph.nodes):
+        return step.run(graph)
+    nodes, inside = [], []
+    for node in graph.nodes:
+        results = [_run(step, region) for region in node.regions] if node.op in BRANCHING else []
+        inside += [result for result in results if result.changed]
+        nodes.append(replace(node, regions=tuple(result.graph for result in results)) if results else node)
+    outside = step.run(graph.with_(nodes=tuple(nodes)))
+    notes = (*outside.notes, *(f"in a region: {note}" for result in inside for note in result.notes))
+    return PassResult(outside.graph, outside.changed or bool(inside), notes)
 
 
 def _verify(step: Pass, graph: Graph) -> None:

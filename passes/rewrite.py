@@ -27,10 +27,10 @@ def rewrite(graph: Graph, rule: Rule) -> tuple[Graph, int]:
     for original in graph.nodes:
         node = substitute(original, twins)
         found = rule(node, builder) if len(node.outputs) == 1 else None
-        value = original.outputs[0]
         if found is None:
             builder.append(node)
             continue
+        value = original.output
         if value in outputs:
             # Only a value that is computed, and has no name of the interface yet, can take the output's.
             if found in outputs or found in renamed or builder.producer(found) is None:

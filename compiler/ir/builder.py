@@ -13,6 +13,10 @@ _FOLD_LIMIT = 1 << 16
 """Elements up to which results are folded while building: enough for shape computation and for per-channel parameters."""
 
 
+_SYMBOLIC_LIMIT = 256
+"""Elements up to which symbolic results are folded."""
+
+
 class GraphBuilder:
     """Collects nodes for one graph. Names are made unique; integer tensors whose content follows from shapes are known as dims.
 
@@ -128,9 +132,25 @@ class GraphBuilder:
         content = content.reshape(types[0].static_shape)
         if not any(isinstance(d, IntExpr) for d in content.reshape(-1)):
             return self.constant(content.astype(types[0].dtype.numpy), name=op)
-        value = Value(self.unique(op), types[0])
-        self._add(Node(op, tuple(inputs), (value,), attrs))
+        return self._symbolic(content, types[0]) if content.size <= _SYMBOLIC_LIMIT else None
+
+    def _symbolic(self, content: Array, type_: TensorType) -> Value | None:
+        """A value of integers some of which are symbolic."""
+        if type_.dtype is DType.BOOL:
+            return None
+        source = self._dims_node(tuple(content.reshape(-1).tolist()), scalar=type_.rank == 0)
+        if type_.rank > 1:
+            source = self._node("reshape", (source,), TensorType(DType.INT64, type_.shape), shape=type_.shape)
+        value = source if type_.dtype is DType.INT64 else self._node("cast", (source,), type_, to=type_.dtype)
         self.set_dims(value, content)
+        return value
+
+    def _dims_node(self, values: tuple[Dim, ...], *, scalar: bool) -> Value:
+        return self._node("dims", (), TensorType(DType.INT64, () if scalar else (len(values),)), values=values, scalar=scalar)
+
+    def _node(self, op: str, inputs: tuple[Value, ...], type_: TensorType, **attrs: Attr) -> Value:
+        value = Value(self.unique(op), type_)
+        self._add(Node(op, inputs, (value,), attrs))
         return value
 
 

@@ -88,7 +88,7 @@ class Node:
 class Graph:
     """Nodes in topological order, with named inputs, outputs and constants.
 
-    A region sees the values of the graphs around it; ``group`` regions do not use that: they take all they read as inputs.
+    Regions take all the values they read as inputs; the symbols of their types and attributes may be those known around them.
     """
 
     name: str

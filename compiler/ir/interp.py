@@ -1,4 +1,4 @@
-"""What a graph of any stage means: each node's ``Op.evaluate`` in numpy, a group's region in its place.
+"""What a graph of any stage means: each node's ``Op.evaluate`` in numpy, a group's region in its place, branches and loops as they run.
 
 Arrays are logical whatever the layout of their values, so every stage of one graph gives the same results.
 """
@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from compiler.errors import InternalError, UserError
+from compiler.ir.control import If, Loop, names
 from compiler.ir.graph import Array, Attr, Graph, Node, Region, Value
 from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, IntExpr, Sym, evaluate, substitute
@@ -23,14 +24,14 @@ from compiler.ir.verify import is_elementwise
 def interpret(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """The graph's outputs by name for its inputs by name (logical arrays of their types).
 
-    Raises UserError for feeds that do not fit, InternalError where a node's result is not of its type.
+    Raises UserError for feeds that do not fit and where a ``check`` fails, InternalError where a node's result is not of its type.
     """
     arrays = _run(graph, feeds)
     return {value.name: arrays[value] for value in graph.outputs}
 
 
 def interpret_all(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """As ``interpret``, but every value of the graph and its regions by name, constants included."""
+    """As ``interpret``, but every value of the graph and its regions by name, constants included (the last time it was computed)."""
     return {value.name: array for value, array in _run(graph, feeds).items()}
 
 
@@ -104,15 +105,64 @@ def _rounded(array: Array, type_: TensorType) -> Array:
 
 
 def _results(node: Node, values: dict[Value, Array], dims: dict[str, int], *, fused: bool) -> Sequence[Array]:
+    match node.op:
+        case "group":
+            (region,) = node.regions
+            values.update(zip(region.inputs, (values[v] for v in node.present_inputs), strict=True))
+            _run_nodes(region, values, dims, fused=True)
+            return [_rounded(values[v], v.type) for v in region.outputs]
+        case "if":
+            return _branch(If.of(node), values, dims)
+        case "loop":
+            return _loop(Loop.of(node), values, dims)
+        case "bind":
+            dims.update(zip(names(node), map(int, values[node.present_inputs[0]].reshape(-1)), strict=True))
+        case "define":
+            dims[str(node.attrs["symbol"])] = _number(node.attrs["value"], dims)
     inputs = [None if v is None else values[v] for v in node.inputs]
-    if node.op != "group":
-        if fused and (is_elementwise(node) or lookup(node.op).computes):
-            inputs = [None if x is None else x.astype(compute_dtype(DType.of(x.dtype)).numpy, copy=False) for x in inputs]
-        return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
-    (region,) = node.regions
-    values.update(zip(region.inputs, (values[v] for v in node.present_inputs), strict=True))
-    _run_nodes(region, values, dims, fused=True)
-    return [_rounded(values[v], v.type) for v in region.outputs]
+    if fused and (is_elementwise(node) or lookup(node.op).computes):
+        inputs = [None if x is None else x.astype(compute_dtype(DType.of(x.dtype)).numpy, copy=False) for x in inputs]
+    return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
+
+
+def _number(dim: Attr, dims: Mapping[str, int]) -> int:
+    if not isinstance(dim, int | IntExpr):
+        raise InternalError(f"{dim!r} is not a dim", where="interpreting")
+    return evaluate(dim, dims)
+
+
+def _branch(node: If, values: dict[Value, Array], dims: dict[str, int]) -> Sequence[Array]:
+    taken = bool(values[node.condition].item())
+    region, inner = node.then if taken else node.otherwise, dict(dims)
+    values.update(zip(region.inputs, (values[v] for v in node.captured), strict=True))
+    _run_nodes(region, values, inner)
+    dims.update({merge.symbol: evaluate(merge.first if taken else merge.second, inner) for merge in node.merges})
+    return [values[v] for v in region.outputs]
+
+
+def _loop(node: Loop, values: dict[Value, Array], dims: dict[str, int]) -> Sequence[Array]:
+    trips = None if node.trips is None else evaluate(node.trips, dims)
+    carried = [values[v] for v in node.initial]
+    captured = [values[v] for v in node.captured]
+    merged = {merge.symbol: evaluate(merge.first, dims) for merge in node.merges}
+    scans: list[list[Array]] = [[] for _ in node.scans]
+    going, count = node.condition is None or bool(values[node.condition].item()), 0
+    while going and (trips is None or count < trips):
+        inner = {**dims, **merged, node.iteration: count}
+        values.update(zip(node.body.inputs, (*carried, *captured), strict=True))
+        _run_nodes(node.body, values, inner)
+        going = not node.has_condition or bool(values[node.body.outputs[0]].item())
+        carried = [values[v] for v in node.next_values]
+        merged = {merge.symbol: evaluate(merge.second, inner) for merge in node.merges}
+        for scan, value in zip(scans, node.scans, strict=True):
+            scan.append(values[value])
+        count += 1
+    dims.update({**merged, node.count: count})
+    return [*carried, *(_stacked(scan, value.type, dims) for scan, value in zip(scans, node.scans, strict=True))]
+
+
+def _stacked(scan: Sequence[Array], type_: TensorType, dims: Mapping[str, int]) -> Array:
+    return np.stack(scan) if scan else np.zeros((0, *(evaluate(dim, dims) for dim in type_.shape)), type_.dtype.numpy)
 
 
 def bind_attr(attr: Attr, dims: Mapping[str, int]) -> Attr:

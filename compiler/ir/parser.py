@@ -190,7 +190,8 @@ class _Reader:
             outputs.append(self._definition(defined))
             if not self._accept(","):
                 break
-        self._expect("=")
+        if outputs:
+            self._expect("=")
         op = self._take("word", "an op")
         self._expect("(")
         inputs = [] if self.token == ")" else self._values(scope)

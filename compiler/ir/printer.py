@@ -4,6 +4,7 @@
       input %x: f32[N, 3]
       const %w: f32[3] = [1.0, 2.0, 3.0]
       const %k: f32[3, 64] = @f0c1a5f25e8e3c7d
+      bind(%n) {symbols = ["u1"]}
       %y: f32[N, 3] = add(%x, %w) {offset = 0} "the model's name of the node"
       return %y
     }
@@ -99,7 +100,7 @@ def print_node(node: Node, names: Mapping[Value, str] = MappingProxyType({})) ->
     operands = ", ".join(reference(v, names) for v in node.inputs)
     attrs = f" {{{_attr_list(node.attrs)}}}" if node.attrs else ""
     name = f" {json.dumps(node.name)}" if node.name else ""
-    return f"{results} = {node.op}({operands}){attrs}{name}"
+    return f"{results}{' = ' if results else ''}{node.op}({operands}){attrs}{name}"
 
 
 def print_attr(attr: Attr) -> str:

@@ -1,8 +1,11 @@
 """The rules of Graph IR, checked.
 
 At every stage:
-- Every value is defined once (an input, a constant or one output of one node), and names are unique, regions included.
-- A node reads values that are defined before it, in its own graph or in one around it. A ``group`` region reads its inputs alone.
+- Every value is defined once (an input, a constant or one output of one node), and names are unique, those in groups included; the
+  regions of ``if`` and ``loop`` are name spaces of their own.
+- A node reads values that are defined before it in its own graph. A region reads its inputs and constants alone.
+- A symbol in a type or an attribute is in the types of the graph's inputs or is defined before it, here or around (``control``), once.
+- The operands, regions and results of ``if`` and ``loop`` fit one another; every output of their regions is made by a node there.
 - A graph's outputs are defined in it or around it.
 - A node's output types are what its op infers from its operands (layout apart); a constant's array has its value's dtype and shape.
 - Attributes are of the kinds that ``graph.Attr`` lists.
@@ -13,7 +16,7 @@ canonical: every value is row-major; there are no ``to_layout`` and no ``group``
 
 laid out, and inside groups later: the layouts of a node's operands and result are among ``Op.layouts``.
 
-grouped: the nodes are groups and views. A group has one region, whose inputs and outputs have the types of the group's own; one output;
+grouped: the nodes are groups, views and control flow. A group has one region, whose inputs and outputs have the types of the group's own; one output;
 and in the region at most one node that is not elementwise.
 
 planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 with the value inside the arena,
@@ -27,6 +30,7 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 
 from compiler.errors import InternalError
+from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, own_symbols, type_symbols, verify_branching
 from compiler.ir.graph import Graph, Node, Value, captured
 from compiler.ir.intexpr import symbols
 from compiler.ir.op import Layouts, UnsupportedForm, lookup
@@ -71,15 +75,19 @@ class _Verifier:
         self._stage = stage
         self._names: set[str] = set()
         self._defined: set[Value] = set()
+        self._symbols: set[str] = set()
 
     def graph(self, graph: Graph) -> None:
         where = f"graph {graph.name} ({self._stage.value})"
-        self._scope(graph, frozenset(), where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
+        symbols_ = {name for value in graph.inputs for name in type_symbols(value.type)}
+        self._symbols.update(symbols_)
+        self._scope(graph, symbols_, where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
         if self._stage is Stage.PLANNED:
             _verify_plan(graph, where)
 
-    def _scope(self, graph: Graph, around: frozenset[Value], where: str, *, grouped: bool) -> None:
-        known = set(around)
+    def _scope(self, graph: Graph, symbols_: set[str], where: str, *, grouped: bool) -> None:
+        """``symbols_`` are known where graph begins; those it defines are added."""
+        known: set[Value] = set()
         for value in (*graph.inputs, *graph.constants):
             self._define(value, where)
             known.add(value)
@@ -94,8 +102,9 @@ class _Verifier:
                     raise InternalError(f"%{value.name} is read before it is defined", where=place)
             for value in node.outputs:
                 self._define(value, place)
-            self._node(node, frozenset(known), place, grouped=grouped)
+            self._node(node, symbols_, place, grouped=grouped)
             known.update(node.outputs)
+            self._define_symbols(defined_symbols(node), symbols_, place)
         for value in graph.outputs:
             if value not in known:
                 raise InternalError(f"output %{value.name} is not defined", where=where)
@@ -117,15 +126,28 @@ class _Verifier:
                 if not name.replace(".", "_").isidentifier():
                     raise InternalError(f"{print_value(value)} has a symbolic dim {name!r} that is not an identifier", where=where)
 
-    def _node(self, node: Node, around: frozenset[Value], where: str, *, grouped: bool) -> None:
+    def _define_symbols(self, found: tuple[str, ...], symbols_: set[str], where: str) -> None:
+        for name in found:
+            if name in self._symbols:
+                raise InternalError(f"symbol {name} is defined twice", where=where)
+            self._symbols.add(name)
+            symbols_.add(name)
+
+    def _node(self, node: Node, symbols_: set[str], where: str, *, grouped: bool) -> None:
+        unknown = own_symbols(node) - symbols_
+        if unknown:
+            raise InternalError(f"symbol {min(unknown)} is used before it is defined", where=where)
         if self._stage is Stage.CANONICAL and node.op in ("group", "to_layout"):
             raise InternalError(f"{node.op} has no place in this stage", where=where)
         if node.op == "group":
             if not grouped:
                 raise InternalError("a group has no place here", where=where)
-            self._group(node, where)
+            self._group(node, symbols_, where)
             return
-        if grouped and not is_view(node):
+        if node.op in BRANCHING:
+            self._branching(node, symbols_, where, grouped=grouped)
+            return
+        if grouped and not is_view(node) and node.op not in CONTROL:
             raise InternalError("a node outside groups is not a view", where=where)
         try:
             inferred = lookup(node.op).infer([None if v is None else v.type for v in node.inputs], node.attrs)
@@ -136,10 +158,28 @@ class _Verifier:
             raise InternalError(f"{node.op} infers {', '.join(map(str, inferred))}", where=where)
         if not grouped:
             _verify_layouts(node, where)
-        for region in node.regions:
-            self._scope(region, around, f"{where}, region {region.name}", grouped=False)
 
-    def _group(self, node: Node, where: str) -> None:
+    def _branching(self, node: Node, symbols_: set[str], where: str, *, grouped: bool) -> None:
+        verify_branching(node, where)
+        inside: tuple[str, ...] = ()
+        if node.op == "loop":
+            loop = Loop.of(node)
+            inside = (loop.iteration, *(merge.symbol for merge in loop.merges))
+            merged = [(merge.second,) for merge in loop.merges]
+        else:
+            merged = [(merge.first, merge.second) for merge in If.of(node).merges]
+        names, self._names = self._names, set()
+        for number, region in enumerate(node.regions):
+            known, place = symbols_.union(inside), f"{where}, region {region.name}"
+            self._names = set()
+            self._scope(region, known, place, grouped=grouped)
+            for dims in merged:
+                unknown = set(symbols(dims[number])) - known
+                if unknown:
+                    raise InternalError(f"symbol {min(unknown)} is not known at the region's end", where=place)
+        self._names = names
+
+    def _group(self, node: Node, symbols_: set[str], where: str) -> None:
         if len(node.regions) != 1 or len(node.outputs) != 1 or None in node.inputs:
             raise InternalError("a group has one region, one output and no absent inputs", where=where)
         (region,) = node.regions
@@ -150,7 +190,7 @@ class _Verifier:
         free = next(captured(region), None)
         if free is not None:
             raise InternalError(f"the region reads %{free.name} from outside", where=where)
-        self._scope(region, frozenset(), f"{where}, region {region.name}", grouped=False)
+        self._scope(region, set(symbols_), f"{where}, region {region.name}", grouped=False)
         anchors = [inner.op for inner in region.nodes if not is_elementwise(inner)]
         if len(anchors) > 1:
             raise InternalError(f"the region has more than one anchor: {', '.join(anchors)}", where=where)

@@ -10,14 +10,13 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import TensorType
 from compiler.ops.support import (
     Arrays,
     Attrs,
     Types,
     array,
     attr_dims,
-    attr_int,
     attr_ints,
     axes_of,
     axis_symbol,
@@ -153,52 +152,6 @@ Reshape.forms = (
     OnnxForm("Squeeze", _squeeze),
     OnnxForm("Unsqueeze", _unsqueeze),
 )
-
-
-@register
-class Shape(Op):
-    """The dims ``start`` to ``end`` of the operand as an i64 vector."""
-
-    name = "shape"
-    samples = (
-        Sample("Shape", (_X,)),
-        Sample("Shape", (_X,), {"start": 1}),
-        Sample("Shape", (_X,), {"start": -2, "end": 9}),
-        Sample("Shape", (_X,), {"start": 2, "end": 1}),
-        Sample("Size", (_X,)),
-        Sample("Size", (_EMPTY,)),
-    )
-
-    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-        return (TensorType(DType.INT64, (attr_int(attrs, "end") - attr_int(attrs, "start"),)),)
-
-    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
-        return (np.array(array(inputs[0]).shape[attr_int(attrs, "start") : attr_int(attrs, "end")], np.int64),)
-
-    def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
-        return dims_array(first_type(inputs).shape[attr_int(attrs, "start") : attr_int(attrs, "end")])
-
-
-def dims_array(dims: Sequence[Dim]) -> Array:
-    """Dims as an object vector, symbolic ones as they are."""
-    content = np.empty(len(dims), object)
-    content[:] = dims
-    return content
-
-
-def _shape(context: FormContext) -> Value:
-    rank = context.input(0).type.rank
-    start, end, _ = slice(context.attrs.get("start", 0), context.attrs.get("end")).indices(rank)
-    return context.emit("shape", context.input(0), start=start, end=max(start, end))
-
-
-def _size(context: FormContext) -> Value:
-    x = context.input(0)
-    dims = context.emit("shape", x, start=0, end=x.type.rank)
-    return context.emit("reduce", dims, kind="prod", axes=(0,), keepdims=False)
-
-
-Shape.forms = (OnnxForm("Shape", _shape), OnnxForm("Size", _size))
 
 
 @register

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compiler.ir.builder import GraphBuilder
+from compiler.ir.control import CONTROL
 from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.op import lookup
 from compiler.ir.verify import Stage, is_elementwise, is_view
@@ -53,7 +54,7 @@ class Group:
 
 def _is_work(node: Node) -> bool:
     """Whether a node becomes (part of) a kernel; views do not, nor does control flow."""
-    return not is_view(node) and not node.regions and node.op != "group"
+    return not is_view(node) and node.op not in CONTROL and node.op != "group"
 
 
 class _Finder:
