@@ -14,7 +14,7 @@ from compiler.ops.binary import same_dtype
 from compiler.ops.grid_sample import AFFINE_SAMPLES, affine_grid
 from compiler.ops.reduce import reduce
 from compiler.ops.spectral import SPECTRAL_SAMPLES, dft, stft
-from compiler.ops.support import Arrays, Attrs, Types, array, first_type, given, reshape, scalar_like, transpose
+from compiler.ops.support import Arrays, Attrs, Types, array, first_type, given, known, reshape, scalar_like, transpose
 
 _A = (np.arange(24, dtype=np.float32).reshape(2, 3, 4) - 9) / 5
 _B = (np.arange(20, dtype=np.float32).reshape(4, 5) - 7) / 3
@@ -50,6 +50,10 @@ class MatMul(Op):
         Sample("Einsum", (_A,), {"equation": "bij->jb"}),
         Sample("Einsum", (_A[0, 0], _C), {"equation": "i,j->ij"}),
         Sample("Einsum", (_A, _B, _C), {"equation": "bij,jk,k->bk"}),
+        Sample("Einsum", (_A[:, :, :3],), {"equation": "...ii->...i"}),
+        Sample("Einsum", (_A[0, :, :3],), {"equation": "ii"}),
+        Sample("Einsum", (np.arange(27, dtype=np.float32).reshape(3, 3, 3), _A[0]), {"equation": "iji,jk->ik"}),
+        Sample("Einsum", (np.arange(8, dtype=np.int32).reshape(2, 2, 2),), {"equation": "iii->i"}),
     )
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -101,8 +105,6 @@ class _Term:
     """An operand of an Einsum with a letter for each axis."""
 
     def __init__(self, value: Value, letters: str) -> None:
-        if len(set(letters)) != len(letters):
-            raise UnsupportedForm(f"operand {letters} repeats a letter (a diagonal)")
         if len(letters) != value.type.rank:
             raise UnsupportedForm(f"operand {letters} does not have the rank of {value.type}")
         self.value = value
@@ -122,12 +124,31 @@ def _einsum(context: FormContext) -> Value:
     """Operands are contracted from left to right, each pair as one matrix product between transposes."""
     equation = str(context.attrs["equation"]).replace(" ", "")
     terms, output = _parse_equation(equation, [context.input(i) for i in range(len(context.inputs))])
+    terms = [_diagonal(context, term) for term in terms]
     total = terms[0]
     for position, term in enumerate(terms[1:], 1):
         still_needed = set(output).union(*(t.letters for t in terms[position + 1 :]))
         total = _contract(context, total, term, still_needed)
     total = _sum_out(context, total, set(output))
     return total.ordered(context, output)
+
+
+def _diagonal(context: FormContext, term: _Term) -> _Term:
+    """The elements whose indices are equal wherever their letters are."""
+    for letter in sorted(set(term.letters)):
+        while term.letters.count(letter) > 1:
+            first = term.letters.index(letter)
+            second = term.letters.index(letter, first + 1)
+            size = known(term.value.type.shape[first], f"the dim of {letter}")
+            if term.value.type.shape[second] != size:
+                raise UnsupportedForm(f"letter {letter} stands for dims of {size} and {term.value.type.shape[second]} of {term.value.type}")
+            others = [axis for axis in range(len(term.letters)) if axis not in (first, second)]
+            moved = transpose(context, term.value, (*others, first, second))
+            flat = reshape(context, moved, (*moved.type.shape[:-2], size * size))
+            sizes, steps = (*flat.type.shape[:-1], size), (*(1,) * len(others), size + 1)
+            value = context.emit("slice", flat, starts=(0,) * len(sizes), sizes=sizes, steps=steps)
+            term = _Term(value, "".join(term.letters[axis] for axis in others) + letter)
+    return term
 
 
 def _sum_out(context: FormContext, term: _Term, keep: set[str]) -> _Term:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from compiler.ir.graph import Array, Value
@@ -52,6 +54,7 @@ class Normalize(Op):
         Sample("BatchNormalization", (_X, _C, _D, _D, _V), constant=(1, 2, 3, 4)),
         Sample("BatchNormalization", (_X, _C, _D, _D, _V), {"epsilon": 0.01}),
         Sample("BatchNormalization", (_X, _C, _D, _D, _V), {"is_test": 1}, opset=6),
+        Sample("BatchNormalization", (_X, _C, _D, _D, _V), {"training_mode": 1, "momentum": 0.7}, outputs=3),
         Sample("LRN", (_X,), {"size": 3, "alpha": 0.01, "beta": 0.6, "bias": 2.0}),
         Sample("LpNormalization", (_X,)),
         Sample("LpNormalization", (_X,), {"p": 1, "axis": 1}),
@@ -126,26 +129,57 @@ def _mean_variance(context: FormContext) -> Value:
     return context.emit("div", centered, context.emit("add", spread, scalar_like(context, x, 1e-9)))
 
 
-def _batch_norm(context: FormContext) -> Value:
-    """Inference: a scale and an offset for each channel, computed in float64 where the parameters are constants."""
-    if context.attrs.get("training_mode", 0) or (context.opset < 7 and not context.attrs.get("is_test", 0)):
-        raise UnsupportedForm("it is in training mode")
-    if context.opset < 9 and not context.attrs.get("spatial", 1):
-        raise UnsupportedForm("statistics for each element (spatial = 0) are not supported")
-    x, epsilon = context.input(0), _epsilon(context)
+def _batch_norm(context: FormContext) -> Sequence[Value]:
+    """By given statistics, or by the batch's own in training; with ``spatial`` off, each element of a channel has its own."""
+    x, elements = context.input(0), context.opset < 9 and not context.attrs.get("spatial", 1)
+
+    def aligned(value: Value) -> Value:
+        value = cast_to(context, value, x.type.dtype)
+        return reshape(context, value, (1, *value.type.shape)) if elements else per_channel(context, value, x.type.rank)
+
+    if _is_training(context):
+        return _batch_norm_in_training(context, (0, *(() if elements else range(2, x.type.rank))), aligned)
     constants = [context.constant(i) for i in range(1, 5)]
     known_constants = [c.astype(np.float64) for c in constants if c is not None]
-    rank = x.type.rank
     if len(known_constants) == 4:
+        # In float64, which no later pass would do.
         scale, bias, average, variance = known_constants
-        factor = scale / np.sqrt(variance + epsilon)
+        factor = scale / np.sqrt(variance + _epsilon(context))
         values = [context.const(v.astype(x.type.dtype.numpy)) for v in (factor, bias - average * factor)]
     else:
-        scale_value, bias_value, average_value, variance_value = (context.input(i) for i in range(1, 5))
-        deviation = context.emit("sqrt", context.emit("add", variance_value, scalar_like(context, variance_value, epsilon)))
-        ratio = context.emit("div", scale_value, deviation)
-        values = [ratio, context.emit("sub", bias_value, context.emit("mul", average_value, ratio))]
-    return _scaled(context, x, *(per_channel(context, cast_to(context, v, x.type.dtype), rank) for v in values))
+        values = _factor_and_offset(context, *(context.input(i) for i in range(1, 5)))
+    return (_scaled(context, x, *map(aligned, values)),)
+
+
+def _is_training(context: FormContext) -> bool:
+    """By attribute ``training_mode`` since opset 14; before, where statistics are asked for; before opset 7, unless ``is_test`` is set."""
+    if context.opset >= 14:
+        return bool(context.attrs.get("training_mode", 0))
+    return context.outputs > 1 if context.opset >= 7 else not context.attrs.get("is_test", 0)
+
+
+def _factor_and_offset(context: FormContext, scale: Value, bias: Value, average: Value, variance: Value) -> list[Value]:
+    deviation = context.emit("sqrt", context.emit("add", variance, scalar_like(context, variance, _epsilon(context))))
+    factor = context.emit("div", scale, deviation)
+    return [factor, context.emit("sub", bias, context.emit("mul", average, factor))]
+
+
+def _batch_norm_in_training(context: FormContext, axes: tuple[int, ...], aligned: Callable[[Value], Value]) -> Sequence[Value]:
+    """Outputs: the result, the running mean and variance, and before opset 14 the batch's own."""
+    x, momentum = context.input(0), float(context.attrs.get("momentum", 0.9))
+    scale, bias, *running = (context.input(i) for i in range(1, 5))
+    wide = cast_to(context, x, compute_dtype(x.type.dtype))
+    average = mean(context, wide, axes)
+    centered = context.emit("sub", wide, average)
+    variance = mean(context, context.emit("mul", centered, centered), axes)
+    deviation = context.emit("sqrt", context.emit("add", variance, scalar_like(context, variance, _epsilon(context))))
+    result = _scaled(context, cast_to(context, context.emit("div", centered, deviation), x.type.dtype), aligned(scale), aligned(bias))
+    batch = [cast_to(context, reshape(context, s, old.type.shape), old.type.dtype) for s, old in zip((average, variance), running, strict=True)]
+    moved = []
+    for old, new in zip(running, batch, strict=True):
+        kept = context.emit("mul", old, scalar_like(context, old, momentum))
+        moved.append(context.emit("add", kept, context.emit("mul", new, scalar_like(context, new, 1 - momentum))))
+    return (result, *moved, *batch)
 
 
 def _lrn(context: FormContext) -> Value:
