@@ -226,7 +226,11 @@ def _ints(*values: int) -> np.ndarray:
         ("MaxPool", [np.ones((1, 1, 4), np.float32)], {"kernel_shape": [1], "strides": [0]}, "strides is [0]"),
         ("Conv", [np.ones((1, 1, 4), np.float32), np.ones((1, 1, 2), np.float32)], {"dilations": [-1]}, "dilations is [-1]"),
         ("DepthToSpace", [np.ones((1, 4, 2, 2), np.float32)], {"blocksize": 0}, "cannot be used"),
-        ("Softmax", [np.float32([1])], {"axis": "last"}, "cannot be used"),
+        ("Softmax", [np.float32([1])], {"axis": "last"}, "attribute axis is STRING; the operator takes INT"),
+        ("Not", [np.float32([1])], {}, "input X is a tensor(float)"),
+        ("Add", [np.float32([1]), _ints(1)], {}, "the same type for both"),
+        ("Add", [np.float32([1])], {}, "it has 1 inputs; the operator takes 2"),
+        ("Cast", [np.float32([1])], {}, "attribute to is missing"),
     ],
 )
 def test_operands_that_an_operator_cannot_use(op: str, constants: list[np.ndarray], attrs: dict[str, object], part: str) -> None:
@@ -234,3 +238,43 @@ def test_operands_that_an_operator_cannot_use(op: str, constants: list[np.ndarra
     initializers = [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(names, constants, strict=True)]
     node = helper.make_node(op, names, ["y"], name="the node", **attrs)
     failure(model_of([node], [], ["y"], initializers), op, "'the node'", part)
+
+
+def test_functions_that_double_at_each_level() -> None:
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    functions = [helper.make_function("own", "f40", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets)]
+    for level in range(40):
+        calls = [helper.make_node(f"f{level + 1}", [x], [y], domain="own") for x, y in (("a", "m"), ("m", "b"))]
+        functions.append(helper.make_function("own", f"f{level}", ["a"], ["b"], calls, opsets))
+    node = helper.make_node("f0", ["x"], ["y"], domain="own")
+    failure(model_of([node], [info("x", [2])], ["y"], functions=functions, domains=["own"]), "its functions unfold to more than")
+
+
+def test_functions_that_call_each_other_in_a_long_chain() -> None:
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+    bodies = [helper.make_node(f"f{level + 1}", ["a"], ["b"], domain="own") for level in range(2000)]
+    bodies.append(helper.make_node("Relu", ["a"], ["b"]))
+    functions = [helper.make_function("own", f"f{level}", ["a"], ["b"], [body], opsets) for level, body in enumerate(bodies)]
+    node = helper.make_node("f0", ["x"], ["y"], domain="own")
+    failure(model_of([node], [info("x", [2])], ["y"], functions=functions, domains=["own"]), "calls within each other")
+
+
+def test_functions_of_one_name_in_two_domains() -> None:
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1), helper.make_opsetid("other", 1)]
+    inner = helper.make_function("other", "Relu", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets)
+    outer = helper.make_function("own", "Relu", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"], domain="other")], opsets)
+    node = helper.make_node("Relu", ["x"], ["y"], domain="own")
+    graph = import_model(model_of([node], [info("x", [2])], ["y"], functions=[inner, outer], domains=["own", "other"]))
+    assert [n.op for n in graph.nodes] == ["relu"]
+
+
+def test_an_output_listed_twice() -> None:
+    failure(model_of([helper.make_node("Relu", ["x"], ["y"])], [info("x", [2])], ["y", "y"]), "'y'", "listed twice")
+
+
+def test_external_data_under_a_name_no_file_can_have(tmp_path: Path) -> None:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="a" * 5000)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model_of([helper.make_node("Relu", ["w"], ["y"])], [], ["y"], [tensor]).SerializeToString())
+    failure(path, "'w'", "no path")

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import onnx
-from onnx import defs
 
 from compiler.ir.graph import Value
 from compiler.ops.support import ONNX_DTYPES
+from frontend.onnx.schema import schema_of
 
 _NUMBER = {dtype: number for number, dtype in ONNX_DTYPES.items()}
 
 
-def _schema(op_type: str, opset: int, domain: str) -> Any:
-    """The standard's schema of an operator as of opset; None where there is none."""
-    try:
-        return defs.get_schema(op_type, opset, domain)
-    except defs.SchemaError:
-        return None
-
-
 def has_body(op_type: str, opset: int, domain: str) -> bool:
     """Whether the standard defines an operator by a body (perhaps not for every use of it)."""
-    schema = _schema(op_type, opset, domain)
+    schema = schema_of(op_type, opset, domain)
     return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def unknown_operator(op_type: str, opset: int, domain: str) -> str:
     """Why an operator without a form cannot be imported."""
-    if _schema(op_type, opset, domain) is None:
+    if schema_of(op_type, opset, domain) is None:
         return "no operator of that name is known in this opset"
     return "the operator is not supported"
 
 
 def standard_body(node: onnx.NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]) -> onnx.FunctionProto | None:
     """The standard's body of a function operator for these operands; None where the operator has none."""
-    schema = _schema(node.op_type, opset, domain)
+    schema = schema_of(node.op_type, opset, domain)
     if schema is None:
         return None
     body = b""
@@ -66,7 +57,7 @@ def call_attributes(
     """The attributes a function's body sees: its defaults (the standard's, where it is an operator of opset), then the calling node's."""
     given = {attribute.name: attribute for attribute in resolved(node, outer)}
     defaults = {attribute.name: attribute for attribute in function.attribute_proto}
-    schema = None if opset is None else _schema(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
+    schema = None if opset is None else schema_of(node.op_type, opset, "" if node.domain == "ai.onnx" else node.domain)
     if schema is not None:
         defaults |= {name: a.default_value for name, a in schema.attributes.items() if a.default_value.name}
     return defaults | given

@@ -21,6 +21,7 @@ from frontend.onnx.functions import call_attributes, has_body, resolved, standar
 from frontend.onnx.inputs import input_types, static_shapes
 from frontend.onnx.order import ordered
 from frontend.onnx.reading import TensorReader, read_model
+from frontend.onnx.schema import check_node
 
 
 def import_model(model: str | Path | bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
@@ -53,6 +54,12 @@ def _domain(name: str) -> str:
 _UNUSABLE = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
 """What Python and numpy raise where a node's attributes or constants have the wrong type or are out of range."""
 
+_CALL_DEPTH = 64
+"""Calls of functions within each other; each level takes some of Python's stack."""
+
+_EXPANDED_NODES = 100_000
+"""Nodes that the functions of a model may unfold to: functions that call others twice double them at each level."""
+
 
 @dataclass
 class _Scope:
@@ -65,7 +72,7 @@ class _Scope:
     attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     prefix: str = ""
-    calls: tuple[str, ...] = ()
+    calls: tuple[tuple[str, str, str], ...] = ()
 
 
 class _Importer:
@@ -75,6 +82,7 @@ class _Importer:
         self._reader = TensorReader(folder, where)
         self._builder = GraphBuilder(proto.graph.name or "model")
         self._functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+        self._expanded = 0
         self._failures: list[str] = []
         self._cause: Exception | None = None
 
@@ -88,6 +96,9 @@ class _Importer:
             if count > 1:
                 raise UserError(f"input or initializer {name!r} is defined twice", where=self._where, hint="export the model again")
         outputs = [value.name for value in graph.output]
+        for name, count in Counter(outputs).items():
+            if count > 1:
+                raise UserError(f"output {name!r} is listed twice", where=self._where, hint="give each output a name of its own")
         nodes = ordered(graph.node, (*names, *scope.tensors), outputs, self._where)
         try:
             types = input_types(inputs, input_shapes, self._where)
@@ -207,10 +218,12 @@ class _Importer:
         if local is not None:
             return self._call(local, node, inputs, scope)
         opset = self._opset(domain, scope)
+        given = resolved(node, scope.attributes)
+        check_node(node.op_type, opset, domain, inputs, given)
         form = self._form(node, domain, opset)
         refusal: UnsupportedForm | None = None
         if form is not None:
-            attrs = {a.name: self._attribute(a) for a in resolved(node, scope.attributes)}
+            attrs = {a.name: self._attribute(a) for a in given}
             name = scope.prefix + (node.name or next(iter(node.output), ""))
             try:
                 declared = tuple(scope.declared.get(output) for output in node.output)
@@ -257,15 +270,20 @@ class _Importer:
 
     def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope) -> Mapping[str, Value] | None:
         """A function's body in the place of the node that calls it; None where something in it failed."""
-        if function.name in scope.calls:
+        key = (_domain(function.domain), function.name, function.overload)
+        if key in scope.calls:
             raise UserError(f"function {function.name!r} calls itself", where=self._where, hint="export the model without recursion")
+        self._expanded += len(function.node)
+        if len(scope.calls) == _CALL_DEPTH or self._expanded > _EXPANDED_NODES:
+            what = f"more than {_CALL_DEPTH} calls within each other" if len(scope.calls) == _CALL_DEPTH else f"more than {_EXPANDED_NODES} nodes"
+            raise UserError(f"its functions unfold to {what}", where=self._where, hint="export the model with its functions inlined")
         arguments = dict.fromkeys(function.input) | dict(zip(function.input, inputs, strict=False))
         inner = _Scope(
             {**scope.opsets, **self._opsets(function.opset_import)},
             values=arguments,
             attributes=call_attributes(function, node, scope.opsets.get(_domain(node.domain)), scope.attributes),
             prefix=f"{scope.prefix}{node.name or node.op_type}/",
-            calls=(*scope.calls, function.name),
+            calls=(*scope.calls, key),
         )
         outputs = [formal for formal, name in zip(function.output, node.output, strict=False) if name]
         nodes = ordered(function.node, function.input, outputs, f"{self._where}, function {function.name}")

@@ -120,14 +120,18 @@ class TensorReader:
                 where=self._where,
                 hint="give the path of the model, or load its data into it with onnx.load(path)",
             )
-        path = (self._folder / location).resolve()
+        try:
+            path = (self._folder / location).resolve()
+            exists = path.is_file()
+        except (OSError, ValueError) as error:
+            raise self._error(f"tensor {name!r} refers to external data at {location[:100]!r}, which is no path: {error}") from error
         if not location or Path(location).is_absolute() or not path.is_relative_to(self._folder):
             raise UserError(
                 f"tensor {name!r} refers to external data at {location!r}, outside the model's folder",
                 where=self._where,
                 hint="keep external data beside the model, under a relative path; do not use models that point elsewhere",
             )
-        if not path.is_file():
+        if not exists:
             raise UserError(
                 f"the external data file {location!r} of tensor {name!r} does not exist in {self._folder}",
                 where=self._where,
