@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from backends.llvm import vecmath
+from backends.llvm import codes, vecmath
 from backends.llvm.writer import IrWriter, literal, llvm_type
 from compiler.errors import InternalError
 from compiler.ir.loop import Let, Reg, VecType
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype, is_coded
 
 _FLOAT_BINARY = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INT_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor", "shl": "shl"}
@@ -90,7 +90,7 @@ class ValueEmitter:
     # -- functions ----------------------------------------------------------------------------------------------
 
     def _function(self, fn: str, regs: Sequence[Reg], args: Sequence[str], type_: VecType) -> str:
-        if fn in ("max", "min") and type_.dtype.is_float and type_.dtype not in _HALF:
+        if fn in ("max", "min") and type_.dtype.is_float and compute_dtype(type_.dtype) is type_.dtype:
             for at in (0, 1):
                 value = self.constants.get(regs[at].id)
                 if value is not None and not math.isnan(value):
@@ -104,8 +104,8 @@ class ValueEmitter:
 
     def function(self, fn: str, args: Sequence[str], types: Sequence[VecType], type_: VecType) -> str:
         """A function of ``scalar.FUNCTIONS`` on operands of the given types."""
-        if types[0].dtype in _HALF and fn not in ("cast", "select"):
-            return self._through_float32(fn, args, types, type_)
+        if compute_dtype(types[0].dtype) is not types[0].dtype and fn not in ("cast", "select"):
+            return self._widened(fn, args, types, type_)
         if fn == "cast":
             return self.cast(args[0], types[0], type_)
         if fn == "select":
@@ -124,9 +124,9 @@ class ValueEmitter:
         bits = VecType(DType.UINT16, type_.lanes)
         return w.bitcast(bits, type_, w.select(bits, args[0], *(w.bitcast(type_, bits, value) for value in args[1:])))
 
-    def _through_float32(self, fn: str, args: Sequence[str], types: Sequence[VecType], type_: VecType) -> str:
-        wide = [VecType(DType.FLOAT32, t.lanes) for t in types]
-        result = VecType(type_.dtype if type_.dtype is DType.BOOL else DType.FLOAT32, type_.lanes)
+    def _widened(self, fn: str, args: Sequence[str], types: Sequence[VecType], type_: VecType) -> str:
+        wide = [VecType(compute_dtype(t.dtype), t.lanes) for t in types]
+        result = VecType(compute_dtype(type_.dtype), type_.lanes)
         value = self.function(fn, [self.cast(a, t, w) for a, t, w in zip(args, types, wide, strict=True)], wide, result)
         return self.cast(value, result, type_)
 
@@ -230,6 +230,12 @@ class ValueEmitter:
         if from_.dtype is to.dtype:
             return value
         w, a, b = self.writer, from_.dtype, to.dtype
+        if is_coded(a):
+            wide = VecType(compute_dtype(a), from_.lanes)
+            return self.cast(codes.decode(w, from_, value), wide, to)
+        if is_coded(b):
+            wide = VecType(compute_dtype(b), to.lanes)
+            return codes.encode(w, to, self.cast(value, from_, wide))
         source, target = llvm_type(from_), llvm_type(to)
         if b is DType.BOOL:
             return w.binary("fcmp une" if a.is_float else "icmp ne", from_, value, w.constant(0, from_))

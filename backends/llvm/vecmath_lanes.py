@@ -183,6 +183,14 @@ class Lanes:
     def float(self, bits: Bits) -> Lane:
         return Lane(self, self.writer.bitcast(self.bits_type, self.type, bits.name))
 
+    def compare_bits(self, a: Bits, predicate: str, b: Bits | int) -> Mask:
+        """An ``icmp`` predicate."""
+        return Mask(self, self.integer(f"icmp {predicate}", a, b).name)
+
+    def select_bits(self, mask: Mask, yes: Bits | int, no: Bits | int) -> Bits:
+        names = (value.name if isinstance(value, Bits) else self.writer.constant(value, self.bits_type) for value in (yes, no))
+        return Bits(self, self.writer.select(self.bits_type, mask.name, *names))
+
     def is_negative(self, bits: Bits) -> Mask:
         """Lanes whose top bit is set."""
         return Mask(self, self.writer.binary("icmp slt", self.bits_type, bits.name, self.writer.constant(0, self.bits_type)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
+
 from compiler.errors import InternalError
 from compiler.ir.loop import VecType
-from compiler.ir.types import DType
+from compiler.ir.scalar import cast_array
+from compiler.ir.types import DType, is_coded
 
 _SCALARS = {
     DType.FLOAT64: "double",
@@ -22,6 +25,7 @@ _SCALARS = {
     DType.INT8: "i8",
     DType.UINT8: "i8",
     DType.BOOL: "i1",
+    **{dtype: "i8" for dtype in DType if is_coded(dtype)},
 }
 
 
@@ -32,9 +36,11 @@ def llvm_type(type_: VecType) -> str:
 
 
 def literal(value: float | int | bool, dtype: DType) -> str:
-    """A scalar constant's LLVM spelling; floats as exact bit patterns."""
+    """A scalar constant's LLVM spelling; floats as exact bit patterns, types below a byte as their codes."""
     if dtype is DType.BOOL:
         return "true" if value else "false"
+    if is_coded(dtype):
+        return str(int(cast_array(np.asarray(value), dtype).view(np.uint8)))
     if not dtype.is_float:
         return str(int(value))
     if dtype in (DType.FLOAT32, DType.FLOAT64):

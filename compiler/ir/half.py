@@ -1,7 +1,8 @@
-"""Half precision: float16 and bfloat16 are what values are stored in, float32 is what they are computed in.
+"""Narrow types: what values are stored in, but not computed in.
 
-A fused chain of half-precision operations is one expression in float32, rounded where its result is stored. A cast to a half type
-rounds wherever it stands.
+Floats of at most 16 bits are computed in float32, integers below a byte in one of 8 bits (``compute_dtype``). A fused chain of operations
+on them is one expression in the wider type, rounded (integers: wrapped) where its result is stored. A cast to a narrow type rounds
+wherever it stands.
 """
 
 from __future__ import annotations
@@ -9,23 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.ir.scalar import Arg, Call, Const, Scalar, cast
-from compiler.ir.types import DType
-
-HALF = (DType.FLOAT16, DType.BFLOAT16)
-
-
-def compute_dtype(dtype: DType) -> DType:
-    """The type that arithmetic on values of dtype is done in."""
-    return DType.FLOAT32 if dtype in HALF else dtype
+from compiler.ir.types import compute_dtype as compute_dtype
 
 
 def widen(expr: Scalar, args: Mapping[int, Arg] | None = None) -> Scalar:
-    """expr with everything in half precision computed in float32 and the result rounded to its type once.
+    """expr with everything narrow computed in its wider type and the result rounded to its type once.
 
     ``args`` says which operands arrive in another type than expr reads them in. A mere copy stays one.
     """
     wide = _widened(expr, args or {})
-    if expr.dtype not in HALF:
+    if wide.dtype is expr.dtype:
         return wide
     if isinstance(wide, Call) and wide.fn == "cast" and wide.args[0].dtype is expr.dtype:
         return wide.args[0]

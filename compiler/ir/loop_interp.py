@@ -18,7 +18,7 @@ from compiler.ir.intexpr import Apply, Dim, IntExpr, Sym, evaluate
 from compiler.ir.loop import Access, Bind, Buffer, For, Function, If, Let, Load, LoopKind, Prefetch, Stmt, Store, VecType
 from compiler.ir.loop_text import print_stmt
 from compiler.ir.scalar import FUNCTIONS, Array, cast_array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype, is_coded
 
 
 def run_function(function: Function, arrays: Sequence[Array | None], params: Mapping[str, int] | None = None, workers: int = 1) -> None:
@@ -248,6 +248,10 @@ def _call(fn: str, args: list[str], types: list[VecType], result: VecType) -> st
     dtype = result.dtype
     if fn == "cast":
         return f"cast({args[0]}, {dtype.value})"
+    if is_coded(types[0].dtype):
+        wide = [VecType(compute_dtype(type_.dtype), type_.lanes) for type_ in (*types, result)]
+        decoded = [f"cast({arg}, {type_.dtype.value})" for arg, type_ in zip(args, wide[:-1], strict=True)]
+        return f"cast({_call(fn, decoded, wide[:-1], wide[-1])}, {dtype.value})"
     if fn == "fma" and dtype.is_float and dtype is not DType.FLOAT64:
         return f"({args[0]}.astype(f64) * {args[1]} + {args[2]}).astype({dtype.value})"
     if fn in _INFIX and dtype in (DType.FLOAT32, DType.FLOAT64) and types[0].dtype is dtype:

@@ -13,7 +13,7 @@ from typing import Union
 import numpy as np
 
 from compiler.ir.types import Array as Array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype, is_coded
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +177,31 @@ def leaves(expr: Scalar) -> Iterator[Arg]:
 def apply(fn: str, args: Sequence[Array], dtype: DType) -> Array:
     """The function on numpy arrays, rounded to dtype; this is what every other execution of it is compared with."""
     with np.errstate(all="ignore"):
-        result = cast_array(args[0], dtype) if fn == "cast" else FUNCTIONS[fn].numpy(*args)
-        return np.asarray(result).astype(dtype.numpy, copy=False)
+        if fn == "cast":
+            return cast_array(args[0], dtype)
+        operands = args if fn == "select" else [_decoded(x) for x in args]
+        return cast_array(np.asarray(FUNCTIONS[fn].numpy(*operands)), dtype)
 
 
 def cast_array(x: Array, dtype: DType) -> Array:
-    """C-like conversion: floats truncate towards zero, out-of-range integers wrap."""
+    """C-like conversion: floats truncate towards zero, out-of-range integers wrap; what is not finite in a narrow float becomes what
+    stands for it there (infinity, else NaN, else the greatest number)."""
     target = dtype.numpy
+    if x.dtype == target:
+        return x
+    x = _decoded(x)
+    if is_coded(dtype):
+        return cast_array(x, compute_dtype(dtype)).astype(target)
     if x.dtype.kind == "f" and target.kind in "iu":
         with np.errstate(invalid="ignore"):
             return x.astype(np.int64).astype(target) if target.itemsize < 8 else x.astype(target)
     return x.astype(target)
+
+
+def _decoded(x: Array) -> Array:
+    """x in the type it is computed in, where its elements are codes."""
+    dtype = DType.of(x.dtype)
+    return x.astype(compute_dtype(dtype).numpy) if is_coded(dtype) else x
 
 
 def evaluate(expr: Scalar, args: Sequence[Array]) -> Array:

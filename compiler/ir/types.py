@@ -20,20 +20,32 @@ ADDRESSABLE_BYTES = 1 << 47
 
 
 class DType(Enum):
-    """An element type; the value is the name that both IRs print."""
+    """An element type; the value is the name that both IRs print. One element takes whole bytes, as in numpy and ml_dtypes."""
 
     FLOAT64 = "f64"
     FLOAT32 = "f32"
     FLOAT16 = "f16"
     BFLOAT16 = "bf16"
+    FLOAT8E4M3FN = "f8e4m3fn"
+    FLOAT8E4M3FNUZ = "f8e4m3fnuz"
+    FLOAT8E5M2 = "f8e5m2"
+    FLOAT8E5M2FNUZ = "f8e5m2fnuz"
+    FLOAT8E8M0 = "f8e8m0"
+    FLOAT6E2M3 = "f6e2m3"
+    FLOAT6E3M2 = "f6e3m2"
+    FLOAT4E2M1 = "f4e2m1"
     INT64 = "i64"
     INT32 = "i32"
     INT16 = "i16"
     INT8 = "i8"
+    INT4 = "i4"
+    INT2 = "i2"
     UINT64 = "u64"
     UINT32 = "u32"
     UINT16 = "u16"
     UINT8 = "u8"
+    UINT4 = "u4"
+    UINT2 = "u2"
     BOOL = "bool"
 
     @property
@@ -47,13 +59,18 @@ class DType(Enum):
         return _NUMPY[self].itemsize
 
     @property
+    def bits(self) -> int:
+        """Bits that carry the value: the low ones of its bytes in memory, the rest of which are zero."""
+        return _SUB_BYTE.get(self, 8 * self.itemsize)
+
+    @property
     def is_float(self) -> bool:
-        return self in (DType.FLOAT64, DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+        return self.value[0] in "fb" and self is not DType.BOOL
 
     @property
     def is_signed(self) -> bool:
-        """Whether negative values exist (floats and signed integers)."""
-        return self.value[0] in "fib" and self is not DType.BOOL
+        """Whether negative values exist (signed integers, and floats but for the powers of two of ``f8e8m0``)."""
+        return self.value[0] != "u" and self not in (DType.BOOL, DType.FLOAT8E8M0)
 
     @classmethod
     def of(cls, dtype: np.dtype[np.generic] | type[np.generic]) -> DType:
@@ -66,17 +83,60 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.FLOAT32: np.dtype(np.float32),
     DType.FLOAT16: np.dtype(np.float16),
     DType.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    DType.FLOAT8E4M3FN: np.dtype(ml_dtypes.float8_e4m3fn),
+    DType.FLOAT8E4M3FNUZ: np.dtype(ml_dtypes.float8_e4m3fnuz),
+    DType.FLOAT8E5M2: np.dtype(ml_dtypes.float8_e5m2),
+    DType.FLOAT8E5M2FNUZ: np.dtype(ml_dtypes.float8_e5m2fnuz),
+    DType.FLOAT8E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),
+    DType.FLOAT6E2M3: np.dtype(ml_dtypes.float6_e2m3fn),
+    DType.FLOAT6E3M2: np.dtype(ml_dtypes.float6_e3m2fn),
+    DType.FLOAT4E2M1: np.dtype(ml_dtypes.float4_e2m1fn),
     DType.INT64: np.dtype(np.int64),
     DType.INT32: np.dtype(np.int32),
     DType.INT16: np.dtype(np.int16),
     DType.INT8: np.dtype(np.int8),
+    DType.INT4: np.dtype(ml_dtypes.int4),
+    DType.INT2: np.dtype(ml_dtypes.int2),
     DType.UINT64: np.dtype(np.uint64),
     DType.UINT32: np.dtype(np.uint32),
     DType.UINT16: np.dtype(np.uint16),
     DType.UINT8: np.dtype(np.uint8),
+    DType.UINT4: np.dtype(ml_dtypes.uint4),
+    DType.UINT2: np.dtype(ml_dtypes.uint2),
     DType.BOOL: np.dtype(np.bool_),
 }
 _OF_NUMPY = {numpy: dtype for dtype, numpy in _NUMPY.items()}
+_SUB_BYTE = {
+    DType.FLOAT6E2M3: 6,
+    DType.FLOAT6E3M2: 6,
+    DType.FLOAT4E2M1: 4,
+    DType.INT4: 4,
+    DType.UINT4: 4,
+    DType.INT2: 2,
+    DType.UINT2: 2,
+}
+_COMPUTED = {
+    DType.INT4: DType.INT8,
+    DType.INT2: DType.INT8,
+    DType.UINT4: DType.UINT8,
+    DType.UINT2: DType.UINT8,
+    **{dtype: DType.FLOAT32 for dtype in DType if dtype.is_float and dtype.itemsize <= 2},
+}
+
+
+def compute_dtype(dtype: DType) -> DType:
+    """The type that arithmetic on values of dtype is done in: of narrow floats and of integers below a byte, a wider one."""
+    return _COMPUTED.get(dtype, dtype)
+
+
+def is_coded(dtype: DType) -> bool:
+    """Whether an element is a byte that no machine computes with: a code, which a conversion decodes."""
+    return dtype in _COMPUTED and dtype.itemsize == 1
+
+
+def integer_range(dtype: DType) -> tuple[int, int]:
+    """The least and the greatest value of an integer type."""
+    return (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1) if dtype.is_signed else (0, (1 << dtype.bits) - 1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Graph, Node, Value
-from compiler.ir.half import HALF
+from compiler.ir.types import compute_dtype
 from compiler.ir.verify import Stage
 from passes.base import PassResult, register_pass
 from passes.rewrite import rewrite, single_use
@@ -82,7 +82,7 @@ def _chains(graph: Graph) -> Mapping[Value, _Chain]:
     for linear in graph.nodes:
         weights = graph.constant_array(linear.inputs[1]) if linear.op in _AXES else None
         dtype = linear.output.type.dtype
-        if weights is None or weights.ndim < 2 or not dtype.is_float or dtype in HALF:
+        if weights is None or weights.ndim < 2 or not dtype.is_float or compute_dtype(dtype) is not dtype:
             continue
         weights_axis, channel_axis = _AXES[linear.op]
         channels = weights.shape[weights_axis]

@@ -1,0 +1,155 @@
+"""Element types below 16 bits: conversions of every value in numpy, in the Loop IR interpreter and in compiled code; models that hold them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from backends.llvm.engine import jit
+from compiler.ir.loop import Access, Function, VecType
+from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.loop_interp import run_function
+from compiler.ir.loop_text import parse_function, print_function
+from compiler.ir.scalar import apply, cast_array
+from compiler.ir.types import DType, compute_dtype, integer_range, is_coded
+from compiler.target import native
+
+Array = np.ndarray[Any, np.dtype[Any]]
+CODED = [dtype for dtype in DType if is_coded(dtype)]
+FLOATS = [dtype for dtype in CODED if dtype.is_float]
+LANES = 8
+
+
+def every_code(dtype: DType) -> Array:
+    return np.arange(1 << dtype.bits, dtype=np.uint8).view(dtype.numpy)
+
+
+def padded(x: Array) -> Array:
+    return np.concatenate([x, np.zeros(-x.size % LANES, x.dtype)])
+
+
+def bytes_of(x: Array) -> Array:
+    return np.ascontiguousarray(x).view(np.uint8)
+
+
+def converting(source: DType, targets: list[DType], size: int) -> Function:
+    """A kernel that converts a buffer to each of the types."""
+    b = LoopBuilder("convert")
+    x = b.buffer("x", source, size, Access.READ)
+    results = [b.buffer(f"y{k}", target, size, Access.WRITE) for k, target in enumerate(targets)]
+    with b.loop("i", 0, size, LANES) as i:
+        value = b.load(x, i.var, LANES)
+        for y, target in zip(results, targets, strict=True):
+            b.store(y, i.var, b.cast(value, target))
+    return b.function()
+
+
+def converted(x: Array, targets: list[DType]) -> list[Array]:
+    """x in each of the types by compiled code, after the interpreter has been seen to agree."""
+    function = converting(DType.of(x.dtype), targets, x.size)
+    found, wanted = ([np.zeros(x.size, target.numpy) for target in targets] for _ in range(2))
+    jit(function, native())([x, *found])
+    run_function(parse_function(print_function(function)), [x, *wanted])
+    for target, got, want in zip(targets, found, wanted, strict=True):
+        told = defined(x, target)
+        same(got[told], want[told], f"{x.dtype} to {target.value}")
+    return found
+
+
+def defined(x: Array, target: DType) -> Array:
+    """Which conversions have a meaning: numbers out of an integer's range wrap below 32 bits only."""
+    if target.is_float or target is DType.BOOL:
+        return np.ones(x.shape, bool)
+    low, high = integer_range(target if target.bits >= 32 else DType.INT32)
+    whole = np.trunc(x.astype(np.float64))
+    return (whole >= low) & (whole < high + 1)
+
+
+def same(got: Array, want: Array, what: str = "") -> None:
+    """Equal bits; of NaN in the wider floats, only that it is one."""
+    if DType.of(want.dtype).is_float and not is_coded(DType.of(want.dtype)):
+        np.testing.assert_array_equal(got.astype(np.float64), want.astype(np.float64), err_msg=what)
+    else:
+        np.testing.assert_array_equal(bytes_of(got), bytes_of(want), err_msg=what)
+
+
+def critical(dtype: DType) -> Array:
+    """float32 numbers around every number of dtype and around the middle of every two: what rounding decides about."""
+    numbers = every_code(dtype).astype(np.float64)
+    numbers = np.unique(numbers[np.isfinite(numbers)])
+    edges = np.concatenate([numbers, (numbers[1:] + numbers[:-1]) / 2, numbers * 1.25, [2 * numbers[-1], 2 * numbers[0]]])
+    with np.errstate(over="ignore"):
+        exact = edges.astype(np.float32)
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38], np.float32)
+    return np.concatenate([exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(-np.inf)), special])
+
+
+@pytest.mark.parametrize("dtype", CODED)
+def test_every_code_is_the_value_that_ml_dtypes_says(dtype: DType) -> None:
+    codes = padded(every_code(dtype))
+    targets = [target for target in DType if target is not dtype]
+    wide = codes.astype(np.float32)
+    for target, got in zip(targets, converted(codes, targets), strict=True):
+        told = defined(wide, target)
+        same(got[told], cast_array(wide[told], target), f"{dtype.value} to {target.value}")
+        inside = told if target.is_float or target is DType.BOOL else told & (np.abs(wide) <= integer_range(target)[1])
+        same(got[inside], wide[inside].astype(target.numpy), f"{dtype.value} to {target.value}")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_float16_and_what_rounding_decides_about(dtype: DType) -> None:
+    rng = np.random.default_rng(0)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    anything = rng.integers(0, 1 << 32, 1 << 17, dtype=np.uint32).view(np.float32)
+    near = np.exp2(rng.uniform(-20, 20, 1 << 16)).astype(np.float32) * rng.choice(np.array([-1, 1], np.float32), 1 << 16)
+    with np.errstate(all="ignore"):
+        for x in (halves, padded(np.concatenate([critical(dtype), anything, near]))):
+            (got,) = converted(x, [dtype])
+            same(got, x.astype(np.float32).astype(dtype.numpy), f"{x.dtype} to {dtype.value}")
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in CODED if not dtype.is_float])
+def test_numbers_wrap_in_integers_below_a_byte(dtype: DType) -> None:
+    low, high = integer_range(dtype)
+    numbers = np.arange(-128, 128)
+    wanted = (numbers - low) % (high - low + 1) + low
+    for source in (np.int8, np.int64, np.float32, np.float16, np.float64, ml_dtypes.bfloat16):
+        (got,) = converted(numbers.astype(source), [dtype])
+        np.testing.assert_array_equal(got.astype(np.int64), wanted)
+
+
+def test_bits_above_the_width_are_ignored() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    for dtype in CODED:
+        low = codes & ((1 << dtype.bits) - 1)
+        got = np.zeros(256, compute_dtype(dtype).numpy)
+        jit(converting(dtype, [compute_dtype(dtype)], 256), native())([codes, got])
+        same(got, low.view(dtype.numpy).astype(compute_dtype(dtype).numpy))
+
+
+@pytest.mark.parametrize("dtype", CODED)
+@pytest.mark.parametrize("fn", ["add", "mul", "max", "lt", "eq", "neg", "select"])
+def test_functions_compute_in_the_wider_type(fn: str, dtype: DType) -> None:
+    left, right = (x.reshape(-1) for x in np.meshgrid(padded(every_code(dtype))[::3], every_code(dtype)))
+    left, right = (padded(x[: 1 << 12].copy()) for x in (left, right))
+    result = DType.BOOL if fn in ("lt", "eq") else dtype
+    b = LoopBuilder("function")
+    buffers = [b.buffer(name, dtype, left.size, Access.READ) for name in ("x", "y")]
+    z = b.buffer("z", result, left.size, Access.WRITE)
+    with b.loop("i", 0, left.size, LANES) as i:
+        x, y = (b.load(buffer, i.var, LANES) for buffer in buffers)
+        args = [x] if fn == "neg" else [x, y] if fn != "select" else [b.op("lt", x, b.const(1, VecType(dtype, LANES))), x, y]
+        b.store(z, i.var, b.op(fn, *args))
+    function = b.function()
+    got, again = (np.zeros(left.size, result.numpy) for _ in range(2))
+    jit(function, native())([left, right, got])
+    run_function(function, [left, right, again])
+    arrays = {"neg": [left], "select": [apply("lt", [left, np.ones_like(left)], DType.BOOL), left, right]}.get(fn, [left, right])
+    want = apply(fn, arrays, result)
+    nan = np.isnan(want.astype(np.float32))
+    same(got[~nan], want[~nan])
+    same(again[~nan], want[~nan])
+    assert np.isnan(got[nan].astype(np.float32)).all()
