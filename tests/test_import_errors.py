@@ -278,3 +278,7 @@ def test_external_data_under_a_name_no_file_can_have(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(model_of([helper.make_node("Relu", ["w"], ["y"])], [], ["y"], [tensor]).SerializeToString())
     failure(path, "'w'", "no path")
+
+
+def test_a_result_that_an_operator_does_not_make() -> None:
+    failure(model_of([helper.make_node("Relu", ["x"], ["y", "z"])], [info("x", [2])], ["z"]), "Relu", "'z'")

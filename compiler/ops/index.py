@@ -458,8 +458,13 @@ def _periodic(i: IntExpr, length: int, begin: int, end: int, mode: str) -> list[
     return runs
 
 
+_PAD_MODES = ("constant", "edge", "reflect", "wrap")
+
+
 def _pad(context: FormContext) -> Value:
-    x = context.input(0)
+    x, mode = context.input(0), context.attrs.get("mode", "constant")
+    if mode not in _PAD_MODES:
+        raise UnsupportedForm(f"mode {mode!r} is not one of {', '.join(_PAD_MODES)}")
     pads = tuple(context.attrs["pads"]) if "pads" in context.attrs else context.require_dims(1, "the pads")
     axes: Sequence[Dim] = range(x.type.rank)
     if context.optional(3) is not None:
@@ -479,7 +484,7 @@ def _pad(context: FormContext) -> Value:
     fill = value if x.type.dtype.is_float else int(value)
     if not any(begins) and not any(ends):
         return x
-    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode=context.attrs.get("mode", "constant"), value=fill)
+    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode=mode, value=fill)
 
 
 Pad.forms = (OnnxForm("Pad", _pad),)

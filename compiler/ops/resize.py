@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import floor
+from math import ceil, floor, inf
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, regis
 from compiler.ir.types import TensorType
 from compiler.ops.gather import gather
 from compiler.ops.index import IndexMap
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, axis_symbol, first_type, known_shape, normalize_axis
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, axis_symbol, first_type, known_shape, normalize_axis, transpose
 
 _X = (np.sin(np.arange(2 * 2 * 4 * 5) * 1.9) * 3).astype(np.float32).reshape(2, 2, 4, 5)
+
+_LONG = np.cos(np.arange(100) * 0.7).astype(np.float32).reshape(1, 1, 50, 2)
 
 
 def _scales(*values: float) -> Array:
@@ -44,17 +46,24 @@ def _resize_samples() -> tuple[Sample, ...]:
         Sample("Resize", (_X, None, down), {"mode": "linear", "antialias": 1}, constant=(2,)),
         Sample("Resize", (_X, None, down), {"mode": "cubic", "antialias": 1}, constant=(2,)),
         Sample("Resize", (_X, None, _scales(2.0)), {"mode": "linear", "axes": [3]}, constant=(2,)),
+        Sample("Resize", (_LONG, None, None, _sizes(1, 1, 2, 2)), {"mode": "linear", "antialias": 1}, constant=(3,)),
         Sample("Upsample", (_X, up), {"mode": "nearest"}, opset=9, constant=(1,)),
         Sample("Upsample", (_X, up), {"mode": "linear"}, opset=9, constant=(1,)),
     )
 
 
-_NEAREST: dict[str, Callable[[float], int]] = {
-    "round_prefer_floor": lambda x: -floor(0.5 - x),
-    "round_prefer_ceil": lambda x: floor(x + 0.5),
-    "floor": floor,
-    "ceil": lambda x: -floor(-x),
+_NEAREST: dict[str, Callable[[Array], Array]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
 }
+
+_TABLE_LIMIT = 1 << 24
+"""Taps of all positions of an axis: a table of more of them is no image's."""
+
+_TAPS_LIMIT = 32
+"""Taps of a position up to which an axis is a sum of gathers; beyond, it is a product with a matrix."""
 
 
 @register
@@ -84,35 +93,34 @@ class ResizeNearest(IndexMap):
         return attr_ints(attrs, "scales")[1] == 1
 
 
-def _position(transform: str, i: int, scale: float, length: int, resized: int) -> float:
-    """Where in the input output position i lies."""
+def _positions(transform: str, scale: float, length: int, resized: int) -> Array:
+    """Where in the input each output position lies."""
+    i: Array = np.arange(resized, dtype=np.float64)
     match transform:
         case "half_pixel":
             return (i + 0.5) / scale - 0.5
         case "pytorch_half_pixel":
-            return (i + 0.5) / scale - 0.5 if resized > 1 else 0.0
+            return (i + 0.5) / scale - 0.5 if resized > 1 else i
         case "half_pixel_symmetric":
-            center = length / 2 * (1 - resized / (length * scale))
-            return center + (i + 0.5) / scale - 0.5
+            return (i + 0.5) / scale - 0.5 + length / 2 * (1 - resized / (length * scale))
         case "align_corners":
-            return i * (length - 1) / (resized - 1) if resized > 1 else 0.0
+            return i * (length - 1) / max(resized - 1, 1)
         case "asymmetric":
             return i / scale
     raise UnsupportedForm(f"coordinate_transformation_mode {transform!r} is not supported")
 
 
-def _linear(x: float) -> float:
-    return max(0.0, 1 - abs(x))
+def _linear(x: Array) -> Array:
+    return np.clip(1 - np.abs(x), 0.0, None)
 
 
-def _cubic(a: float) -> Callable[[float], float]:
+def _cubic(a: float) -> Callable[[Array], Array]:
     """Keys' convolution kernel (1981) with parameter a."""
 
-    def kernel(x: float) -> float:
-        x = abs(x)
-        if x <= 1:
-            return ((a + 2) * x - (a + 3)) * x * x + 1
-        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
+    def kernel(x: Array) -> Array:
+        x = np.abs(x)
+        near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
     return kernel
 
@@ -123,19 +131,20 @@ class _Axis:
     def __init__(self, context: FormContext, mode: str, scale: float, length: int, resized: int) -> None:
         attrs = context.attrs
         transform = attrs.get("coordinate_transformation_mode", "half_pixel" if context.op_type == "Resize" and context.opset > 10 else "asymmetric")
-        positions = [_position(transform, i, scale, length, resized) for i in range(resized)]
+        kernel, radius = (_linear, 1) if mode == "linear" else (_cubic(float(attrs.get("cubic_coeff_a", -0.75))), 2)
+        shrink = min(1.0, scale) if attrs.get("antialias", 0) else 1.0
+        reach = ceil(radius / shrink)
+        if resized * (1 if mode == "nearest" else 2 * reach) > _TABLE_LIMIT:
+            raise UnsupportedForm(f"an axis of {length} elements is resized to {resized}, by a scale of {scale:g}: that is beyond what is supported")
+        positions = _positions(transform, scale, length, resized)
         if mode == "nearest":
             rounding = _NEAREST[attrs.get("nearest_mode", "round_prefer_floor" if context.opset > 10 and context.op_type == "Resize" else "floor")]
-            self.indices = np.array([[rounding(p) for p in positions]], np.int64)
+            self.indices = rounding(positions).astype(np.int64)[None]
             self.weights = np.ones((1, resized))
         else:
-            kernel, radius = (_linear, 1) if mode == "linear" else (_cubic(float(attrs.get("cubic_coeff_a", -0.75))), 2)
-            shrink = min(1.0, scale) if attrs.get("antialias", 0) else 1.0
-            reach = int(np.ceil(radius / shrink))
             offsets = np.arange(1 - reach, reach + 1)
             self.indices = np.floor(positions).astype(np.int64)[None] + offsets[:, None]
-            distances = (self.indices - np.array(positions)[None]) * shrink
-            self.weights = np.vectorize(kernel, otypes=[np.float64])(distances)
+            self.weights = kernel((self.indices - positions[None]) * shrink)
             if attrs.get("exclude_outside", 0) or shrink != 1:
                 inside = (self.indices >= 0) & (self.indices < length)
                 self.weights = np.where(inside, self.weights, 0) if attrs.get("exclude_outside", 0) else self.weights
@@ -143,7 +152,9 @@ class _Axis:
         self.indices = np.clip(self.indices, 0, length - 1)
 
     def apply(self, context: FormContext, x: Value, axis: int) -> Value:
-        """x with the axis resized: a weighted sum of gathers."""
+        """x with the axis resized: a weighted sum of gathers, or, of many, a product with the matrix of all weights."""
+        if len(self.weights) > _TAPS_LIMIT:
+            return self._product(context, x, axis)
         total: Value | None = None
         broadcast = (-1, *(1,) * (x.type.rank - 1 - axis))
         for indices, weights in zip(self.indices, self.weights, strict=True):
@@ -156,6 +167,16 @@ class _Axis:
         if total is None:
             raise UnsupportedForm("an axis is resized to nothing")
         return total
+
+    def _product(self, context: FormContext, x: Value, axis: int) -> Value:
+        length, resized = known_shape(x, "the input")[axis], self.indices.shape[1]
+        if length * resized > _TABLE_LIMIT:
+            raise UnsupportedForm(f"an axis of {length} elements is resized to {resized} by weights of {len(self.weights)} elements each")
+        matrix = np.zeros((length, resized))
+        np.add.at(matrix, (self.indices, np.arange(resized)[None]), self.weights)
+        last = (*(a for a in range(x.type.rank) if a != axis), axis)
+        product = context.emit("matmul", transpose(context, x, last), context.const(matrix.astype(x.type.dtype.numpy)))
+        return transpose(context, product, tuple(np.argsort(last).tolist()))
 
 
 def _resize(context: FormContext) -> Value:
@@ -193,6 +214,8 @@ def _scales_and_sizes(context: FormContext, shape: Sequence[int]) -> tuple[list[
     given: Sequence[float] | None = context.attrs.get("scales") if data is None or data.size == 0 else [float(v) for v in data]
     if given is not None:
         for axis, scale in zip(axes, given, strict=True):
+            if not 0 < scale < inf:
+                raise UnsupportedForm(f"the scale of axis {axis} is {scale:g}, not a positive number")
             scales[axis], resized[axis] = float(scale), floor(shape[axis] * float(scale))
         return scales, resized
     if context.optional(at) is not None and data is None:

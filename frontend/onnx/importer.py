@@ -57,8 +57,8 @@ _UNUSABLE = (ArithmeticError, LookupError, MemoryError, TypeError, ValueError)
 _CALL_DEPTH = 64
 """Calls of functions within each other; each level takes some of Python's stack."""
 
-_EXPANDED_NODES = 100_000
-"""Nodes that the functions of a model may unfold to: functions that call others twice double them at each level."""
+_NESTED_CALLS = 10_000
+"""Calls made within functions: functions that call others twice double them at each level."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ class _Importer:
         self._reader = TensorReader(folder, where)
         self._builder = GraphBuilder(proto.graph.name or "model")
         self._functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
-        self._expanded = 0
+        self._nested_calls = 0
         self._failures: list[str] = []
         self._cause: Exception | None = None
 
@@ -184,6 +184,9 @@ class _Importer:
                 scope.broken.update(node.output)
                 continue
             scope.values.update(results)
+            if unmade := [name for name in node.output[:count] if name and name not in scope.values]:
+                self._fail(node, scope, f"it does not make as many results as are read of it: {', '.join(map(repr, unmade))}")
+                scope.broken.update(unmade)
 
     def _fail(self, node: onnx.NodeProto, scope: _Scope, reason: str) -> None:
         domain = _domain(node.domain)
@@ -273,9 +276,9 @@ class _Importer:
         key = (_domain(function.domain), function.name, function.overload)
         if key in scope.calls:
             raise UserError(f"function {function.name!r} calls itself", where=self._where, hint="export the model without recursion")
-        self._expanded += len(function.node)
-        if len(scope.calls) == _CALL_DEPTH or self._expanded > _EXPANDED_NODES:
-            what = f"more than {_CALL_DEPTH} calls within each other" if len(scope.calls) == _CALL_DEPTH else f"more than {_EXPANDED_NODES} nodes"
+        self._nested_calls += bool(scope.calls)
+        if len(scope.calls) == _CALL_DEPTH or self._nested_calls > _NESTED_CALLS:
+            what = f"more than {_CALL_DEPTH} calls within each other" if len(scope.calls) == _CALL_DEPTH else f"more than {_NESTED_CALLS} calls"
             raise UserError(f"its functions unfold to {what}", where=self._where, hint="export the model with its functions inlined")
         arguments = dict.fromkeys(function.input) | dict(zip(function.input, inputs, strict=False))
         inner = _Scope(
