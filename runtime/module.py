@@ -198,13 +198,13 @@ def _integer(value: Any) -> int:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of that name; ml_dtypes is imported for ``bfloat16``, which numpy does not have itself."""
-    if name == "bfloat16":
+    """The numpy dtype of that name; ml_dtypes is imported for those that numpy does not have itself (``bfloat16``, ``int4``, …)."""
+    try:
+        return np.dtype(name)
+    except TypeError:
         import ml_dtypes
 
-        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return dtype
-    return np.dtype(name)
+        return np.dtype(getattr(ml_dtypes, name))
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:
