@@ -6,7 +6,7 @@ weights' magnitudes bound it), in int32 elsewhere. What follows (scales, bias, r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -16,9 +16,9 @@ import numpy as np
 from compiler.ir.graph import Array, Value
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
 from compiler.ir.scalar import Scalar, call, cast
-from compiler.ir.types import DType
+from compiler.ir.types import DType, integer_range
 from compiler.ops.conv import conv
-from compiler.ops.quantize import MICROSOFT, integer_range, quantize_dynamically, saturated, target_type
+from compiler.ops.quantize import MICROSOFT, quantize_dynamically, saturated, target_type
 from compiler.ops.support import Attrs, cast_to, per_channel, reshape, scalar_like, transpose
 
 _EXACT = 1 << 24
@@ -76,6 +76,44 @@ class Requantize(Elementwise):
         return saturated(call("mul", cast(args[0], DType.FLOAT32), args[1]), args[2:], target_type(attrs))
 
 
+@register
+class RequantizeSum(Elementwise):
+    """``saturate(rint(a * a_ratio + (b * b_ratio + offset)))`` of the integer type ``to``, for integers a and b; ratios and offset are float32.
+
+    Each multiplication and addition is rounded once, as by a fused multiply-add.
+    """
+
+    name = "requantize_sum"
+    samples = (
+        _microsoft("QLinearAdd", _IMAGE, _f(0.05), _u8(120), _IMAGE[::-1].copy(), _f(0.02), _u8(100), _f(0.07), _u8(130)),
+        _microsoft("QLinearAdd", _FILTERS, _f(0.05), _i8(-20), _FILTERS[:1], _f(0.02), _i8(3), _f(0.04), _i8(-7)),
+        _microsoft("QLinearAdd", _A, _f(0.5), _u8(0), _A[0], _f(0.25), _u8(1), _f(0.5), _u8(0)),
+    )
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        a, a_ratio, b, b_ratio, total = (cast(arg, DType.FLOAT64) for arg in args)
+        for x, ratio in ((b, b_ratio), (a, a_ratio)):
+            total = cast(cast(call("add", call("mul", x, ratio), total), DType.FLOAT32), DType.FLOAT64)
+        return saturated(cast(total, DType.FLOAT32), (), target_type(attrs))
+
+
+Parameters = tuple[Value, Value | None]
+"""A scale and a zero point."""
+
+
+def requantized_sum(emit: Callable[..., Value], a: Value, a_is: Parameters, b: Value, b_is: Parameters, y_is: Parameters, to: DType) -> Value:
+    """The sum of two quantised tensors as integers of the result's scale and zero point; ``emit`` makes a node."""
+    zero = emit("sub", y_is[0], y_is[0])
+    a_ratio, b_ratio = (emit("div", scale, y_is[0]) for scale, _ in (a_is, b_is))
+    offset = zero
+    for ratio, (_, point) in ((b_ratio, b_is), (a_ratio, a_is)):
+        if point is not None:
+            exact = emit("mul", emit("cast", ratio, to=DType.FLOAT64), emit("cast", point, to=DType.FLOAT64))
+            offset = emit("cast", emit("add", exact, emit("cast", offset, to=DType.FLOAT64)), to=DType.FLOAT32)
+    offset = emit("sub", zero if y_is[1] is None else emit("cast", y_is[1], to=DType.FLOAT32), offset)
+    return emit("requantize_sum", a, a_ratio, b, b_ratio, offset, to=to)
+
+
 def centered(context: FormContext, x: Value, zero_point: Value | None, dtype: DType) -> Value:
     """``x - zero_point`` in a type that holds it; the zero point broadcasts."""
     wide = cast_to(context, x, dtype)
@@ -107,7 +145,9 @@ def _weight_sum(context: FormContext, w: Value, zero_point: Value | None, axes: 
 def accumulator(
     context: FormContext, x: Value, x_zero: Value | None, w: Value, w_zero: Value | None, axes: Sequence[int], bias: Value | None = None
 ) -> DType:
-    """The type in which the products of x and w, summed over w's ``axes`` and added to bias, are exact and cheapest."""
+    """The type in which the products of x and w, summed over w's ``axes`` and added to bias, are exact and cheapest; float32 for floats."""
+    if x.type.dtype.is_float or w.type.dtype.is_float:
+        return DType.FLOAT32
     total = _weight_sum(context, w, w_zero, axes)
     if total is None:
         return DType.INT32
@@ -211,6 +251,16 @@ def _qlinear_conv(context: FormContext) -> Value:
     return _requantized(context, result, scale, _required(y_scale), y_zero)
 
 
+def _qlinear_add(context: FormContext) -> Value:
+    """Inputs a, its scale and zero point, b, its scale and zero point, the result's scale and zero point."""
+    a, b, y = ((_required(_row(context, context.optional(i))), _row(context, context.optional(i + 1))) for i in (1, 4, 6))
+    for scale, _ in (a, b, y):
+        if scale.type.rank != 0:
+            raise UnsupportedForm(f"the scale of a whole tensor is needed, not {scale.type}")
+    to = context.input(0).type.dtype if y[1] is None else y[1].type.dtype
+    return requantized_sum(context.emit, context.input(0), a, context.input(3), b, y, to)
+
+
 def _qgemm(context: FormContext) -> Value:
     """Inputs a, its scale and zero point, b, its scale and zero point, an int32 c, the result's scale and zero point; without them a float32."""
     a, b = context.input(0), context.input(3)
@@ -258,3 +308,4 @@ Requantize.forms = (
     OnnxForm("MatMulIntegerToFloat", _matmul_integer_to_float, domain=MICROSOFT),
     OnnxForm("DynamicQuantizeMatMul", _dynamic_quantize_matmul, domain=MICROSOFT),
 )
+RequantizeSum.forms = (OnnxForm("QLinearAdd", _qlinear_add, domain=MICROSOFT),)

@@ -130,7 +130,6 @@ extend(
     forms=tuple(
         OnnxForm(name, build, domain=MICROSOFT)
         for name, build in (
-            ("QLinearAdd", _binary("add")),
             ("QLinearMul", _binary("mul")),
             ("QLinearSigmoid", _unary(lambda context, x: context.emit("sigmoid", x))),
             ("QLinearLeakyRelu", _unary(_leaky_relu)),
@@ -142,7 +141,6 @@ extend(
         )
     ),
     samples=(
-        _sample("QLinearAdd", _X, *_IN, _ROW, *_OTHER, *_OUT),
         _sample("QLinearMul", _X, *_IN, _ROW, *_OTHER, *_OUT),
         _sample("QLinearSigmoid", _X, *_IN, np.array(1 / 256, np.float32), np.array(0, np.uint8)),
         _sample("QLinearLeakyRelu", _X, *_IN, *_OUT, alpha=0.25),

@@ -1,0 +1,200 @@
+"""Quantised models against ONNX Runtime.
+
+A quantised network is discontinuous: a value that stands almost between two steps falls on either side of it by the order in which a float32 sum is
+taken, and the layers after it spread and enlarge that one step. ONNX Runtime itself differs by 3 to 5 steps at the outputs of the 8-bit models of the
+zoo between its graph as given and as optimised. So every layer is held to what ONNX Runtime computed before it, and whole models to bit
+equality where ONNX Runtime computes on integers throughout, elsewhere to its own spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from zoo_models import load, needs_zoo, relative_difference
+
+import tensorsmith as ts
+
+Arrays = dict[str, np.ndarray]
+QDQ = ["resnet18_int8_qdq", "mobilenetv2_100_int8_qdq", "mobilenetv2_100_u8u8_qdq"]
+PACKED = "llama_mobilellm_kv_q4"
+DYNAMIC = ["bert_tiny_int8_dynamic", "lstm_kws_int8_dynamic"]
+
+
+def runtime_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, optimized: bool) -> Arrays:
+    """Every declared output, from ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
+
+
+def our_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    return ts.compile(model, threads=2, cache=False, input_shapes={name: x.shape for name, x in feeds.items()}).run(feeds)
+
+
+def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+    """The model with more values handed out."""
+    more = onnx.ModelProto()
+    more.CopyFrom(model)
+    present = {o.name for o in model.graph.output}
+    more.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    return more
+
+
+def cut(model: onnx.ModelProto, given: Arrays, wanted: Arrays) -> onnx.ModelProto:
+    """The model with each value of ``given`` read from an input ``NAME/given`` instead, and the values ``wanted`` as its outputs."""
+    parts = onnx.ModelProto()
+    parts.CopyFrom(model)
+    for node in parts.graph.node:
+        for index, name in enumerate(node.input):
+            if name in given:
+                node.input[index] = f"{name}/given"
+    parts.graph.input.extend(
+        helper.make_tensor_value_info(f"{name}/given", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for name, x in given.items()
+    )
+    del parts.graph.output[:]
+    parts.graph.output.extend(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for name, x in wanted.items())
+    return parts
+
+
+def layer_by_layer(model: onnx.ModelProto, feeds: Arrays, given: list[str], wanted: list[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Each wanted value as we compute it from the given values of ONNX Runtime, and ONNX Runtime's."""
+    values = runtime_outputs(with_outputs(model, [*given, *wanted]), feeds, optimized=False)
+    parts = cut(model, {name: values[name] for name in given}, {name: values[name] for name in wanted})
+    got = our_outputs(parts, {**feeds, **{f"{name}/given": values[name] for name in given}})
+    return [(name, got[name], values[name]) for name in wanted]
+
+
+def hold_layers(model: onnx.ModelProto, feeds: Arrays, quantized: list[str]) -> None:
+    """Every quantised value is within a step of ONNX Runtime's, and all but what float32 cannot tell from a tie are equal."""
+    for name, got, want in layer_by_layer(model, feeds, quantized, quantized):
+        steps = np.abs(got.astype(np.int32) - want.astype(np.int32))
+        assert steps.max() <= 1, name
+        assert np.count_nonzero(steps) <= 2 + 1e-5 * steps.size, name
+
+
+@needs_zoo
+@pytest.mark.parametrize("name", QDQ)
+def test_every_quantized_layer_is_onnxruntimes(name: str) -> None:
+    model, feeds = load(name)
+    hold_layers(model, feeds, [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"])
+
+
+@needs_zoo
+def test_every_product_with_packed_weights_is_onnxruntimes() -> None:
+    model, feeds = load(PACKED)
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    given = list(dict.fromkeys(node.input[0] for node in nodes))
+    for name, got, want in layer_by_layer(model, feeds, given, [node.output[0] for node in nodes]):
+        assert relative_difference(got, want) <= 1e-6, name
+
+
+@needs_zoo
+def test_model_with_packed_weights_stays_within_the_steps_of_its_activations() -> None:
+    model, feeds = load(PACKED)
+    want = runtime_outputs(model, feeds, optimized=True)
+    for name, got in our_outputs(model, feeds).items():
+        assert relative_difference(got, want[name]) <= 2 / 127
+
+
+@needs_zoo
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_dynamically_quantized_model_is_onnxruntimes(name: str) -> None:
+    model, feeds = load(name)
+    want = runtime_outputs(model, feeds, optimized=True)
+    for output, got in our_outputs(model, feeds).items():
+        assert relative_difference(got, want[output]) <= 5e-5
+
+
+@needs_zoo
+def test_uint8_model_is_bit_equal_to_onnxruntime() -> None:
+    model, feeds = load("mobilenetv2_100_u8u8_qdq")
+    want = runtime_outputs(model, feeds, optimized=True)
+    for name, got in our_outputs(model, feeds).items():
+        np.testing.assert_array_equal(got, want[name])
+
+
+@needs_zoo
+@pytest.mark.parametrize("name", ["resnet18_int8_qdq", "mobilenetv2_100_int8_qdq"])
+def test_int8_model_is_as_near_to_onnxruntime_as_that_to_itself(name: str) -> None:
+    model, feeds = load(name)
+    got = our_outputs(model, feeds)
+    plain, optimized = (runtime_outputs(model, feeds, optimized=value) for value in (False, True))
+    for output, value in got.items():
+        assert relative_difference(value, plain[output]) <= 1.01 * relative_difference(plain[output], optimized[output])
+
+
+class Calibration(CalibrationDataReader):
+    """A few random images."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self.images = iter([rng.standard_normal((1, 3, 16, 16)).astype(np.float32) for _ in range(4)])
+
+    def get_next(self) -> Arrays | None:
+        image = next(self.images, None)
+        return None if image is None else {"x": image}
+
+
+def small_network() -> onnx.ModelProto:
+    """A network of many kinds of quantised layers; its means are of 9 elements, so that they do not fall exactly between two steps."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (16, 1, 3, 3), "b2": (16,), "w3": (24, 16, 1, 1), "b3": (24,), "w4": (24, 24, 3, 3)}
+    shapes |= {"w5": (40, 48), "b5": (40,), "w6": (40, 10)}
+    arrays = {name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], pads=[1, 1, 1, 1], group=16),
+        helper.make_node("Clip", ["c2", "low", "high"], ["r2"]),
+        helper.make_node("MaxPool", ["r2"], ["p2"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p2", "w3", "b3"], ["c3"]),
+        helper.make_node("Conv", ["c3", "w4"], ["c4"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c3", "c4"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["r4"]),
+        helper.make_node("Sigmoid", ["c3"], ["gate"]),
+        helper.make_node("Mul", ["r4", "gate"], ["gated"]),
+        helper.make_node("AveragePool", ["gated"], ["p4"], kernel_shape=[3, 3], strides=[2, 2]),
+        helper.make_node("LeakyRelu", ["p4"], ["leaky"], alpha=0.1),
+        helper.make_node("Concat", ["p4", "leaky"], ["both"], axis=1),
+        helper.make_node("GlobalAveragePool", ["both"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w5", "b5"], ["hidden"], transB=1),
+        helper.make_node("Relu", ["hidden"], ["r5"]),
+        helper.make_node("MatMul", ["r5", "w6"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3, 16, 16]), ("y", [1, 10]))]
+    weights = [numpy_helper.from_array(data, name) for name, data in arrays.items()]
+    graph = helper.make_graph(nodes, "small", values[:1], [*values[1:], helper.make_tensor_value_info("logits", 1, [1, 10])], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize(
+    ("activations", "weights"),
+    [(QuantType.QUInt8, QuantType.QInt8), (QuantType.QUInt8, QuantType.QUInt8), (QuantType.QInt8, QuantType.QInt8)],
+    ids=["u8s8", "u8u8", "s8s8"],
+)
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator], ids=str)
+def test_small_network_in_every_form_is_within_a_step(
+    form: QuantFormat, activations: QuantType, weights: QuantType, per_channel: bool, tmp_path: Path
+) -> None:
+    plain, quantized = tmp_path / "plain.onnx", tmp_path / "quantized.onnx"
+    onnx.save(small_network(), plain)
+    quantize_static(plain, quantized, Calibration(), quant_format=form, activation_type=activations, weight_type=weights, per_channel=per_channel)
+    model = onnx.load(quantized)
+    feeds = {"x": np.random.default_rng(2).standard_normal((1, 3, 16, 16)).astype(np.float32)}
+    names = [node.output[0] for node in model.graph.node]
+    values = runtime_outputs(with_outputs(model, names), feeds, optimized=False)
+    hold_layers(model, feeds, [name for name in names if values[name].dtype.itemsize == 1])
