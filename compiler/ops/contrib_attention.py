@@ -22,7 +22,7 @@ from compiler.ops.quantize import MICROSOFT
 from compiler.ops.softmax import Softmax
 from compiler.ops.support import cast_to, known, reshape, scalar_like, transpose
 
-_LOWEST = float(np.finfo(np.float32).min)
+LOWEST = float(np.finfo(np.float32).min)
 
 
 def _wave(*shape: int, step: float = 1.3) -> Array:
@@ -44,15 +44,15 @@ class _Heads:
     scale: float
 
 
-def _split(context: FormContext, x: Value, heads: int) -> Value:
+def split_heads(context: FormContext, x: Value, heads: int) -> Value:
     """``[batch, length, heads * size]`` as ``[batch, heads, length, size]``."""
     batch, length, width = x.type.shape
     size = known(width, "the hidden size") // heads
     return transpose(context, reshape(context, x, (batch, length, heads, size)), (0, 2, 1, 3))
 
 
-def _merge(context: FormContext, x: Value) -> Value:
-    """The inverse of ``_split``."""
+def merge_heads(context: FormContext, x: Value) -> Value:
+    """The inverse of ``split_heads``."""
     batch, heads, length, size = x.type.shape
     return reshape(context, transpose(context, x, (0, 2, 1, 3)), (batch, length, heads * size))
 
@@ -64,21 +64,21 @@ def _attend(context: FormContext, heads: _Heads) -> Value:
     for mask in heads.masks:
         scores = context.emit("add", scores, mask)
     weights = context.emit("softmax", scores, axis=3, log=False)
-    return _merge(context, context.emit("matmul", weights, heads.value))
+    return merge_heads(context, context.emit("matmul", weights, heads.value))
 
 
-def _scale(context: FormContext, query: Value) -> float:
+def scale_of(context: FormContext, query: Value) -> float:
     """Attribute ``scale``; zero or absent means one over the root of the head's size."""
     scale = float(context.attrs.get("scale", 0.0))
     return scale or 1 / sqrt(known(query.type.shape[-1], "the size of a head"))
 
 
-def _joined(context: FormContext, past: Value | None, x: Value) -> Value:
+def joined(context: FormContext, past: Value | None, x: Value) -> Value:
     """Keys or values with those of the past before them."""
     return x if past is None else context.emit("concat", past, x, axis=2)
 
 
-def _positions(context: FormContext, length: Dim, rank: int, axis: int) -> Value:
+def positions_along(context: FormContext, length: Dim, rank: int, axis: int) -> Value:
     """0, 1, … along one axis of that rank."""
     count = known(length, "a sequence length")
     shape = [1] * rank
@@ -86,7 +86,7 @@ def _positions(context: FormContext, length: Dim, rank: int, axis: int) -> Value
     return context.const(np.arange(count, dtype=np.int32).reshape(shape))
 
 
-def _where_kept(context: FormContext, kept: Value, like: Value, filtered: float) -> Value:
+def where_kept(context: FormContext, kept: Value, like: Value, filtered: float) -> Value:
     """Zero where kept, else ``filtered``."""
     return context.emit("where", kept, scalar_like(context, like, 0), scalar_like(context, like, filtered))
 
@@ -95,9 +95,9 @@ def _causal(context: FormContext, query: Value, key: Value) -> Value:
     """The mask that lets each query see the keys up to its own place, the last query being at the last key."""
     rows, columns = query.type.shape[2], key.type.shape[2]
     offset = known(columns, "a sequence length") - known(rows, "a sequence length")
-    row = context.emit("add", _positions(context, rows, 4, 2), context.const(np.array(offset, np.int32)))
-    kept = context.emit("less_or_equal", _positions(context, columns, 4, 3), row)
-    return _where_kept(context, kept, query, _LOWEST)
+    row = context.emit("add", positions_along(context, rows, 4, 2), context.const(np.array(offset, np.int32)))
+    kept = context.emit("less_or_equal", positions_along(context, columns, 4, 3), row)
+    return where_kept(context, kept, query, LOWEST)
 
 
 def _key_mask(context: FormContext, mask: Value, query: Value, total: Dim) -> Value:
@@ -106,12 +106,12 @@ def _key_mask(context: FormContext, mask: Value, query: Value, total: Dim) -> Va
     batch = query.type.shape[0]
     if mask.type.shape == (batch,):
         counts = reshape(context, mask, (batch, 1, 1, 1))
-        return _where_kept(context, context.emit("less", _positions(context, total, 4, 3), counts), query, filtered)
+        return where_kept(context, context.emit("less", positions_along(context, total, 4, 3), counts), query, filtered)
     if mask.type.rank not in (2, 3) or mask.type.shape[-1] != total:
         raise UnsupportedForm(f"a mask {mask.type} is not supported; [batch], [batch, keys] and [batch, queries, keys] are")
     rows = mask.type.shape[1] if mask.type.rank == 3 else 1
     kept = context.emit("cast", reshape(context, mask, (mask.type.shape[0], 1, rows, total)), to=DType.BOOL)
-    return _where_kept(context, kept, query, filtered)
+    return where_kept(context, kept, query, filtered)
 
 
 def _masks(context: FormContext, query: Value, key: Value, mask: Value | None, bias: Value | None) -> tuple[Value, ...]:
@@ -123,7 +123,8 @@ def _masks(context: FormContext, query: Value, key: Value, mask: Value | None, b
     return tuple(found)
 
 
-def _heads_of(context: FormContext) -> int:
+def heads_of(context: FormContext) -> int:
+    """The number of query heads."""
     return int(context.attrs["num_heads"])
 
 
@@ -132,17 +133,17 @@ def _attention(context: FormContext) -> Sequence[Value]:
     if context.optional(6) is not None or context.attrs.get("do_rotary", 0):
         raise UnsupportedForm("a past that shares the present's buffer and rotary embeddings are not supported")
     packed = context.emit("matmul", context.input(0), context.input(1))
-    bias, past, heads = context.optional(2), context.optional(4), _heads_of(context)
+    bias, past, heads = context.optional(2), context.optional(4), heads_of(context)
     packed = packed if bias is None else context.emit("add", packed, bias)
     width = known(packed.type.shape[2], "the hidden size")
     sizes = tuple(context.attrs.get("qkv_hidden_sizes", ())) or (width // 3,) * 3
     starts = (0, sizes[0], sizes[0] + sizes[1])
-    query, key, value = (_split(context, slice_axis(context, packed, 2, start, size), heads) for start, size in zip(starts, sizes, strict=True))
+    query, key, value = (split_heads(context, slice_axis(context, packed, 2, start, size), heads) for start, size in zip(starts, sizes, strict=True))
     if past is not None:
         before = [reshape(context, slice_axis(context, past, 0, k, 1), past.type.shape[1:]) for k in (0, 1)]
-        key, value = _joined(context, before[0], key), _joined(context, before[1], value)
+        key, value = joined(context, before[0], key), joined(context, before[1], value)
     masks = _masks(context, query, key, context.optional(3), context.optional(5))
-    result = _attend(context, _Heads(query, key, value, masks, _scale(context, query)))
+    result = _attend(context, _Heads(query, key, value, masks, scale_of(context, query)))
     if context.outputs == 1:
         return (result,)
     present = [reshape(context, x, (1, *x.type.shape)) for x in (key, value)]
@@ -151,7 +152,7 @@ def _attention(context: FormContext) -> Sequence[Value]:
 
 def _multi_head_attention(context: FormContext) -> Sequence[Value]:
     """Inputs query, key, value, bias, key mask, attention bias, past key, past value; outputs the result, present key, present value."""
-    query, heads, bias = context.input(0), _heads_of(context), context.optional(3)
+    query, heads, bias = context.input(0), heads_of(context), context.optional(3)
     if query.type.rank != 3 or context.optional(1) is None or context.optional(2) is None:
         raise UnsupportedForm("packed queries, keys and values are not supported")
     parts: list[Value] = []
@@ -162,13 +163,13 @@ def _multi_head_attention(context: FormContext) -> Sequence[Value]:
         if bias is not None and x.type.rank == 3:
             x = context.emit("add", x, slice_axis(context, bias, 0, start, width))
         start = start + width
-        parts.append(_split(context, x, heads) if x.type.rank == 3 else x)
-    key, value = _joined(context, context.optional(6), parts[1]), _joined(context, context.optional(7), parts[2])
+        parts.append(split_heads(context, x, heads) if x.type.rank == 3 else x)
+    key, value = joined(context, context.optional(6), parts[1]), joined(context, context.optional(7), parts[2])
     masks = _masks(context, parts[0], key, context.optional(4), context.optional(5))
-    return _attend(context, _Heads(parts[0], key, value, masks, _scale(context, parts[0]))), key, value
+    return _attend(context, _Heads(parts[0], key, value, masks, scale_of(context, parts[0]))), key, value
 
 
-def _rotated(context: FormContext, x: Value, cosine: Value, sine: Value, interleaved: bool) -> Value:
+def rotated(context: FormContext, x: Value, cosine: Value, sine: Value, interleaved: bool) -> Value:
     """Pairs of x ``[B, heads, S, 2 R]`` (halves, or neighbours) turned by angles ``[B or 1, 1, S, R]``."""
     batch, heads, length, width = x.type.shape
     half = known(width, "the rotated size") // 2
@@ -183,25 +184,28 @@ def _rotated(context: FormContext, x: Value, cosine: Value, sine: Value, interle
     return reshape(context, context.emit("concat", *(reshape(context, t, one) for t in turned), axis=axis), x.type.shape)
 
 
+def rotary(context: FormContext, x: Value, positions: Value, tables: Sequence[Value], width: int, *, interleaved: bool) -> Value:
+    """The first ``width`` elements of every head of x ``[B, heads, S, size]`` turned by ``positions [B or 1, S]`` in the cosines and sines."""
+    angles = [gather(context, table, positions, 0) for table in tables]
+    cosine, sine = (reshape(context, a, (a.type.shape[0], 1, *a.type.shape[1:])) for a in angles)
+    turned = rotated(context, slice_axis(context, x, 3, 0, width), cosine, sine, interleaved)
+    rest = known(x.type.shape[3], "the size of a head") - width
+    return context.emit("concat", turned, slice_axis(context, x, 3, width, rest), axis=3) if rest else turned
+
+
 def _rotary_embedding(context: FormContext) -> Value:
     """Inputs x (``[B, S, D]`` or ``[B, heads, S, size]``), positions (``[1]``, the first one, or ``[B, S]``), tables of cosines and sines."""
     x, positions, cosines, sines = (context.input(i) for i in range(4))
-    rotary, heads = int(context.attrs.get("rotary_embedding_dim", 0)), int(context.attrs.get("num_heads", 0))
+    heads = int(context.attrs.get("num_heads", 0))
     if x.type.rank == 3:
         heads = heads or known(x.type.shape[2], "the hidden size") // (2 * known(cosines.type.shape[1], "the size of the cosines"))
-        split = _split(context, x, heads)
-    else:
-        split = x
+    split = split_heads(context, x, heads) if x.type.rank == 3 else x
     if positions.type.rank == 1:
-        steps = _positions(context, split.type.shape[2], 2, 1)
+        steps = positions_along(context, split.type.shape[2], 2, 1)
         positions = context.emit("add", reshape(context, positions, (1, 1)), cast_to(context, steps, positions.type.dtype))
-    angles = [gather(context, table, positions, 0) for table in (cosines, sines)]
-    cosine, sine = (reshape(context, a, (a.type.shape[0], 1, *a.type.shape[1:])) for a in angles)
-    size = known(split.type.shape[3], "the size of a head")
-    width = rotary or size
-    turned = _rotated(context, slice_axis(context, split, 3, 0, width), cosine, sine, bool(context.attrs.get("interleaved", 0)))
-    result = turned if width == size else context.emit("concat", turned, slice_axis(context, split, 3, width, size - width), axis=3)
-    return _merge(context, result) if x.type.rank == 3 else result
+    width = int(context.attrs.get("rotary_embedding_dim", 0)) or known(split.type.shape[3], "the size of a head")
+    result = rotary(context, split, positions, (cosines, sines), width, interleaved=bool(context.attrs.get("interleaved", 0)))
+    return merge_heads(context, result) if x.type.rank == 3 else result
 
 
 _INPUT, _WEIGHTS, _BIAS = _wave(2, 3, 8), _wave(8, 24, step=0.7) / 4, _wave(24, step=0.9)
