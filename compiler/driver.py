@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import onnx
 
     from compiler.ir.graph import Attr, Value
+    from compiler.ir.intexpr import Dim
+    from compiler.ir.program import Program
 
     Model = Union[str, os.PathLike[str], bytes, onnx.ModelProto]
 
@@ -182,14 +184,33 @@ def _build(model: Model, options: Options) -> _Built:
         threads=options.threads,
         inputs=_tensors(graph.attrs["input_names"], program.inputs),
         outputs=_tensors(graph.attrs["output_names"], program.outputs),
-        kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, c.flops, c.nbytes) for c in program.calls),
-        arena_bytes=program.arena_bytes,
+        kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, _amount(c.flops), _amount(c.nbytes)) for c in program.calls),
+        arena_bytes=_fixed(program.arena_bytes),
         arena_bound_bytes=program.arena_bound_bytes,
-        entries={name: image.entries[name] for name in spmd.ENTRIES},
+        scratch_bytes=_fixed(program.scratch_bytes),
+        entries=image.entries,
         peak_flops=2 * spmd.PEAK_CHAINS * target.lanes,
-        scratch_bytes=program.scratch_bytes,
+        state=_state(program),
+        dynamic=program.dynamic,
+        results=program.results,
+        checks=tuple(check.message for check in program.checks),
     )
     return _Built(manifest, image.code, program.weights, program.weights_bytes)
+
+
+def _fixed(size: Dim) -> int | None:
+    """A size that does not depend on the shapes of inputs."""
+    return size if isinstance(size, int) else None
+
+
+def _amount(amount: Dim) -> int | str:
+    return amount if isinstance(amount, int) else str(amount)
+
+
+def _state(program: Program) -> artifact.State:
+    layout = program.state
+    names = (*program.symbols, *(definition.symbol for definition in program.definitions))
+    return artifact.State(layout.words, names, len(program.symbols), layout.arena, layout.scratch, layout.outputs)
 
 
 def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:

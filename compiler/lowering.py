@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InternalError, UnsupportedError
+from compiler.ir.control import BRANCHING, CONTROL, If, Loop, names
 from compiler.ir.graph import Constant, Graph, Node, Value
-from compiler.ir.half import compute_dtype, widen
+from compiler.ir.intexpr import Dim, IntExpr, maximum, sym, symbols
 from compiler.ir.loop import Access, Function
-from compiler.ir.op import lookup
-from compiler.ir.program import Address, KernelCall, Program, Space
-from compiler.ir.scalar import Arg, Array, Const, Scalar, substitute
-from compiler.ir.types import TensorType
-from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, is_view
-from compiler.kernels.base import Family, Operand, Workload, family
+from compiler.ir.program import WORKERS, Address, Allocate, Branch, Check, Define, KernelCall, Program, Read, Repeat, Space, Step, Swap
+from compiler.ir.scalar import Array
+from compiler.ir.verify import ARENA_ALIGNMENT, is_view
+from compiler.kernels.base import Family, Workload, family
 from compiler.target import Target
+from compiler.workloads import LoweredGroup, copied, lower_group
 from passes.analysis.liveness import memory_roots
-from passes.graph.plan import require_static
 
 Choose = Callable[[Family, Workload, Target], Any]
 """Picks the schedule of a workload."""
@@ -31,50 +30,45 @@ def heuristic(family_: Family, workload: Workload, target: Target) -> Any:
 
 
 @dataclass(frozen=True)
-class LoweredGroup:
-    """A group as a workload; ``reads`` are the group's operands behind ``workload.inputs`` and ``workload.operands``, in order."""
+class Selected:
+    """A group and the family that builds its kernel."""
 
-    workload: Workload
-    families: tuple[str, ...]
-    reads: tuple[Value, ...]
+    family: Family
+    group: LoweredGroup
 
 
 def lower(graph: Graph, target: Target, threads: int, choose: Choose = heuristic) -> Program:
     """The program of a graph in the planned stage.
 
-    Raises UserError for symbolic dims that are not bound, and UnsupportedError, listing every such node, where no kernel family
-    builds one.
+    Raises UnsupportedError, listing every such node, where no kernel family builds one.
     """
-    require_static(graph)
-    lowered, families = _select(graph, target, threads)
-    writer = _Writer(graph, target, choose)
-    for node, group, chosen in zip(_groups(graph), lowered, families, strict=True):
-        writer.call(node, group, chosen)
-    return writer.program()
+    return _Writer(graph, target, threads, choose, _select(graph, target, threads)).program()
 
 
 def workloads(graph: Graph, target: Target, threads: int) -> tuple[tuple[Family, Workload], ...]:
-    """Each group's workload and the family that builds it, in execution order; raises as ``lower`` does."""
-    lowered, families = _select(graph, target, threads)
-    return tuple((chosen, group.workload) for chosen, group in zip(families, lowered, strict=True))
+    """Each group's workload and the family that builds it, regions included, in the order of the text; raises as ``lower`` does."""
+    return tuple((found.family, found.group.workload) for found in _select(graph, target, threads).values())
 
 
-def _groups(graph: Graph) -> tuple[Node, ...]:
-    return tuple(node for node in graph.nodes if node.op == "group")
-
-
-def _select(graph: Graph, target: Target, threads: int) -> tuple[list[LoweredGroup], list[Family]]:
-    lowered, families, missing = [], [], []
+def _nodes(graph: Graph) -> Iterator[tuple[Graph, Node]]:
+    """Every node with the graph it stands in, those of branches and loops included."""
     for node in graph.nodes:
+        yield graph, node
+        for region in node.regions if node.op in BRANCHING else ():
+            yield from _nodes(region)
+
+
+def _select(graph: Graph, target: Target, threads: int) -> dict[Node, Selected]:
+    found, missing = {}, []
+    for around, node in _nodes(graph):
         if node.op == "group":
-            group = lower_group(node, graph.constants, threads)
-            found = _family(group, target)
-            lowered.append(group)
-            if found is None:
+            group = lower_group(node, around.constants, threads)
+            chosen = _family(group, target)
+            if chosen is None:
                 missing.append(_describe(node))
             else:
-                families.append(found)
-        elif not is_view(node):
+                found[node] = Selected(chosen, group)
+        elif node.op not in CONTROL and not is_view(node):
             missing.append(_describe(node))
     if missing:
         raise UnsupportedError(
@@ -83,7 +77,7 @@ def _select(graph: Graph, target: Target, threads: int) -> tuple[list[LoweredGro
             hint="replace these nodes in the model, or ask for the operators in these forms",
             items=tuple(missing),
         )
-    return lowered, families
+    return found
 
 
 def _family(group: LoweredGroup, target: Target) -> Family | None:
@@ -99,134 +93,224 @@ def _describe(node: Node) -> str:
     return f"node {node.name or node.outputs[0].name}: {' + '.join(ops)} of {reads} to {made}"
 
 
-def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -> LoweredGroup:
-    """The workload of a group: its anchor's operands are the inputs, what its elementwise nodes read are the operands."""
-    (region,) = node.regions
-    outer = dict(zip(region.inputs, node.present_inputs, strict=True))
-    anchors = [inner for inner in region.nodes if not is_elementwise(inner)]
-    anchor = anchors[0] if anchors else None
-    result = region.outputs[0].type
-    operands: dict[Value, int] = {}
-    exprs: dict[Value, Scalar] = {}
-    if anchor is not None:
-        exprs[anchor.output] = Arg(0, anchor.output.type.dtype)
-    for inner in region.nodes:
-        if inner is anchor:
-            continue
-        args = []
-        for value in inner.present_inputs:
-            if value not in exprs:
-                exprs[value] = _leaf(value, constants.get(outer[value]), operands)
-            args.append(exprs[value])
-        expr = lookup(inner.op).scalar([Arg(i, a.dtype) for i, a in enumerate(args)], inner.attrs)
-        if expr is None:
-            raise InternalError(f"{inner.op} has no scalar expression", where=f"group {node.name}")
-        exprs[inner.output] = substitute(expr, args)
-    inputs = anchor.present_inputs if anchor is not None else ()
-    computes = anchor is not None and lookup(anchor.op).computes
-    reads = [Operand(v.type, outer[v] in constants) for v in inputs]
-    extra = [_widened(Operand(_ranked(v.type, result.rank), outer[v] in constants)) for v in operands]
-    arrives = {1 + i: Arg(1 + i, operand.type.dtype) for i, operand in enumerate(extra)}
-    first = result if anchor is None else anchor.output.type
-    if computes:
-        first = _computed(first)
-        arrives[0] = Arg(0, first.dtype)
-    workload = Workload(
-        family="",
-        params=_params(anchor),
-        inputs=tuple(_widened(operand) if computes else operand for operand in reads),
-        anchor=first,
-        output=result,
-        epilogue=widen(exprs[region.outputs[0]], arrives),
-        operands=tuple(extra),
-        threads=threads,
-    )
-    return LoweredGroup(workload, lookup((anchor or region.nodes[-1]).op).families, tuple(outer[v] for v in (*inputs, *operands)))
+class _Level:
+    """A graph or region being written: where its values lie, and what must be done before one is written."""
 
+    def __init__(self, graph: Graph, places: dict[Value, Address], allocations: dict[Value, Step], arena: Dim) -> None:
+        self.graph = graph
+        self.roots = memory_roots(graph)
+        self._places = places
+        self._allocations = allocations
+        self._arena = arena
 
-def _computed(type_: TensorType) -> TensorType:
-    return replace(type_, dtype=compute_dtype(type_.dtype))
+    def place(self, value: Value) -> Address:
+        """Where a value lies. Raises InternalError for one that has no memory."""
+        root = self.roots[value]
+        if root not in self._places:
+            raise InternalError(f"%{value.name} has no memory", where="lowering", hint="plan memory before lowering")
+        return self._places[root]
 
+    def make(self, node: Node) -> Iterator[Step]:
+        """Give a group's result its place; what must be done for that."""
+        value = node.output
+        offset, buffer = node.attrs.get("offset"), node.attrs.get("dynamic")
+        if isinstance(offset, int | IntExpr):
+            self._places[value] = Address(Space.ARENA, self._arena + offset)
+        elif isinstance(buffer, int):
+            self.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
+        if value in self._allocations:
+            yield self._allocations[value]
 
-def _widened(operand: Operand) -> Operand:
-    """A constant in half precision is packed in the type it is computed in."""
-    return replace(operand, type=_computed(operand.type)) if operand.constant else operand
+    def hold(self, value: Value, buffer: int, offset: Dim, allocation: Step) -> None:
+        """Put a value into a dynamic buffer, which ``allocation`` makes large enough."""
+        self._places[value] = Address(Space.DYNAMIC, offset, buffer)
+        self._allocations[value] = allocation
 
-
-def _leaf(value: Value, constant: Constant | None, operands: dict[Value, int]) -> Scalar:
-    """An operand of the epilogue; constants of one element become literals."""
-    if constant is not None and constant.array.size == 1:
-        return Const(constant.array.astype(compute_dtype(value.type.dtype).numpy).item(), value.type.dtype)
-    return Arg(1 + operands.setdefault(value, len(operands)), value.type.dtype)
-
-
-def _params(anchor: Node | None) -> tuple[tuple[str, Any], ...]:
-    if anchor is None:
-        return ()
-    regions = lookup(anchor.op).regions([v.type for v in anchor.present_inputs], anchor.attrs)
-    return (("regions", regions),) if regions is not None else tuple(sorted(anchor.attrs.items()))
-
-
-def _ranked(type_: TensorType, rank: int) -> TensorType:
-    """The type with leading ones up to rank: the same bytes."""
-    return type_ if type_.rank >= rank else TensorType(type_.dtype, (1,) * (rank - type_.rank) + type_.shape)
+    def arena(self, node: Node) -> Dim:
+        """Where the arena of a node's regions begins."""
+        offset = node.attrs.get("offset")
+        return self._arena + (offset if isinstance(offset, int | IntExpr) else 0)
 
 
 class _Writer:
-    """Collects kernels, calls and weights; equal kernels and equally packed constants are there once."""
+    """Collects kernels, steps and weights; equal kernels and equally packed constants are there once."""
 
-    def __init__(self, graph: Graph, target: Target, choose: Choose) -> None:
+    def __init__(self, graph: Graph, target: Target, threads: int, choose: Choose, selected: Mapping[Node, Selected]) -> None:
         self._graph = graph
         self._target = target
+        self._threads = threads
         self._choose = choose
+        self._selected = selected
         self._functions: list[Function] = []
-        self._calls: list[KernelCall] = []
         self._weights: list[tuple[int, Array]] = []
         self._weights_bytes = 0
-        self._scratch_bytes = 0
         self._kernels: dict[tuple[Workload, Any], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
-        self._roots = memory_roots(graph)
-        self._places = _places(graph, self._roots)
-
-    def call(self, node: Node, group: LoweredGroup, chosen: Family) -> None:
-        """One kernel call for a group."""
-        workload = replace(group.workload, family=chosen.name)
-        schedule = self._choose(chosen, workload, self._target)
-        function = self._function(chosen, workload, schedule)
-        reads = self._reads(chosen, workload, schedule, group.reads)
-        types = [*(o.type for o in (*workload.inputs, *workload.operands)), workload.output]
-        flops, nbytes = _number(chosen.flops(workload)), sum(_number(t.nbytes) for t in types)
-        args = (*reads, self._places[self._roots[node.output]], *self._scratch(self._functions[function]))
-        self._calls.append(KernelCall(function, args, node.name, chosen.name, str(schedule), flops, nbytes))
+        self._symbols = tuple(sorted({name for value in graph.inputs for dim in value.type.shape for name in symbols(dim)}))
+        self._definitions = [Define(str(name), _dim(value)) for name, value in _pairs(graph.attrs.get("definitions"))]
+        self._known = {*self._symbols, *(definition.symbol for definition in self._definitions)}
+        self._dynamic = _number(graph.attrs.get("dynamic", 0))
+        self._scratch_bytes: Dim = 0
+        self._scratch_buffer: int | None = None
 
     def program(self) -> Program:
         """The finished program."""
-        graph = self._graph
+        graph, results = self._graph, self._graph.attrs.get("results")
+        roots = memory_roots(graph)
+        buffers = results if isinstance(results, tuple) else (None,) * len(graph.outputs)
+        given = zip(graph.outputs, buffers, strict=True)
+        places = {value: Address(Space.INPUT, index=number) for number, value in enumerate(graph.inputs)}
+        places |= {roots[value]: Address(Space.OUTPUT, index=number) for number, (value, buffer) in enumerate(given) if buffer is None}
+        body = tuple(self._steps(_Level(graph, places, {}, 0)))
+        bound = graph.attrs["arena_bound_bytes"]
         return Program(
             name=graph.name,
             inputs=graph.inputs,
             outputs=graph.outputs,
             functions=tuple(self._functions),
-            calls=tuple(self._calls),
+            body=body,
             weights=tuple(self._weights),
             weights_bytes=self._weights_bytes,
-            arena_bytes=_number(graph.attrs["arena_bytes"]),
-            arena_bound_bytes=_number(graph.attrs["arena_bound_bytes"]),
+            arena_bytes=_dim(graph.attrs["arena_bytes"]),
+            arena_bound_bytes=None if bound is None else _number(bound),
             scratch_bytes=self._scratch_bytes,
+            symbols=self._symbols,
+            definitions=tuple(self._definitions),
+            dynamic=self._dynamic,
+            results=tuple(None if buffer is None else _number(buffer) for buffer in buffers),
         )
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def _steps(self, level: _Level) -> Iterator[Step]:
+        for node in level.graph.nodes:
+            match node.op:
+                case "group":
+                    yield from level.make(node)
+                    yield from self._call(level, self._selected[node], level.place(node.output), node.name)
+                case "bind":
+                    (source,) = node.present_inputs
+                    yield Read(names(node), self._address(level, source), source.type.dtype)
+                case "define":
+                    if node.attrs["symbol"] not in self._known:
+                        yield Define(str(node.attrs["symbol"]), _dim(node.attrs["value"]))
+                case "check":
+                    low, high = (None if node.attrs[key] is None else _dim(node.attrs[key]) for key in ("low", "high"))
+                    yield Check(low, _dim(node.attrs["value"]), high, str(node.attrs["message"]))
+                case "if":
+                    yield self._branch(level, node)
+                case "loop":
+                    yield from self._repeat(level, node)
+
+    def _branch(self, level: _Level, node: Node) -> Step:
+        parts, buffers = If.of(node), _numbers(node.attrs["dynamic"])
+        captured = [self._address(level, value) for value in parts.captured]
+        bodies = []
+        for number, region in enumerate((parts.then, parts.otherwise)):
+            inner = _Level(region, dict(zip(region.inputs, captured, strict=True)), {}, level.arena(node))
+            for value, buffer in zip(region.outputs, buffers, strict=True):
+                inner.hold(inner.roots[value], buffer, 0, Allocate(buffer, value.type.nbytes))
+            merges = [Define(merge.symbol, (merge.first, merge.second)[number]) for merge in parts.merges]
+            bodies.append((*self._steps(inner), *merges))
+        for value, buffer in zip(node.outputs, buffers, strict=True):
+            level.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
+        return Branch(self._address(level, parts.condition), *bodies)
+
+    def _repeat(self, level: _Level, node: Node) -> Iterator[Step]:
+        loop, buffers, following = Loop.of(node), _numbers(node.attrs["dynamic"]), _numbers(node.attrs["following"])
+        carried, scans = buffers[: len(loop.initial)], buffers[len(loop.initial) :]
+        captured = [self._address(level, value) for value in loop.captured]
+        for merge in loop.merges:
+            yield Define(merge.symbol, merge.first)
+        for buffer, value in zip(carried, loop.initial, strict=True):
+            yield Allocate(buffer, value.type.nbytes)
+            yield from self._copy(level, value, Address(Space.DYNAMIC, 0, buffer), node.name)
+        places = [*(Address(Space.DYNAMIC, 0, buffer) for buffer in carried), *captured]
+        inner = _Level(loop.body, dict(zip(loop.body.inputs, places, strict=True)), {}, level.arena(node))
+        begin = len(following) - len(carried)
+        for value, buffer in zip(loop.body.outputs, following, strict=False):
+            inner.hold(inner.roots[value], buffer, 0, Allocate(buffer, value.type.nbytes))
+        iteration = sym(loop.iteration)
+        for value, buffer in zip(loop.scans, scans, strict=True):
+            size = value.type.nbytes
+            inner.hold(inner.roots[value], buffer, iteration * size, Allocate(buffer, (iteration + 1) * size, keep=True))
+        for value, buffer in zip(node.outputs, buffers, strict=True):
+            level.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
+        yield Repeat(
+            loop.iteration,
+            loop.count,
+            loop.trips,
+            first=None if loop.condition is None else self._address(level, loop.condition),
+            following=Address(Space.DYNAMIC, 0, following[0]) if begin else None,
+            carried=tuple(Define(merge.symbol, merge.second) for merge in loop.merges),
+            body=(*self._steps(inner), *(Swap(now, then) for now, then in zip(carried, following[begin:], strict=True))),
+        )
+
+    def _copy(self, level: _Level, value: Value, to: Address, name: str) -> Iterator[Step]:
+        group = copied(value, value in level.graph.constants, self._threads)
+        yield from self._call(level, Selected(family(group.families[0]), group), to, name)
+
+    def _address(self, level: _Level, value: Value) -> Address:
+        """Where a value is read from outside of kernels; a constant as it is in the model."""
+        constant = level.graph.constants.get(value)
+        return level.place(value) if constant is None else Address(Space.WEIGHTS, self._store(constant.array))
+
+    # -- kernels ------------------------------------------------------------------------------------------------
+
+    def _call(self, level: _Level, selected: Selected, to: Address, name: str) -> Iterator[Step]:
+        chosen, group = selected.family, selected.group
+        workload = replace(group.workload, family=chosen.name)
+        schedule = self._choose(chosen, workload, self._target)
+        number = self._function(chosen, workload, schedule)
+        function = self._functions[number]
+        reads = self._reads(level, chosen, workload, schedule, group.reads)
+        types = [*(o.type for o in (*workload.inputs, *workload.operands)), workload.output]
+        nbytes: Dim = 0
+        for type_ in types:
+            nbytes = nbytes + type_.nbytes
+        scratch, bytes_each = _scratch(function)
+        if all(name in self._known for name in symbols(bytes_each)):
+            self._scratch_bytes = maximum(self._scratch_bytes, bytes_each)
+        else:
+            buffer = self._late_scratch()
+            scratch = [Address(Space.DYNAMIC, address.offset, buffer, each=bytes_each) for address in scratch]
+            yield Allocate(buffer, bytes_each * sym(WORKERS))
+        status = [Address(Space.STATUS) for buffer in function.buffers if buffer.access is Access.STATUS]
+        params = tuple(sym(name) for name in function.params)
+        flops, nbytes = self._measure(chosen.flops(workload)), self._measure(nbytes)
+        yield KernelCall(number, (*reads, to, *scratch, *status), name, chosen.name, str(schedule), flops, nbytes, params)
+
+    def _late_scratch(self) -> int:
+        """The dynamic buffer for the scratch of kernels whose sizes depend on data."""
+        if self._scratch_buffer is None:
+            self._scratch_buffer = self._dynamic
+            self._dynamic += 1
+        return self._scratch_buffer
+
+    def _measure(self, amount: Dim) -> Dim:
+        """How much a call does, for profiles: a number, a symbol for what a run knows before it begins, or 0 for what depends on data."""
+        if isinstance(amount, int):
+            return amount
+        if not all(name in self._known for name in symbols(amount)):
+            return 0
+        found = next((definition.symbol for definition in self._definitions if definition.value == amount), None)
+        if found is None:
+            found = f"work.{len(self._definitions)}"
+            self._definitions.append(Define(found, amount))
+        return sym(found)
 
     def _function(self, chosen: Family, workload: Workload, schedule: Any) -> int:
         number = self._kernels.get((workload, schedule))
         if number is None:
             number = self._kernels[workload, schedule] = len(self._functions)
             digest = hashlib.sha256(f"{workload!r} {schedule!r}".encode()).hexdigest()[:12]
-            self._functions.append(chosen.build(workload, schedule, self._target, f"{chosen.name}_{digest}"))
+            built = chosen.build(workload, schedule, self._target, f"{chosen.name}_{digest}")
+            self._functions.append(replace(built, params=workload.symbols))
         return number
 
-    def _reads(self, chosen: Family, workload: Workload, schedule: Any, reads: Sequence[Value]) -> list[Address]:
+    def _reads(self, level: _Level, chosen: Family, workload: Workload, schedule: Any, reads: Sequence[Value]) -> list[Address]:
         """Where each operand lies; constants are packed when this kernel reads them for the first time."""
-        constants = [self._graph.constants.get(v) for v in reads]
+        constants = [level.graph.constants.get(v) for v in reads]
         keys = [None if c is None else (c, i, workload, schedule) for i, c in enumerate(constants)]
         if any(key is not None and key not in self._packed for key in keys):
             types = [operand.type for operand in (*workload.inputs, *workload.operands)]
@@ -237,19 +321,7 @@ class _Writer:
             for key, array in zip(keys, chosen.pack(workload, schedule, arrays), strict=True):
                 if key is not None and array is not None and key not in self._packed:
                     self._packed[key] = self._store(array)
-        return [
-            self._places[self._roots[v]] if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)
-        ]
-
-    def _scratch(self, function: Function) -> list[Address]:
-        """Where a worker's scratch buffers lie: one after another from the start of its scratch, which every kernel begins anew."""
-        addresses, end = [], 0
-        for buffer in function.buffers:
-            if buffer.access is Access.SCRATCH:
-                addresses.append(Address(Space.SCRATCH, end))
-                end += -(-_number(buffer.size) * buffer.dtype.itemsize // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
-        self._scratch_bytes = max(self._scratch_bytes, end)
-        return addresses
+        return [level.place(v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)]
 
     def _store(self, array: Array) -> int:
         """The offset of an array appended to the weights."""
@@ -259,15 +331,33 @@ class _Writer:
         return offset
 
 
-def _places(graph: Graph, roots: Mapping[Value, Value]) -> dict[Value, Address]:
-    """Where each root lies; constants, which are packed for each kernel, have no place."""
-    places = {value: Address(Space.INPUT, index=number) for number, value in enumerate(graph.inputs)}
-    places.update({roots[value]: Address(Space.OUTPUT, index=number) for number, value in enumerate(graph.outputs)})
-    for node in graph.nodes:
-        offset = node.attrs.get("offset")
-        if isinstance(offset, int):
-            places[node.outputs[0]] = Address(Space.ARENA, offset)
-    return places
+def _scratch(function: Function) -> tuple[list[Address], Dim]:
+    """Where a worker's scratch buffers lie, one after another from the start of its scratch, which every kernel begins anew; their bytes."""
+    addresses: list[Address] = []
+    end: Dim = 0
+    for buffer in function.buffers:
+        if buffer.access is Access.SCRATCH:
+            addresses.append(Address(Space.SCRATCH, end))
+            end = end + (buffer.size * buffer.dtype.itemsize + (ARENA_ALIGNMENT - 1)) // ARENA_ALIGNMENT * ARENA_ALIGNMENT
+    return addresses, end
+
+
+def _pairs(attr: object) -> Iterator[tuple[object, object]]:
+    """The pairs in an attribute."""
+    for item in attr if isinstance(attr, tuple) else ():
+        first, second = item
+        yield first, second
+
+
+def _numbers(attr: object) -> tuple[int, ...]:
+    return tuple(_number(item) for item in attr) if isinstance(attr, tuple) else ()
+
+
+def _dim(value: object) -> Dim:
+    """An attribute that is a size."""
+    if not isinstance(value, int | IntExpr):
+        raise InternalError(f"{value!r} is not a size", where="lowering", hint="plan memory before lowering")
+    return value
 
 
 def _number(value: object) -> int:

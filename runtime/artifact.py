@@ -32,7 +32,7 @@ from compiler.errors import ArtifactError, UserError
 from runtime.cpus import missing_flags
 
 MAGIC = b"TSMITH\r\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Changes with the file's layout, the ABI of the code (entry points, slots) and the layout of the worker pool's block."""
 PAGE = 4096
 TEMPORARY_SUFFIX = ".tmp"
@@ -46,7 +46,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: dtype is numpy's name of it (``bfloat16`` included); a symbolic dim is its name."""
+    """An input or output: dtype is numpy's name of it (``bfloat16`` included); a symbolic dim is its name, or an expression of names."""
 
     name: str
     dtype: str
@@ -58,18 +58,38 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One kernel call, in execution order; flops and nbytes (read and written) of one inference."""
+    """One kernel call, in the order of the program; flops and nbytes (read and written) of one call, or the symbols that hold them."""
 
     name: str
     family: str
     schedule: str
-    flops: int
-    nbytes: int
+    flops: int | str
+    nbytes: int | str
+
+
+@dataclass(frozen=True)
+class State:
+    """Where things lie in the array that a run and its caller share, in 64-bit words; compiler/ir/program.py says what they are.
+
+    ``symbols`` are the names of the values that follow the status; the first ``inputs`` of them are sizes of inputs. ``outputs`` is where
+    the dims of each output begin.
+    """
+
+    words: int
+    symbols: tuple[str, ...]
+    inputs: int
+    arena: int
+    scratch: int
+    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What the runtime must know of a compiled model.
+
+    Sizes that depend on the shapes of inputs are in the ``state``, once ``ts_prepare`` has worked them out; arena and scratch are None here then.
+    ``dynamic`` buffers grow as a run asks for them; ``results`` are those that hold an output whose shape depends on data, or None.
+    ``checks`` are the messages of what a run verifies; they may name ``{low}``, ``{value}`` and ``{high}``.
 
     ``machine`` (as ``platform.machine`` says it) and ``cpu_flags`` (as /proc/cpuinfo does) are what the code needs to run. ``threads`` is how many
     workers a run uses by default; None: the CPUs available. ``entries`` are byte offsets into the code. ``peak_flops`` is the work
@@ -84,11 +104,15 @@ class Manifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     kernels: tuple[KernelInfo, ...]
-    arena_bytes: int
-    arena_bound_bytes: int
+    arena_bytes: int | None
+    arena_bound_bytes: int | None
+    scratch_bytes: int | None
     entries: dict[str, int]
     peak_flops: int
-    scratch_bytes: int = 0
+    state: State
+    dynamic: int = 0
+    results: tuple[int | None, ...] = ()
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -267,8 +291,15 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             "inputs": tuple(_tensor_info(item) for item in fields["inputs"]),
             "outputs": tuple(_tensor_info(item) for item in fields["outputs"]),
             "kernels": tuple(KernelInfo(**item) for item in fields["kernels"]),
+            "state": _state(fields["state"]),
+            "results": tuple(fields["results"]),
+            "checks": tuple(fields["checks"]),
         }
     )
+
+
+def _state(fields: dict[str, Any]) -> State:
+    return State(**fields | {"symbols": tuple(fields["symbols"]), "outputs": tuple(fields["outputs"])})
 
 
 def _tensor_info(fields: dict[str, Any]) -> TensorInfo:

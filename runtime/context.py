@@ -1,23 +1,105 @@
-"""What one running inference needs for itself: its activations' memory and its table of pointers."""
+"""What one running inference needs for itself: its activations' memory, its sizes, and its table of pointers."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+from runtime.artifact import Artifact
 
 ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector."""
 
-FIRST_TENSOR = 2
-"""The slot of the first input; the arena and the weights stand before, the outputs after the inputs."""
+ARENA, WEIGHTS, STATE, ALLOC, FREE, FIRST_TENSOR = range(6)
+"""The slots, with the first input's; the outputs follow the inputs, and two words for each dynamic buffer them."""
+
+STATUS_WORDS = 4
+"""Words at the beginning of the state: what went wrong, and three numbers to report. The sizes of inputs follow."""
+
+OUT_OF_MEMORY = 1 << 62
+"""The status of a run for which there was not enough memory; the first number reported is how many bytes it asked for."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_libc = ctypes.CDLL(None)
+_libc.free.argtypes = (ctypes.c_void_p,)
+_libc.free.restype = None
 
 
 class Context:
-    """An arena and the slots that generated code finds everything through. Used by one run at a time."""
+    """An arena, the state that generated code shares with its caller, and the slots it finds everything through. Used by one run at a time."""
 
-    def __init__(self, arena_bytes: int, weights_address: int, tensors: int) -> None:
-        self._arena = np.empty(arena_bytes + ALIGNMENT, np.uint8)
-        start = self._arena.ctypes.data
-        self.slots = (ctypes.c_void_p * (FIRST_TENSOR + tensors))(start + -start % ALIGNMENT, weights_address)
+    def __init__(self, artifact: Artifact, workers: int, prepare: Callable[[int], None]) -> None:
+        manifest = artifact.manifest
+        tensors = len(manifest.inputs) + len(manifest.outputs)
+        self._layout = manifest.state
+        self._workers = workers
+        self._prepare = prepare
+        self._sizes: tuple[int, ...] | None = None
+        self._dynamic = FIRST_TENSOR + tensors
+        self._buffers = manifest.dynamic
+        self.state = (ctypes.c_int64 * manifest.state.words)()
+        self.slots = (ctypes.c_void_p * (self._dynamic + 2 * manifest.dynamic))()
+        self.slots[WEIGHTS] = artifact.weights_address
+        self.slots[STATE] = ctypes.addressof(self.state)
+        self.slots[ALLOC] = ctypes.cast(_libc.aligned_alloc, ctypes.c_void_p).value
+        self.slots[FREE] = ctypes.cast(_libc.free, ctypes.c_void_p).value
         self.address = ctypes.addressof(self.slots)
+        self.arena_bytes = 0
+        if manifest.arena_bytes is not None and manifest.scratch_bytes is not None:
+            self._reserve(manifest.arena_bytes, manifest.scratch_bytes)
+
+    def resize(self, sizes: tuple[int, ...]) -> None:
+        """Be ready for inputs of these sizes, in the order of the state's symbols. Raises MemoryError where there is not enough."""
+        if sizes == self._sizes:
+            return
+        self._sizes = None
+        self.state[STATUS_WORDS : STATUS_WORDS + len(sizes)] = list(sizes)
+        self._prepare(self.slots[STATE] or 0)
+        self._reserve(self.state[self._layout.arena], self.state[self._layout.scratch])
+        self._sizes = sizes
+
+    @property
+    def status(self) -> int:
+        """What went wrong in the run; 0: nothing."""
+        return self.state[0]
+
+    def take_status(self) -> list[int]:
+        """The status and the three numbers reported with it, which are forgotten."""
+        found = self.state[:STATUS_WORDS]
+        self.state[0] = 0
+        return found
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """The value of every symbol that is known when a run begins."""
+        values = self.state[STATUS_WORDS : STATUS_WORDS + len(self._layout.symbols)]
+        return dict(zip(self._layout.symbols, values, strict=True))
+
+    def shape(self, output: int, rank: int) -> tuple[int, ...]:
+        """The shape of an output: once the sizes of the inputs are given, or where it depends on data, once the run is over."""
+        at = self._layout.outputs[output]
+        return tuple(self.state[at : at + rank])
+
+    def result(self, buffer: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """A copy of what a dynamic buffer holds."""
+        array: Array = np.empty(shape, dtype)
+        address = self.slots[self._dynamic + 2 * buffer]
+        if array.nbytes and address:
+            ctypes.memmove(array.ctypes.data, address, array.nbytes)
+        return array
+
+    def _reserve(self, arena_bytes: int, scratch_bytes: int) -> None:
+        wanted = arena_bytes + self._workers * scratch_bytes
+        if not self.slots[ARENA] or wanted > self.arena_bytes:
+            self._arena = np.empty(wanted + ALIGNMENT, np.uint8)
+            start = self._arena.ctypes.data
+            self.slots[ARENA] = start + -start % ALIGNMENT
+            self.arena_bytes = wanted
+
+    def __del__(self) -> None:
+        for buffer in range(getattr(self, "_buffers", 0)):
+            _libc.free(self.slots[self._dynamic + 2 * buffer])

@@ -14,7 +14,7 @@ import numpy as np
 from compiler.errors import UserError
 from runtime import profile
 from runtime.artifact import Artifact, TensorInfo, file_path
-from runtime.context import FIRST_TENSOR, Context
+from runtime.context import FIRST_TENSOR, OUT_OF_MEMORY, Context
 from runtime.cpus import available_cpus
 from runtime.pool import WorkerCode, WorkerPool, pool
 
@@ -24,13 +24,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 @dataclass(frozen=True)
 class MemoryUse:
     """Bytes: ``weights`` and ``code`` are mapped once and shared; each concurrent run has an ``arena``, which is at least ``arena_bound``,
-    the most bytes that live at the same time, and each of its workers has ``scratch``."""
+    the most bytes that live at the same time, and each of its workers has ``scratch``. None: that depends on the shapes of the inputs."""
 
     weights: int
     code: int
-    arena: int
-    arena_bound: int
-    scratch: int
+    arena: int | None
+    arena_bound: int | None
+    scratch: int | None
 
 
 class Module:
@@ -51,20 +51,24 @@ class Module:
         self._artifact = artifact
         self._in = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.inputs]
         self._out = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.outputs]
+        self._sizes = manifest.state.symbols[: manifest.state.inputs]
+        self._results = manifest.results or (None,) * len(self._out)
         self._contexts: list[Context] = []
         self._code = WorkerCode(artifact.entry("ts_worker"), artifact.entry("ts_stop"), artifact.code)
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._entry = ctypes.CFUNCTYPE(None, pointer, pointer, number, pointer)(artifact.entry("ts_run"))
         self._peak = ctypes.CFUNCTYPE(ctypes.c_float, number)(artifact.entry("ts_peak"))
+        self._prepare = ctypes.CFUNCTYPE(None, pointer)(artifact.entry("ts_prepare"))
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         """The outputs by name, in the model's order, as fresh arrays. Raises UserError for feeds that do not fit ``inputs``."""
         try:
-            arrays, outputs = self._tensors(feeds)
-            self._execute(arrays + outputs)
+            arrays, sizes = self._inputs(feeds)
+            outputs, _ = self._execute(arrays, sizes)
         except MemoryError as error:
-            what = f"a run needs more memory than there is: {self.memory.arena} bytes for activations, and the outputs ({error})"
-            raise UserError(what, where=self.name, hint="compile for smaller inputs: see input_shapes") from error
+            known = "" if self.memory.arena is None else f"{self.memory.arena} bytes for activations, and the outputs "
+            what = f"a run needs more memory than there is: {known}({error})"
+            raise UserError(what, where=self.name, hint="give smaller inputs, or compile for them: see input_shapes") from error
         return {name: output for (name, _, _), output in zip(self._out, outputs, strict=True)}
 
     def __call__(self, *args: Any) -> tuple[Array, ...]:
@@ -81,13 +85,14 @@ class Module:
         """
         if _integer(repeats) < 1:
             raise UserError(f"repeats is {repeats!r}", where="profile", hint="give an integer of at least 1")
-        arrays, outputs = self._tensors(feeds)
-        tensors = arrays + outputs
-        each, total = profile.measure(lambda stamps: self._execute(tensors, stamps, wait=True), len(self.kernels), repeats)
+        arrays, sizes = self._inputs(feeds)
+        each, total = profile.measure(lambda stamps: self._execute(arrays, sizes, stamps, wait=True), len(self.kernels), repeats)
+        _, amounts = self._execute(arrays, sizes, wait=True)
         peak = (peak_gflops or profile.peak_gflops(self._peak, self._artifact.manifest.peak_flops)) * self.threads
         rows = []
         for kernel, us in zip(self.kernels, each, strict=True):
-            gflops = kernel.flops / us / 1e3 if us > 0 else 0.0
+            flops = amounts[kernel.flops] if isinstance(kernel.flops, str) else kernel.flops
+            gflops = flops / us / 1e3 if us > 0 else 0.0
             rows.append(profile.KernelProfile(kernel.name, kernel.family, kernel.schedule, us, gflops, 100 * gflops / peak))
         return profile.Profile(tuple(rows), total, self.threads, peak)
 
@@ -98,8 +103,8 @@ class Module:
     def __repr__(self) -> str:
         return f"<Module {self.name}: ({_listing(self.inputs)}) -> ({_listing(self.outputs)}), {self.threads} threads>"
 
-    def _tensors(self, feeds: Mapping[str, Any]) -> tuple[list[Array], list[Array]]:
-        """Checked inputs and fresh outputs, in order."""
+    def _inputs(self, feeds: Mapping[str, Any]) -> tuple[list[Array], tuple[int, ...]]:
+        """Checked inputs in order, and the sizes that they give."""
         if not isinstance(feeds, Mapping):
             raise UserError(f"feeds is a {type(feeds).__name__}", where=self.name, hint="pass a dict of input name to array")
         arrays = []
@@ -118,7 +123,7 @@ class Module:
             arrays.append(array if flags.c_contiguous and flags.aligned else np.array(array, order="C"))
         if len(feeds) != len(arrays):
             raise self._feeds_error(feeds)
-        return arrays, [np.empty([dims[dim] if isinstance(dim, str) else dim for dim in shape], dtype) for _, dtype, shape in self._out]
+        return arrays, tuple([dims[name] for name in self._sizes])
 
     def _array(self, name: str, value: Any) -> Array:
         try:
@@ -147,14 +152,19 @@ class Module:
         parts += [f"the model has no inputs called {', '.join(unknown)}"] if unknown else []
         return UserError("; ".join(parts), where=self.name, hint=f"the model's inputs are {_listing(self.inputs)}")
 
-    def _execute(self, tensors: list[Array], stamps: int | None = None, wait: bool = False) -> None:
-        """Run the code; with ``wait``, on all workers even if that means waiting for them."""
+    def _execute(
+        self, inputs: list[Array], sizes: tuple[int, ...], stamps: int | None = None, wait: bool = False
+    ) -> tuple[list[Array], dict[str, int]]:
+        """Run the code; with ``wait``, on all workers even if that means waiting for them. Gives the outputs and every size by name."""
         try:
             context = self._contexts.pop()
         except IndexError:
-            context = Context(self.memory.arena + self.threads * self.memory.scratch, self._artifact.weights_address, len(tensors))
+            context = Context(self._artifact, self.threads, self._prepare)
+        if sizes:
+            context.resize(sizes)
+        outputs = [self._output(context, number) for number in range(len(self._out))]
         slots = context.slots
-        for slot, array in enumerate(tensors, FIRST_TENSOR):
+        for slot, array in enumerate(inputs + outputs, FIRST_TENSOR):
             slots[slot] = array.__array_interface__["data"][0]
         team = self._team(wait)
         if team is None:
@@ -164,7 +174,34 @@ class Module:
                 self._entry(team.block, context.address, self.threads, stamps)
             finally:
                 team.free.release()
+        if context.status:
+            self._failed(context)
+        for number, buffer in enumerate(self._results):
+            if buffer is not None:
+                _, dtype, shape = self._out[number]
+                outputs[number] = context.result(buffer, context.shape(number, len(shape)), dtype)
+        amounts = context.amounts if stamps is None and wait else {}
         self._contexts.append(context)
+        return outputs, amounts
+
+    def _output(self, context: Context, number: int) -> Array:
+        """Memory for an output; none where its shape is only known when the run ends."""
+        _, dtype, shape = self._out[number]
+        if self._results[number] is not None:
+            return np.empty(0, dtype)
+        return np.empty(context.shape(number, len(shape)) if any(isinstance(dim, str) for dim in shape) else shape, dtype)
+
+    def _failed(self, context: Context) -> None:
+        """Raises UserError for what a run reported; the context can be used again."""
+        status, low, value, high = context.take_status()
+        if status == OUT_OF_MEMORY:
+            raise MemoryError(f"{low} bytes for one value")
+        if status < 0:
+            message = self._artifact.manifest.checks[-1 - status].format(low=low, value=value, high=high)
+            raise UserError(message, where=self.name, hint="give inputs that the model is made for")
+        kernel = self.kernels[status - 1].name
+        what = f"index {low} is out of range for axis {high} of size {value}"
+        raise UserError(what, where=f"{self.name}, node {kernel}", hint="give inputs whose indices lie inside what they index")
 
     def _team(self, wait: bool) -> WorkerPool | None:
         """The workers, with ``free`` taken; None for a run on the calling thread alone."""

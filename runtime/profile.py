@@ -40,24 +40,26 @@ class Profile:
         return "\n".join(lines)
 
 
-def measure(run: Callable[[int], None], kernels: int, repeats: int) -> tuple[list[float], float]:
-    """Median microseconds of each kernel and of the whole; ``run`` takes the address of ``kernels + 1`` 64-bit cycle counts to fill.
+def measure(run: Callable[[int], object], kernels: int, repeats: int) -> tuple[list[float], float]:
+    """Median microseconds of each kernel, all its calls in a run taken together, and of the whole.
 
-    The cycle counter's rate is taken from the clock over all the repeats.
+    ``run`` takes the address of ``kernels + 2`` 64-bit words: it puts the cycle count when it begins and ends into the first two, and adds the
+    cycles of each call to its kernel's. The cycle counter's rate is taken from the clock over all the repeats.
     """
-    stamps = (ctypes.c_int64 * (kernels + 1))()
+    stamps = (ctypes.c_int64 * (kernels + 2))()
     address = ctypes.addressof(stamps)
     run(address)
     runs: list[list[int]] = []
     started = time.perf_counter_ns()
     for _ in range(repeats):
+        ctypes.memset(address, 0, ctypes.sizeof(stamps))
         run(address)
         runs.append(list(stamps))
     elapsed_us = (time.perf_counter_ns() - started) / 1e3
-    cycles = runs[-1][-1] - runs[0][0]
+    cycles = runs[-1][1] - runs[0][0]
     us_per_cycle = elapsed_us / cycles if cycles > 0 else 0.0
-    each = [median(counts[k + 1] - counts[k] for counts in runs) * us_per_cycle for k in range(kernels)]
-    return each, median(counts[-1] - counts[0] for counts in runs) * us_per_cycle
+    each = [median(counts[k + 2] for counts in runs) * us_per_cycle for k in range(kernels)]
+    return each, median(counts[1] - counts[0] for counts in runs) * us_per_cycle
 
 
 def peak_gflops(rounds: Callable[[int], float], flops_per_round: int) -> float:

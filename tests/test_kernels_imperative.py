@@ -105,7 +105,7 @@ def test_scratch_in_the_text_of_programs() -> None:
     program = lower(planned, TARGET, 2)
     text = print_program(program)
     assert program.scratch_bytes % 64 == 0
-    assert f" scratch {program.scratch_bytes} {{" in text
+    assert f" scratch <{program.scratch_bytes}> " in text
     parsed = parse_program(text, weights_of(program))
     assert (parsed.scratch_bytes, parsed.calls) == (program.scratch_bytes, program.calls)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -335,11 +336,13 @@ def program() -> Program:
     x, y = Value("x y", TensorType(F32, (1, n, 1), 1)), Value("out", TensorType(F32, (n,)))
     weight = np.array([3], np.float32)
     calls = (
-        KernelCall(0, (Address(Space.INPUT), Address(Space.ARENA, 64), Address(Space.ARENA, 0)), "first", "injective", "Schedule(n=1)", 8, 64),
-        KernelCall(1, (Address(Space.ARENA, 64), Address(Space.WEIGHTS, 64), Address(Space.ARENA, 256)), 'the "second"', "injective", "", 8, 64),
-        KernelCall(0, (Address(Space.ARENA, 256), Address(Space.OUTPUT), Address(Space.ARENA, 0)), "third", "injective", "S()", 8, 64),
+        KernelCall(0, (Address(Space.INPUT), Address(Space.ARENA, 64), Address(Space.ARENA, 0)), "first", "injective", "Schedule(n=1)", 8, 64, (n,)),
+        KernelCall(
+            1, (Address(Space.ARENA, 64), Address(Space.WEIGHTS, 64), Address(Space.ARENA, 256)), 'the "second"', "injective", "", 8, 64, (n,)
+        ),
+        KernelCall(0, (Address(Space.ARENA, 256), Address(Space.OUTPUT), Address(Space.ARENA, 0)), "third", "injective", "S()", 8, 64, (n,)),
     )
-    return Program("net", (x,), (y,), (scale, add), calls, ((64, weight),), 128, 512, 400)
+    return Program("net", (x,), (y,), (scale, add), calls, ((64, weight),), 128, 512, 400, symbols=("N",))
 
 
 def test_programs_read_back() -> None:
@@ -357,10 +360,10 @@ def test_programs_read_back() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "what"),
     [
-        ("call @add", "call @sub", 6, "no function is called @sub"),
-        ("weights + 64", "weight + 64", 6, "not an address"),
+        ("call @add", "call @sub", 7, "no function is called @sub"),
+        ("weights + 64", "weight + 64", 7, "not an address"),
         ("program", "programme", 1, "not a program"),
-        ("  weight 64", "  wait 64", 4, "not a part of a program"),
+        ("  weight 64", "  wait 64", 5, "not a part of a program"),
         ("%2: f32 = load x[i]", "%2: f32 = lord", 36, "not a part"),
     ],
 )
@@ -393,8 +396,8 @@ def _change_call(number: int, argument: int, address: Address) -> Program:
     args[argument] = address
     calls = list(original.calls)
     old = calls[number]
-    calls[number] = KernelCall(old.function, tuple(args), old.name, old.family, old.schedule, old.flops, old.nbytes)
-    return Program("net", original.inputs, original.outputs, original.functions, tuple(calls), original.weights, 128, 512, 400)
+    calls[number] = KernelCall(old.function, tuple(args), old.name, old.family, old.schedule, old.flops, old.nbytes, old.params)
+    return replace(original, body=tuple(calls))
 
 
 @pytest.mark.parametrize(

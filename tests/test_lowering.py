@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 
 from backends.reference import run_program
-from compiler.errors import UnsupportedError, UserError
+from compiler.errors import UnsupportedError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Value
 from compiler.ir.interp import interpret
-from compiler.ir.intexpr import sym
 from compiler.ir.program import Program, Space
 from compiler.ir.scalar import Arg, Const, call
 from compiler.ir.types import DType, TensorType
@@ -131,13 +130,6 @@ def test_all_unsupported_nodes_are_listed() -> None:
         lower(graph, TARGET, threads=1)
     assert [item.split(":")[0] for item in caught.value.items] == ["node stem", "node head"]
     assert "conv of u8[1, 2, 5, 5]" in caught.value.items[0]
-
-
-def test_symbolic_dims_are_refused() -> None:
-    b = GraphBuilder("g", folding=False)
-    graph = b.graph([b.emit("relu", b.input("x", f32(sym("N"), 3)))])
-    with pytest.raises(UserError, match="input_shapes"):
-        lower(graph, TARGET, threads=1)
 
 
 def check_program(graph: Graph, program: Program, workers: int = 1) -> None:

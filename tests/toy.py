@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from backends.llvm import spmd
 from backends.llvm.codegen import object_code
+from backends.llvm.engine import ENTRIES
 from backends.llvm.image import Image, link
 from compiler.target import native
-from runtime.artifact import KernelInfo, Manifest, TensorInfo, write
+from runtime.artifact import KernelInfo, Manifest, State, TensorInfo, write
 from runtime.cpus import cpu_flags
 from runtime.module import Module, load
 
@@ -50,28 +51,48 @@ done:
   ret void
 }
 
+define void @ts_prepare(ptr %state) nounwind {
+  %n.at = getelementptr i64, ptr %state, i64 4
+  %n = load i64, ptr %n.at
+  %arena.at = getelementptr i64, ptr %state, i64 5
+  store i64 768, ptr %arena.at
+  %scratch.at = getelementptr i64, ptr %state, i64 6
+  store i64 0, ptr %scratch.at
+  %rows.at = getelementptr i64, ptr %state, i64 7
+  store i64 %n, ptr %rows.at
+  %columns.at = getelementptr i64, ptr %state, i64 8
+  store i64 24, ptr %columns.at
+  ret void
+}
+
 define void @ts_main(ptr %slots, i64 %tid, i64 %n, ptr %pool, ptr %stamps) nounwind {
   %even = load ptr, ptr %slots
   %odd = getelementptr i8, ptr %even, i64 384
   %s1 = getelementptr ptr, ptr %slots, i64 1
   %weights = load ptr, ptr %s1
-  %s2 = getelementptr ptr, ptr %slots, i64 2
-  %in = load ptr, ptr %s2
-  %s3 = getelementptr ptr, ptr %slots, i64 3
-  %out = load ptr, ptr %s3
+  %s5 = getelementptr ptr, ptr %slots, i64 5
+  %in = load ptr, ptr %s5
+  %s6 = getelementptr ptr, ptr %slots, i64 6
+  %out = load ptr, ptr %s6
   %first = icmp eq i64 %tid, 0
   %wanted = icmp ne ptr %stamps, null
   %stamping = and i1 %first, %wanted
+  %now = alloca i64
 """
 
 
 def _stamp(number: int) -> str:
+    """The cycle count to words 0 and 1 for numbers 0 and 1, and the cycles since the last stamp to any other."""
+    before = f"""
+  %begin{number} = load i64, ptr %now
+  %took{number} = sub i64 %cycles{number}, %begin{number}"""
     return f"""
   br i1 %stamping, label %stamp{number}, label %go{number}
 stamp{number}:
   %cycles{number} = call i64 @llvm.readcyclecounter()
-  %at{number} = getelementptr i64, ptr %stamps, i64 {number}
-  store i64 %cycles{number}, ptr %at{number}
+  %at{number} = getelementptr i64, ptr %stamps, i64 {number}{before if number > 1 else ""}
+  store i64 {f"%took{number}" if number > 1 else f"%cycles{number}"}, ptr %at{number}
+  store i64 %cycles{number}, ptr %now
   br label %go{number}
 go{number}:
 """
@@ -86,10 +107,10 @@ def image() -> Image:
         sink = "%out" if stage == STAGES - 1 else ("%odd", "%even")[stage % 2]
         lines.append(f"  call void @stage(ptr {source}, ptr {sink}, ptr %weights, i64 %tid, i64 %n)")
         lines.append("  call void @ts_barrier(ptr %pool, i64 %n)")
-        lines.append(_stamp(stage + 1))
-    lines.append("  ret void\n}\n")
+        lines.append(_stamp(stage + 2))
+    lines.append(_stamp(1) + "  ret void\n}\n")
     target = native()
-    return link([object_code("\n".join(lines) + spmd.text(target), target)], spmd.ENTRIES)
+    return link([object_code("\n".join(lines) + spmd.text(target), target)], ENTRIES)
 
 
 def manifest() -> Manifest:
@@ -106,8 +127,10 @@ def manifest() -> Manifest:
         kernels=tuple(KernelInfo(f"stage{i}", "toy", "Plain()", 2 * SIZE, 12 * SIZE) for i in range(STAGES)),
         arena_bytes=8 * SIZE,
         arena_bound_bytes=8 * SIZE,
+        scratch_bytes=0,
         entries=image().entries,
         peak_flops=2 * spmd.PEAK_CHAINS * target.lanes,
+        state=State(9, (), 0, 5, 6, (7,)),
     )
 
 

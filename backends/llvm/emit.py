@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from backends.llvm.indices import apply
 from backends.llvm.values import ValueEmitter
 from backends.llvm.writer import IrWriter, llvm_type, suffix
 from compiler.errors import InternalError
@@ -110,32 +111,7 @@ class FunctionEmitter:
         if isinstance(atom, Sym):
             return self._symbols[atom.name]
         lhs, rhs = self._index(atom.lhs), self._index(atom.rhs)
-        key = (atom.op, lhs, rhs)
-        match atom.op:
-            case "min" | "max":
-                less = self._at(depth, f"icmp slt i64 {lhs}, {rhs}", (*key, "less"))
-                first, second = (lhs, rhs) if atom.op == "min" else (rhs, lhs)
-                return self._at(depth, f"select i1 {less}, i64 {first}, i64 {second}", key)
-            case _:
-                quotient = self._floordiv(lhs, rhs, depth)
-                if atom.op == "floordiv":
-                    return quotient
-                scaled = self._at(depth, f"mul i64 {quotient}, {rhs}", (*key, "scaled"))
-                return self._at(depth, f"sub i64 {lhs}, {scaled}", key)
-
-    def _floordiv(self, lhs: str, rhs: str, depth: int) -> str:
-        key = ("floordiv", lhs, rhs)
-        if rhs.startswith("%"):  # a dim of zero must not trap where nothing depends on the quotient
-            zero = self._at(depth, f"icmp eq i64 {rhs}, 0", ("zero", rhs))
-            rhs = self._at(depth, f"select i1 {zero}, i64 1, i64 {rhs}", ("divisor", rhs))
-        quotient = self._at(depth, f"sdiv i64 {lhs}, {rhs}", (*key, "quotient"))
-        rest = self._at(depth, f"srem i64 {lhs}, {rhs}", (*key, "rest"))
-        signs = self._at(depth, f"xor i64 {rest}, {rhs}", (*key, "signs"))
-        negative = self._at(depth, f"icmp slt i64 {signs}, 0", (*key, "negative"))
-        inexact = self._at(depth, f"icmp ne i64 {rest}, 0", (*key, "inexact"))
-        below = self._at(depth, f"and i1 {negative}, {inexact}", (*key, "below"))
-        one = self._at(depth, f"sext i1 {below} to i64", (*key, "one"))
-        return self._at(depth, f"add i64 {quotient}, {one}", key)
+        return apply(lambda text, key: self._at(depth, text, key), atom.op, lhs, rhs)
 
     def _sum(self, terms: list[tuple[Monomial, int]], depth: int) -> str:
         """The sum of terms whose innermost symbol is defined at ``depth``."""

@@ -47,6 +47,7 @@ class Access(Enum):
     READ = "in"
     WRITE = "out"
     SCRATCH = "scratch"  # private to each worker, contents undefined at entry
+    STATUS = "status"  # where what cannot be done is reported
 
 
 @dataclass(frozen=True, slots=True)

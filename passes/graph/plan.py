@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-from compiler.errors import UserError
+from compiler.ir.control import BRANCHING, Loop, type_symbols
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.intexpr import symbols
+from compiler.ir.intexpr import Dim, IntExpr, evaluate, maximum, sym, symbols
 from compiler.ir.verify import ARENA_ALIGNMENT, Stage, is_elementwise
 from passes.analysis.liveness import Interval, live_ranges, max_live_bytes, memory_roots
 from passes.base import PassResult, register_pass
@@ -18,11 +18,19 @@ from passes.base import PassResult, register_pass
 @register_pass
 @dataclass(frozen=True)
 class PlanMemory:
-    """Gives each group that does not write a graph output an ``offset`` (bytes, a multiple of 64), and the graph ``arena_bytes`` and
-    ``arena_bound_bytes``, the most bytes alive at once: no plan for this order of nodes can be smaller.
+    """Gives each group that does not write an output an ``offset`` (bytes, a multiple of 64), and the graph ``arena_bytes`` and
+    ``arena_bound_bytes``, the most bytes alive at once: no plan for this order of nodes can be smaller (None where sizes are not known).
 
     A group may write over an operand that is not needed later and of which it reads, elementwise, just what it writes; the attribute
     ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
+
+    Where sizes are expressions, so are offsets: values lie in the order that is best for typical sizes, each where those below it end. What
+    a run works out before it begins is in the graph's ``definitions``, pairs of a symbol and its value. A value whose size depends on data
+    has the attribute ``dynamic`` instead, the number of a buffer that grows, shared by values that do not live at the same time; the graph's
+    ``dynamic`` is how many there are, ``results`` has the buffer of each of its outputs, or None for memory that the caller gives.
+
+    The arena of a region lies in the one around it, at its node's ``offset``. The results of an ``if`` or ``loop`` are in buffers: ``dynamic``
+    is a tuple of their numbers. A loop's ``following`` has the buffers of its body's outputs but the scans, which a swap or copy takes on.
     """
 
     effort: int = 400_000
@@ -30,68 +38,192 @@ class PlanMemory:
     stage: ClassVar[Stage] = Stage.PLANNED
 
     def run(self, graph: Graph) -> PassResult:
-        require_static(graph)
-        slots, in_place = _slots(graph)
-        blocks = list(dict.fromkeys(slots.values()))
-        intervals = [block.interval for block in blocks]
-        bound = max_live_bytes(intervals)
-        offsets, arena = place(intervals, self.effort)
-        where = dict(zip(blocks, offsets, strict=True))
-        nodes = []
-        for node in graph.nodes:
-            slot = slots.get(node.outputs[0])
-            if slot is not None:
-                over = {"in_place": in_place[node]} if node in in_place else {}
-                node = Node(node.op, node.inputs, node.outputs, {**node.attrs, "offset": where[slot], **over}, node.regions, node.name)
-            nodes.append(node)
-        attrs = {**graph.attrs, "arena_bytes": arena, "arena_bound_bytes": bound}
-        note = f"{arena} bytes, lower bound {bound}, {len(in_place)} in place"
-        return PassResult(graph.with_(nodes=tuple(nodes), attrs=attrs), changed=True, notes=(note,))
-
-
-def require_static(graph: Graph) -> None:
-    """Raises UserError where a value's shape has symbolic dims, naming them."""
-    values = (*graph.inputs, *(v for node in graph.nodes for v in node.outputs))
-    names = sorted({name for value in values for dim in value.type.shape for name in symbols(dim)})
-    if names:
-        takers = [f"{v.name} {list(map(str, v.type.shape))}" for v in graph.inputs if not v.type.is_static]
-        raise UserError(
-            f"dims {', '.join(names)} are not known",
-            where=f"model {graph.name}",
-            hint=f"bind them with input_shapes; the inputs are {'; '.join(takers)}",
-        )
+        planner = _Planner(graph, self.effort)
+        level, results = planner.graph(graph)
+        bound = None if planner.symbolic else level.bound
+        attrs = {
+            **graph.attrs,
+            "arena_bytes": level.arena,
+            "arena_bound_bytes": bound,
+            "definitions": tuple(planner.definitions),
+            "dynamic": planner.dynamic,
+            "results": results,
+        }
+        note = f"{level.arena} bytes, lower bound {'not known' if bound is None else bound}, {planner.in_place} in place"
+        return PassResult(graph.with_(nodes=level.nodes, attrs=attrs), changed=True, notes=(note,))
 
 
 _STORE_ONCE = frozenset({"conv", "matmul"})
 """Anchors whose kernels touch an output element once, with its epilogue; others may keep intermediate results there."""
 
+_TYPICAL, _TYPICAL_STEP = 48, 16
+"""The size that the first symbol is taken for when the order in memory is chosen, and how much larger each further one is."""
+
 
 class _Slot:
-    """Memory for one value, or for several that follow each other in place."""
+    """Memory for one value, or for several that follow each other in place, or for the arena of a node's regions."""
 
-    def __init__(self, interval: Interval) -> None:
-        self.interval = interval
+    def __init__(self, nbytes: Dim, first: int, last: int) -> None:
+        self.nbytes = nbytes
+        self.first = first
+        self.last = last
 
 
-def _slots(graph: Graph) -> tuple[dict[Value, _Slot], dict[Node, int]]:
-    """The memory of each value in the arena, and the groups that write over an operand, with its number."""
-    roots, ranges = memory_roots(graph), live_ranges(graph)
-    outside = {*graph.inputs, *graph.constants, *(roots[v] for v in graph.outputs)}
-    slots: dict[Value, _Slot] = {}
-    in_place: dict[Node, int] = {}
-    for number, node in enumerate(graph.nodes):
-        for value in node.outputs:
-            if roots[value] is not value or value in outside:
-                continue
+@dataclass(frozen=True)
+class _Level:
+    """A planned graph or region: its nodes, the bytes of its arena and, for typical sizes, the most that live at once."""
+
+    nodes: tuple[Node, ...]
+    arena: Dim
+    bound: int
+
+
+class _Planner:
+    """Plans a graph and the regions in it, adding to ``definitions`` as offsets are found."""
+
+    def __init__(self, graph: Graph, effort: int) -> None:
+        self._effort = effort
+        names = sorted({name for value in graph.inputs for name in type_symbols(value.type)})
+        self._typical = {name: _TYPICAL + _TYPICAL_STEP * k for k, name in enumerate(names)}
+        self._named: dict[Dim, Dim] = {}
+        self.definitions: list[tuple[str, Dim]] = []
+        self.symbolic = bool(names)
+        self.dynamic = 0
+        self.in_place = 0
+
+    def graph(self, graph: Graph) -> tuple[_Level, tuple[int | None, ...]]:
+        """The whole graph, and the buffers of its outputs."""
+        self._define(graph)
+        roots, branching = memory_roots(graph), {v for node in graph.nodes if node.op in BRANCHING for v in node.outputs}
+        given = {roots[v] for v in graph.outputs if roots[v] not in branching and all(map(self._known, v.type.shape))}
+        kept = {root: self._buffer() for root in dict.fromkeys(roots[v] for v in graph.outputs) if root not in given}
+        level = self._level(graph, given, kept)
+        return level, tuple(kept.get(roots[v]) for v in graph.outputs)
+
+    def _define(self, graph: Graph) -> None:
+        """Take over the symbols of a graph that follow from known ones."""
+        for node in graph.nodes:
+            value = node.attrs.get("value")
+            if node.op == "define" and isinstance(value, int | IntExpr) and self._known(value):
+                self._add(str(node.attrs["symbol"]), value)
+
+    def _add(self, symbol: str, value: Dim) -> None:
+        self.definitions.append((symbol, value))
+        self._typical[symbol] = evaluate(value, self._typical)
+
+    def _known(self, size: Dim) -> bool:
+        """Whether a run knows a size before it begins."""
+        return all(name in self._typical for name in symbols(size))
+
+    def _buffer(self) -> int:
+        self.dynamic += 1
+        return self.dynamic - 1
+
+    def _level(self, graph: Graph, given: set[Value], kept: Mapping[Value, int]) -> _Level:
+        """A graph, of which the roots in ``given`` have memory from outside and those in ``kept`` a buffer of their own."""
+        self._define(graph)
+        roots, ranges = memory_roots(graph), live_ranges(graph)
+        inner = {node: self._regions(node, number) for number, node in enumerate(graph.nodes) if node.op in BRANCHING}
+        slots, in_place = self._slots(graph, {*graph.inputs, *graph.constants, *given, *kept}, roots, ranges)
+        made = {v for node in graph.nodes for v in node.outputs if roots[v] is v}
+        buffers = {**kept, **self._shared([v for v in made if v not in slots and v not in given and v not in kept], ranges)}
+        blocks = list(dict.fromkeys([*slots.values(), *(slot for slot, _ in inner.values())]))
+        offsets, arena, bound = self._arrange(blocks)
+        nodes = []
+        for node in graph.nodes:
+            attrs, regions = dict(node.attrs), node.regions
+            if node in inner:
+                slot, regions = inner[node]
+                attrs |= {"offset": offsets[slot], "dynamic": tuple(buffers[v] for v in node.outputs)}
+                if node.op == "loop":
+                    loop = Loop.of(node)
+                    attrs["following"] = tuple(self._buffer() for _ in range(len(loop.body.outputs) - len(loop.scans)))
+            elif node.outputs and node.output in slots:
+                attrs["offset"] = offsets[slots[node.output]]
+            elif node.outputs and node.output in buffers:
+                attrs["dynamic"] = buffers[node.output]
+            if node in in_place:
+                attrs["in_place"] = in_place[node]
+            nodes.append(replace(node, attrs=attrs, regions=regions))
+        return _Level(tuple(nodes), arena, bound)
+
+    def _regions(self, node: Node, number: int) -> tuple[_Slot, tuple[Graph, ...]]:
+        """The planned regions of a node, and memory for the arena of whichever runs."""
+        levels = [(region, self._level(region, {memory_roots(region)[v] for v in region.outputs}, {})) for region in node.regions]
+        arena: Dim = 0
+        for _, level in levels:
+            arena = maximum(arena, level.arena)
+        return _Slot(self._name(arena), number, number), tuple(region.with_(nodes=level.nodes) for region, level in levels)
+
+    def _shared(self, values: Sequence[Value], ranges: Mapping[Value, tuple[int, int]]) -> dict[Value, int]:
+        """Buffers for values; one is used again when what it held is not needed any more."""
+        found: dict[Value, int] = {}
+        free: list[tuple[int, int]] = []
+        for value in sorted(values, key=lambda v: ranges[v]):
             first, last = ranges[value]
-            over = _overwritable(node, [slots.get(roots[v]) for v in node.present_inputs], number)
-            if over is None:
-                slots[value] = _Slot(Interval(_size(value), first, last))
-                continue
-            in_place[node] = over
-            slot = slots[value] = slots[roots[node.present_inputs[over]]]
-            slot.interval = replace(slot.interval, last=last)
-    return slots, in_place
+            number = next((k for k, (until, _) in enumerate(free) if until < first), None)
+            buffer = self._buffer() if number is None else free.pop(number)[1]
+            free.append((last, buffer))
+            found[value] = buffer
+        return found
+
+    def _slots(
+        self, graph: Graph, outside: set[Value], roots: Mapping[Value, Value], ranges: Mapping[Value, tuple[int, int]]
+    ) -> tuple[dict[Value, _Slot], dict[Node, int]]:
+        """The memory of each value in the arena, and the groups that write over an operand, with its number."""
+        slots: dict[Value, _Slot] = {}
+        in_place: dict[Node, int] = {}
+        for number, node in enumerate(graph.nodes):
+            for value in node.outputs if node.op not in BRANCHING else ():
+                if roots[value] is not value or value in outside or not self._known(value.type.nbytes):
+                    continue
+                first, last = ranges[value]
+                over = _overwritable(node, [slots.get(roots[v]) for v in node.present_inputs], number)
+                if over is None:
+                    slots[value] = _Slot(value.type.nbytes, first, last)
+                    continue
+                in_place[node] = over
+                slot = slots[value] = slots[roots[node.present_inputs[over]]]
+                slot.last = last
+        self.in_place += len(in_place)
+        return slots, in_place
+
+    def _arrange(self, blocks: Sequence[_Slot]) -> tuple[dict[_Slot, Dim], Dim, int]:
+        """Offsets, the bytes of the arena, and the most bytes that live at once for typical sizes."""
+        intervals = [Interval(evaluate(block.nbytes, self._typical), block.first, block.last) for block in blocks]
+        places, arena = place(intervals, self._effort)
+        bound = max_live_bytes(intervals)
+        if all(isinstance(block.nbytes, int) for block in blocks):
+            return dict(zip(blocks, places, strict=True)), arena, bound
+        offsets: dict[_Slot, Dim] = {}
+        beneath: dict[int, set[int]] = {}
+        end: Dim = 0
+        for number in sorted(range(len(blocks)), key=lambda i: (places[i], i)):
+            below = {other for other in beneath if intervals[other].overlaps(intervals[number])}
+            next_below = [other for other in sorted(below) if not any(other in beneath[between] for between in below)]
+            offset = self._name(_highest(offsets[blocks[other]] + _aligned(blocks[other].nbytes) for other in next_below))
+            offsets[blocks[number]] = offset
+            beneath[number] = below
+        under = set().union(*beneath.values())
+        end = _highest(offsets[blocks[top]] + _aligned(blocks[top].nbytes) for top in sorted(beneath.keys() - under))
+        return offsets, self._name(end), bound
+
+    def _name(self, value: Dim) -> Dim:
+        """value, or a symbol that is defined as it where it is more than a number."""
+        if isinstance(value, int):
+            return value
+        if value not in self._named:
+            symbol = f"size.{len(self._named)}"
+            self._named[value] = sym(symbol)
+            self._add(symbol, value)
+        return self._named[value]
+
+
+def _highest(ends: Iterable[Dim]) -> Dim:
+    found: Dim | None = None
+    for end in ends:
+        found = end if found is None else maximum(found, end)
+    return 0 if found is None else found
 
 
 def _overwritable(node: Node, slots: Sequence[_Slot | None], number: int) -> int | None:
@@ -104,18 +236,13 @@ def _overwritable(node: Node, slots: Sequence[_Slot | None], number: int) -> int
     for operand, (value, slot) in enumerate(zip(region.inputs, slots, strict=True)):
         type_, result = value.type, region.outputs[0].type
         same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
-        if slot is None or not same or slot.interval.last != number or slot.interval.nbytes != _size(region.outputs[0]):
+        if slot is None or not same or slot.last != number or slot.nbytes != result.nbytes:
             continue
         # The same memory must not also come in as another operand, nor be read elsewhere than at the element written.
         alone = sum(other is slot for other in slots) == 1
         if alone and all(is_elementwise(user) for user in region.users.get(value, ())):
             return operand
     return None
-
-
-def _size(value: Value) -> int:
-    nbytes = value.type.nbytes
-    return nbytes if isinstance(nbytes, int) else 0
 
 
 def place(intervals: Sequence[Interval], effort: int) -> tuple[list[int], int]:
@@ -174,6 +301,9 @@ def _arena(intervals: Sequence[Interval], offsets: Sequence[int]) -> int:
     return _aligned(max(offset + interval.nbytes for offset, interval in zip(offsets, intervals, strict=True)))
 
 
-def _aligned(nbytes: int) -> int:
+_Size = TypeVar("_Size", int, Dim)
+
+
+def _aligned(nbytes: _Size) -> _Size:
     """nbytes rounded up to whole alignment units."""
-    return -(-nbytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+    return (nbytes + (ARENA_ALIGNMENT - 1)) // ARENA_ALIGNMENT * ARENA_ALIGNMENT

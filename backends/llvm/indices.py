@@ -1,0 +1,68 @@
+"""Integer expressions as LLVM instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backends.llvm.writer import IrWriter
+from compiler.ir.intexpr import Atom, Dim, Sym
+
+Emit = Callable[[str, object], str]
+"""Gives the name of an instruction's result; instructions of equal keys may be there once."""
+
+
+def apply(emit: Emit, op: str, lhs: str, rhs: str) -> str:
+    """``floordiv``, ``mod``, ``min`` or ``max`` of two i64 operands."""
+    key = (op, lhs, rhs)
+    match op:
+        case "min" | "max":
+            less = emit(f"icmp slt i64 {lhs}, {rhs}", (*key, "less"))
+            first, second = (lhs, rhs) if op == "min" else (rhs, lhs)
+            return emit(f"select i1 {less}, i64 {first}, i64 {second}", key)
+        case _:
+            quotient = _floordiv(emit, lhs, rhs)
+            if op == "floordiv":
+                return quotient
+            scaled = emit(f"mul i64 {quotient}, {rhs}", (*key, "scaled"))
+            return emit(f"sub i64 {lhs}, {scaled}", key)
+
+
+def _floordiv(emit: Emit, lhs: str, rhs: str) -> str:
+    key = ("floordiv", lhs, rhs)
+    if rhs.startswith("%"):  # a dim of zero must not trap where nothing depends on the quotient
+        zero = emit(f"icmp eq i64 {rhs}, 0", ("zero", rhs))
+        rhs = emit(f"select i1 {zero}, i64 1, i64 {rhs}", ("divisor", rhs))
+    quotient = emit(f"sdiv i64 {lhs}, {rhs}", (*key, "quotient"))
+    rest = emit(f"srem i64 {lhs}, {rhs}", (*key, "rest"))
+    signs = emit(f"xor i64 {rest}, {rhs}", (*key, "signs"))
+    negative = emit(f"icmp slt i64 {signs}, 0", (*key, "negative"))
+    inexact = emit(f"icmp ne i64 {rest}, 0", (*key, "inexact"))
+    below = emit(f"and i1 {negative}, {inexact}", (*key, "below"))
+    one = emit(f"sext i1 {below} to i64", (*key, "one"))
+    return emit(f"add i64 {quotient}, {one}", key)
+
+
+class IndexWriter(IrWriter):
+    """Writes expressions where they stand; ``load`` gives an operand that holds a symbol's value."""
+
+    def __init__(self, load: Callable[[str], str]) -> None:
+        super().__init__()
+        self._load = load
+
+    def value(self, expr: Dim) -> str:
+        """expr as an i64 operand."""
+        if isinstance(expr, int):
+            return str(expr)
+        total = str(expr.const)
+        for monomial, coefficient in expr.terms:
+            product = str(coefficient)
+            for atom in monomial:
+                factor = self._atom(atom)
+                product = factor if product == "1" else self.ins(f"mul i64 {product}, {factor}")
+            total = product if total == "0" else self.ins(f"add i64 {total}, {product}")
+        return total
+
+    def _atom(self, atom: Atom) -> str:
+        if isinstance(atom, Sym):
+            return self._load(atom.name)
+        return apply(lambda text, _: self.ins(text), atom.op, self.value(atom.lhs), self.value(atom.rhs))

@@ -1,0 +1,106 @@
+"""Groups as workloads: what a kernel family is asked to build for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.errors import InternalError
+from compiler.ir.graph import Constant, Node, Value
+from compiler.ir.half import compute_dtype, widen
+from compiler.ir.op import lookup
+from compiler.ir.scalar import Arg, Const, Scalar, substitute
+from compiler.ir.types import TensorType
+from compiler.ir.verify import is_elementwise
+from compiler.kernels.base import Operand, Workload
+
+
+@dataclass(frozen=True)
+class LoweredGroup:
+    """A group as a workload; ``reads`` are the group's operands behind ``workload.inputs`` and ``workload.operands``, in order."""
+
+    workload: Workload
+    families: tuple[str, ...]
+    reads: tuple[Value, ...]
+
+
+def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -> LoweredGroup:
+    """The workload of a group: its anchor's operands are the inputs, what its elementwise nodes read are the operands."""
+    (region,) = node.regions
+    outer = dict(zip(region.inputs, node.present_inputs, strict=True))
+    anchors = [inner for inner in region.nodes if not is_elementwise(inner)]
+    anchor = anchors[0] if anchors else None
+    result = region.outputs[0].type
+    operands: dict[Value, int] = {}
+    exprs: dict[Value, Scalar] = {}
+    if anchor is not None:
+        exprs[anchor.output] = Arg(0, anchor.output.type.dtype)
+    for inner in region.nodes:
+        if inner is anchor:
+            continue
+        args = []
+        for value in inner.present_inputs:
+            if value not in exprs:
+                exprs[value] = _leaf(value, constants.get(outer[value]), operands)
+            args.append(exprs[value])
+        expr = lookup(inner.op).scalar([Arg(i, a.dtype) for i, a in enumerate(args)], inner.attrs)
+        if expr is None:
+            raise InternalError(f"{inner.op} has no scalar expression", where=f"group {node.name}")
+        exprs[inner.output] = substitute(expr, args)
+    inputs = anchor.present_inputs if anchor is not None else ()
+    computes = anchor is not None and lookup(anchor.op).computes
+    reads = [Operand(v.type, outer[v] in constants) for v in inputs]
+    extra = [_widened(Operand(_ranked(v.type, result.rank), outer[v] in constants)) for v in operands]
+    arrives = {1 + i: Arg(1 + i, operand.type.dtype) for i, operand in enumerate(extra)}
+    first = result if anchor is None else anchor.output.type
+    if computes:
+        first = _computed(first)
+        arrives[0] = Arg(0, first.dtype)
+    workload = Workload(
+        family="",
+        params=_params(anchor),
+        inputs=tuple(_widened(operand) if computes else operand for operand in reads),
+        anchor=first,
+        output=result,
+        epilogue=widen(exprs[region.outputs[0]], arrives),
+        operands=tuple(extra),
+        threads=threads,
+    )
+    return LoweredGroup(workload, lookup((anchor or region.nodes[-1]).op).families, tuple(outer[v] for v in (*inputs, *operands)))
+
+
+def _computed(type_: TensorType) -> TensorType:
+    return replace(type_, dtype=compute_dtype(type_.dtype))
+
+
+def _widened(operand: Operand) -> Operand:
+    """A constant in half precision is packed in the type it is computed in."""
+    return replace(operand, type=_computed(operand.type)) if operand.constant else operand
+
+
+def _leaf(value: Value, constant: Constant | None, operands: dict[Value, int]) -> Scalar:
+    """An operand of the epilogue; constants of one element become literals."""
+    if constant is not None and constant.array.size == 1:
+        return Const(constant.array.astype(compute_dtype(value.type.dtype).numpy).item(), value.type.dtype)
+    return Arg(1 + operands.setdefault(value, len(operands)), value.type.dtype)
+
+
+def _params(anchor: Node | None) -> tuple[tuple[str, Any], ...]:
+    if anchor is None:
+        return ()
+    regions = lookup(anchor.op).regions([v.type for v in anchor.present_inputs], anchor.attrs)
+    return (("regions", regions),) if regions is not None else tuple(sorted(anchor.attrs.items()))
+
+
+def _ranked(type_: TensorType, rank: int) -> TensorType:
+    """The type with leading ones up to rank: the same bytes."""
+    return type_ if type_.rank >= rank else TensorType(type_.dtype, (1,) * (rank - type_.rank) + type_.shape)
+
+
+def copied(value: Value, constant: bool, threads: int) -> LoweredGroup:
+    """The workload that copies a row-major value."""
+    type_ = value.type
+    epilogue = Arg(1, type_.dtype)
+    workload = Workload("", (), (), type_, type_, epilogue, (Operand(type_, constant),), threads)
+    return LoweredGroup(workload, ("injective",), (value,))
