@@ -227,6 +227,8 @@ def _ints(*values: int) -> np.ndarray:
         ("Conv", [np.ones((1, 1, 4), np.float32), np.ones((1, 1, 2), np.float32)], {"dilations": [-1]}, "dilations is [-1]"),
         ("DepthToSpace", [np.ones((1, 4, 2, 2), np.float32)], {"blocksize": 0}, "cannot be used"),
         ("Softmax", [np.float32([1])], {"axis": "last"}, "attribute axis is STRING; the operator takes INT"),
+        ("LRN", [np.ones((1, 2, 3), np.float32)], {"size": 0}, "size is 0"),
+        ("LRN", [np.ones((1, 2, 3), np.float32)], {"size": 10**6}, "thousands of nodes"),
         ("Not", [np.float32([1])], {}, "input X is a tensor(float)"),
         ("Add", [np.float32([1]), _ints(1)], {}, "the same type for both"),
         ("Add", [np.float32([1])], {}, "it has 1 inputs; the operator takes 2"),
@@ -282,3 +284,18 @@ def test_external_data_under_a_name_no_file_can_have(tmp_path: Path) -> None:
 
 def test_a_result_that_an_operator_does_not_make() -> None:
     failure(model_of([helper.make_node("Relu", ["x"], ["y", "z"])], [info("x", [2])], ["z"]), "Relu", "'z'")
+
+
+def test_an_operator_of_a_later_opset() -> None:
+    failure(model_of([helper.make_node("Gelu", ["x"], ["y"])], [info("x", [2])], ["y"], opset=19), "Gelu", "does not exist before opset 20")
+
+
+def test_an_attribute_given_twice() -> None:
+    node = helper.make_node("Softmax", ["x"], ["y"], axis=0)
+    node.attribute.append(helper.make_attribute("axis", 1))
+    failure(model_of([node], [info("x", [2])], ["y"]), "attribute axis is given twice")
+
+
+def test_a_name_that_is_not_utf8() -> None:
+    data = model_of([helper.make_node("Relu", ["x"], ["name"])], [info("x", [2])], ["name"]).SerializeToString()
+    failure(data.replace(b"name", b"na\xffe"), "not UTF-8")

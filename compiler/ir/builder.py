@@ -20,13 +20,15 @@ _SYMBOLIC_LIMIT = 256
 class GraphBuilder:
     """Collects nodes for one graph. Names are made unique; integer tensors whose content follows from shapes are known as dims.
 
-    ``folding`` evaluates small nodes over known operands at once; switch it off to keep a graph as it is written.
+    ``folding`` evaluates small nodes over known operands at once; switch it off to keep a graph as it is written. ``node_limit`` is the
+    number of nodes beyond which UnsupportedForm is raised.
     """
 
     def __init__(self, name: str, *, folding: bool = True) -> None:
         self.name = name
         self.inputs: list[Value] = []
         self.nodes: list[Node] = []
+        self.node_limit: int | None = None
         self.constants: dict[Value, Constant] = {}
         self._folding = folding
         self._dims: dict[Value, Array] = {}
@@ -112,6 +114,8 @@ class GraphBuilder:
         return self._dims.get(value, self.array(value))
 
     def _add(self, node: Node) -> None:
+        if len(self.nodes) == self.node_limit:
+            raise UnsupportedForm("it would become thousands of nodes: one of its attributes or constants is beyond what is supported")
         self.nodes.append(node)
         self._producers.update(dict.fromkeys(node.outputs, node))
 

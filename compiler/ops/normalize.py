@@ -185,6 +185,8 @@ def _batch_norm_in_training(context: FormContext, axes: tuple[int, ...], aligned
 def _lrn(context: FormContext) -> Value:
     x, size = context.input(0), int(context.attrs["size"])
     alpha, beta, bias = (float(context.attrs.get(key, value)) for key, value in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+    if size < 1:
+        raise UnsupportedForm(f"size is {size}, not positive")
     before = (size - 1) // 2
     begins, ends = [0] * x.type.rank, [0] * x.type.rank
     begins[1], ends[1] = before, size - 1 - before

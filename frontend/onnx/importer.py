@@ -22,6 +22,7 @@ from frontend.onnx.inputs import input_types, static_shapes
 from frontend.onnx.order import ordered
 from frontend.onnx.reading import TensorReader, read_model
 from frontend.onnx.schema import check_node
+from frontend.onnx.texts import check_texts
 
 
 def import_model(model: str | Path | bytes | onnx.ModelProto, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
@@ -34,6 +35,7 @@ def import_model(model: str | Path | bytes | onnx.ModelProto, input_shapes: Mapp
     node, for operators or forms of them that cannot be compiled.
     """
     proto, folder, where = read_model(model)
+    check_texts(proto, where)
     return _Importer(proto, folder, where).run(input_shapes)
 
 
@@ -59,6 +61,9 @@ _CALL_DEPTH = 64
 
 _NESTED_CALLS = 10_000
 """Calls made within functions: functions that call others twice double them at each level."""
+
+_NODES_OF_ONE = 4096
+"""Nodes that one node may become: an attribute such as a window's length must not decide how long compilation takes."""
 
 
 @dataclass
@@ -228,6 +233,7 @@ class _Importer:
         if form is not None:
             attrs = {a.name: self._attribute(a) for a in given}
             name = scope.prefix + (node.name or next(iter(node.output), ""))
+            self._builder.node_limit = len(self._builder.nodes) + _NODES_OF_ONE
             try:
                 declared = tuple(scope.declared.get(output) for output in node.output)
                 results = form.build(FormContext(node.op_type, inputs, attrs, opset, self._builder, outputs, name, declared))

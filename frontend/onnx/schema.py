@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,11 @@ from compiler.ir.graph import Value
 from compiler.ir.op import UnsupportedForm
 from compiler.ops.support import ONNX_DTYPES
 
-_TYPE_NAMES = {dtype: f"tensor({onnx.TensorProto.DataType.Name(number).lower()})" for number, dtype in ONNX_DTYPES.items()}
+_TYPE_NAMES = {
+    dtype: f"tensor({onnx.TensorProto.DataType.Name(number).lower()})"
+    for number, dtype in ONNX_DTYPES.items()
+    if number in onnx.TensorProto.DataType.values()
+}
 
 
 def schema_of(op_type: str, opset: int, domain: str) -> Any:
@@ -63,7 +68,12 @@ def check_node(op_type: str, opset: int, domain: str, inputs: Sequence[Value | N
     """
     rules = _rules(op_type, opset, domain)
     if rules is None:
+        if not domain and (newest := schema_of(op_type, defs.onnx_opset_version(), domain)) is not None:
+            raise UnsupportedForm(f"the operator does not exist before opset {_first(newest)}")
         return
+    for name, count in Counter(attribute.name for attribute in attributes).items():
+        if count > 1:
+            raise UnsupportedForm(f"attribute {name} is given twice")
     for attribute in attributes:
         wanted = rules.attributes.get(attribute.name, attribute.type)
         if attribute.type != wanted:
@@ -74,6 +84,11 @@ def check_node(op_type: str, opset: int, domain: str, inputs: Sequence[Value | N
         wanted_count = str(rules.least) if rules.least == rules.most else f"{rules.least} to {rules.most}"
         raise UnsupportedForm(f"it has {len(inputs)} inputs; the operator takes {wanted_count}")
     _check_types(rules.operands, inputs)
+
+
+def _first(schema: Any) -> int:
+    """The opset an operator came with."""
+    return min(s.since_version for s in defs.get_all_schemas_with_history() if (s.name, s.domain) == (schema.name, schema.domain))
 
 
 def _check_types(operands: Sequence[_Operand], inputs: Sequence[Value | None]) -> None:
