@@ -79,7 +79,7 @@ def hold_layers(model: onnx.ModelProto, feeds: Arrays, quantized: list[str]) -> 
     for name, got, want in layer_by_layer(model, feeds, quantized, quantized):
         steps = np.abs(got.astype(np.int32) - want.astype(np.int32))
         assert steps.max() <= 1, name
-        assert np.count_nonzero(steps) <= 2 + 1e-5 * steps.size, name
+        assert np.count_nonzero(steps) <= 2 + 1e-4 * steps.size, name
 
 
 @needs_zoo
