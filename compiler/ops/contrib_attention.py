@@ -6,7 +6,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -18,6 +18,7 @@ from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, exten
 from compiler.ir.types import DType
 from compiler.ops.gather import gather
 from compiler.ops.index import slice_axis
+from compiler.ops.integer import matmul_integer_to_float
 from compiler.ops.quantize import MICROSOFT
 from compiler.ops.softmax import Softmax
 from compiler.ops.support import cast_to, known, reshape, scalar_like, transpose
@@ -57,14 +58,14 @@ def merge_heads(context: FormContext, x: Value) -> Value:
     return reshape(context, transpose(context, x, (0, 2, 1, 3)), (batch, length, heads * size))
 
 
-def _attend(context: FormContext, heads: _Heads) -> Value:
-    """``softmax(scale * q @ k^T + masks) @ v``, merged."""
+def _attend(context: FormContext, heads: _Heads) -> tuple[Value, Value]:
+    """``softmax(scale * q @ k^T + masks) @ v``, merged, and the softmax."""
     scores = context.emit("matmul", heads.query, transpose(context, heads.key, (0, 1, 3, 2)))
     scores = context.emit("mul", scores, scalar_like(context, scores, heads.scale))
     for mask in heads.masks:
         scores = context.emit("add", scores, mask)
     weights = context.emit("softmax", scores, axis=3, log=False)
-    return merge_heads(context, context.emit("matmul", weights, heads.value))
+    return merge_heads(context, context.emit("matmul", weights, heads.value)), weights
 
 
 def scale_of(context: FormContext, query: Value) -> float:
@@ -101,14 +102,19 @@ def _causal(context: FormContext, query: Value, key: Value) -> Value:
 
 
 def _key_mask(context: FormContext, mask: Value, query: Value, total: Dim) -> Value:
-    """The mask of keys: how many are valid ``[B]``, or which ``[B, T]`` or ``[B, S, T]``; others get ``mask_filter_value``."""
+    """The mask of keys: how many are valid ``[B]`` (and, ``[2 B]``, from which on), or which; others get ``mask_filter_value``."""
     filtered = float(context.attrs.get("mask_filter_value", -10000.0))
     batch = query.type.shape[0]
-    if mask.type.shape == (batch,):
-        counts = reshape(context, mask, (batch, 1, 1, 1))
-        return where_kept(context, context.emit("less", positions_along(context, total, 4, 3), counts), query, filtered)
+    if mask.type.rank == 1 and mask.type.shape[0] in (batch, batch * 2):
+        places = positions_along(context, total, 4, 3)
+        ends = reshape(context, slice_axis(context, mask, 0, 0, batch), (batch, 1, 1, 1))
+        kept = context.emit("less", places, ends)
+        if mask.type.shape[0] != batch:
+            starts = reshape(context, slice_axis(context, mask, 0, batch, batch), (batch, 1, 1, 1))
+            kept = context.emit("and", kept, context.emit("greater_or_equal", places, starts))
+        return where_kept(context, kept, query, filtered)
     if mask.type.rank not in (2, 3) or mask.type.shape[-1] != total:
-        raise UnsupportedForm(f"a mask {mask.type} is not supported; [batch], [batch, keys] and [batch, queries, keys] are")
+        raise UnsupportedForm(f"a mask {mask.type} is none of [batch], [2 batch], [batch, keys], [batch, queries, keys]")
     rows = mask.type.shape[1] if mask.type.rank == 3 else 1
     kept = context.emit("cast", reshape(context, mask, (mask.type.shape[0], 1, rows, total)), to=DType.BOOL)
     return where_kept(context, kept, query, filtered)
@@ -130,20 +136,31 @@ def heads_of(context: FormContext) -> int:
 
 def _attention(context: FormContext) -> Sequence[Value]:
     """Inputs x, weights ``[D, 3 H]``, bias, mask, past ``[2, B, heads, P, size]``, attention bias; outputs the result and the present."""
-    if context.optional(6) is not None or context.attrs.get("do_rotary", 0):
-        raise UnsupportedForm("a past that shares the present's buffer and rotary embeddings are not supported")
     packed = context.emit("matmul", context.input(0), context.input(1))
-    bias, past, heads = context.optional(2), context.optional(4), heads_of(context)
+    bias = context.optional(2)
     packed = packed if bias is None else context.emit("add", packed, bias)
-    width = known(packed.type.shape[2], "the hidden size")
+    return _attend_packed(context, packed, context.optional(3), context.optional(4), context.optional(5))
+
+
+def _quantized_attention(context: FormContext) -> Sequence[Value]:
+    """Inputs x, weights, bias, the scales of x and weights, mask, their zero points, past; outputs as those of Attention."""
+    product = replace(context, inputs=tuple(context.optional(index) for index in (0, 1, 3, 4, 6, 7, 2)))
+    return _attend_packed(context, matmul_integer_to_float(product), context.optional(5), context.optional(8), None)
+
+
+def _attend_packed(context: FormContext, packed: Value, mask: Value | None, past: Value | None, bias: Value | None) -> Sequence[Value]:
+    """Attention of queries, keys and values that lie side by side in ``packed [B, S, 3 H]``: the result and the present."""
+    if context.attrs.get("past_present_share_buffer", 0) or context.attrs.get("do_rotary", 0):
+        raise UnsupportedForm("a past that shares the present's buffer and rotary embeddings are not supported")
+    heads, width = heads_of(context), known(packed.type.shape[2], "the hidden size")
     sizes = tuple(context.attrs.get("qkv_hidden_sizes", ())) or (width // 3,) * 3
     starts = (0, sizes[0], sizes[0] + sizes[1])
     query, key, value = (split_heads(context, slice_axis(context, packed, 2, start, size), heads) for start, size in zip(starts, sizes, strict=True))
     if past is not None:
         before = [reshape(context, slice_axis(context, past, 0, k, 1), past.type.shape[1:]) for k in (0, 1)]
         key, value = joined(context, before[0], key), joined(context, before[1], value)
-    masks = _masks(context, query, key, context.optional(3), context.optional(5))
-    result = _attend(context, _Heads(query, key, value, masks, scale_of(context, query)))
+    masks = _masks(context, query, key, mask, bias)
+    result, _ = _attend(context, _Heads(query, key, value, masks, scale_of(context, query)))
     if context.outputs == 1:
         return (result,)
     present = [reshape(context, x, (1, *x.type.shape)) for x in (key, value)]
@@ -151,14 +168,13 @@ def _attention(context: FormContext) -> Sequence[Value]:
 
 
 def _multi_head_attention(context: FormContext) -> Sequence[Value]:
-    """Inputs query, key, value, bias, key mask, attention bias, past key, past value; outputs the result, present key, present value."""
-    query, heads, bias = context.input(0), heads_of(context), context.optional(3)
-    if query.type.rank != 3 or context.optional(1) is None or context.optional(2) is None:
-        raise UnsupportedForm("packed queries, keys and values are not supported")
+    """Inputs query, key, value, bias, key mask, attention bias, past key, past value; outputs result, present key, present value, weights."""
+    if context.optional(8) is not None or context.optional(9) is not None:
+        raise UnsupportedForm("a past that shares the present's buffer and beams are not supported")
+    heads, bias = heads_of(context), context.optional(3)
     parts: list[Value] = []
     start: Dim = 0
-    for index in range(3):
-        x = context.input(index)
+    for x in _separate(context, [context.optional(index) for index in range(3)]):
         width = x.type.shape[2] if x.type.rank == 3 else heads * known(x.type.shape[3], "the size of a head")
         if bias is not None and x.type.rank == 3:
             x = context.emit("add", x, slice_axis(context, bias, 0, start, width))
@@ -166,7 +182,23 @@ def _multi_head_attention(context: FormContext) -> Sequence[Value]:
         parts.append(split_heads(context, x, heads) if x.type.rank == 3 else x)
     key, value = joined(context, context.optional(6), parts[1]), joined(context, context.optional(7), parts[2])
     masks = _masks(context, parts[0], key, context.optional(4), context.optional(5))
-    return _attend(context, _Heads(parts[0], key, value, masks, scale_of(context, parts[0]))), key, value
+    result, weights = _attend(context, _Heads(parts[0], key, value, masks, scale_of(context, parts[0])))
+    return result, key, value, weights
+
+
+def _separate(context: FormContext, given: Sequence[Value | None]) -> Sequence[Value]:
+    """Query, key and value, of which those that are packed as ``[B, S, heads, 2 or 3, size]`` become ``[B, S, heads * size]``."""
+    found: list[Value] = []
+    for x in given:
+        if x is not None and x.type.rank == 5:
+            batch, length, heads, count, size = x.type.shape
+            rows = (batch, length, heads * size)
+            found += [reshape(context, slice_axis(context, x, 3, k, 1), rows) for k in range(known(count, "the number packed"))]
+        elif x is not None:
+            found.append(x)
+    if len(found) != 3:
+        raise UnsupportedForm(f"{len(found)} of query, key and value are there, packed ones counted")
+    return found
 
 
 def rotated(context: FormContext, x: Value, cosine: Value, sine: Value, interleaved: bool) -> Value:
@@ -211,6 +243,9 @@ def _rotary_embedding(context: FormContext) -> Value:
 _INPUT, _WEIGHTS, _BIAS = _wave(2, 3, 8), _wave(8, 24, step=0.7) / 4, _wave(24, step=0.9)
 _MASK = np.array([[1, 1, 1], [1, 1, 0]], np.int32)
 _PAST = _wave(2, 2, 2, 2, 4, step=0.5)
+_BYTES = (_wave(2, 3, 8) * 30 + 128).astype(np.uint8), (_wave(8, 24, step=0.7) * 20).astype(np.int8)
+_QUANTIZED = (*_BYTES, _BIAS, np.array(0.03, np.float32), np.array(0.02, np.float32))
+_ZEROS = (np.array(120, np.uint8), np.array(-3, np.int8))
 _TABLE = np.arange(10 * 2, dtype=np.float32).reshape(10, 2) / 7
 _PLACES = np.array([[0, 1, 2], [5, 6, 7]], np.int64)
 
@@ -218,16 +253,27 @@ extend(
     Softmax,
     forms=tuple(
         OnnxForm(name, build, domain=MICROSOFT)
-        for name, build in (("Attention", _attention), ("MultiHeadAttention", _multi_head_attention), ("RotaryEmbedding", _rotary_embedding))
+        for name, build in (
+            ("Attention", _attention),
+            ("QAttention", _quantized_attention),
+            ("MultiHeadAttention", _multi_head_attention),
+            ("RotaryEmbedding", _rotary_embedding),
+        )
     ),
     samples=(
         _sample("Attention", _INPUT, _WEIGHTS, _BIAS, num_heads=2, constant=(1, 2)),
         _sample("Attention", _INPUT, _WEIGHTS, _BIAS, _MASK, num_heads=2, constant=(1, 2)),
         _sample("Attention", _INPUT, _WEIGHTS, _BIAS, np.array([3, 2], np.int32), num_heads=2, unidirectional=1),
         _sample("Attention", _INPUT, _WEIGHTS, _BIAS, None, _PAST, num_heads=2, unidirectional=1, outputs=2),
+        _sample("Attention", _INPUT, _WEIGHTS, _BIAS, np.array([3, 2, 1, 0], np.int32), num_heads=2, mask_filter_value=-5.0),
+        _sample("Attention", _INPUT, _wave(8, 20, step=0.7), _BIAS[:20], _MASK[:, None].repeat(3, 1), num_heads=2, qkv_hidden_sizes=[8, 8, 4]),
+        _sample("QAttention", *_QUANTIZED, None, *_ZEROS, num_heads=2),
+        _sample("QAttention", *_QUANTIZED, _MASK[:, :1].repeat(5, 1), *_ZEROS, _PAST, num_heads=2, unidirectional=1, outputs=2),
         _sample("MultiHeadAttention", _INPUT, _wave(2, 5, 8), _wave(2, 5, 8, step=0.3), _BIAS, num_heads=2, scale=0.25),
         _sample("MultiHeadAttention", _INPUT, _wave(2, 3, 8), _wave(2, 3, 8, step=0.3), None, _MASK, _wave(1, 2, 3, 3), num_heads=2),
         _sample("MultiHeadAttention", _INPUT, _INPUT, _INPUT, None, None, None, _PAST[0], _PAST[1], num_heads=2, outputs=3),
+        _sample("MultiHeadAttention", _INPUT, _PAST[0], _PAST[1], _BIAS, num_heads=2, outputs=3),
+        _sample("MultiHeadAttention", _INPUT, _INPUT, _INPUT, _BIAS, np.array([3, 2], np.int32), num_heads=2, unidirectional=1),
         _sample("RotaryEmbedding", _wave(2, 2, 3, 4), _PLACES, np.cos(_TABLE), np.sin(_TABLE)),
         _sample("RotaryEmbedding", _INPUT, np.array([2], np.int64), np.cos(_TABLE), np.sin(_TABLE), interleaved=1),
         _sample("RotaryEmbedding", _wave(2, 2, 3, 6), _PLACES, np.cos(_TABLE), np.sin(_TABLE), rotary_embedding_dim=4, num_heads=2),

@@ -283,7 +283,7 @@ def _scaled(context: FormContext, result: Value, a_scale: Value, b_scale: Value,
     return scaled if bias is None else context.emit("add", scaled, bias)
 
 
-def _matmul_integer_to_float(context: FormContext) -> Value:
+def matmul_integer_to_float(context: FormContext) -> Value:
     """Inputs a, b, their scales, their zero points, bias."""
     a_scale, a_zero = (_column(context, context.optional(i)) for i in (2, 4))
     b_scale, b_zero = (_row(context, context.optional(i)) for i in (3, 5))
@@ -305,7 +305,7 @@ Requantize.forms = (
     OnnxForm("QLinearConv", _qlinear_conv, since=10),
     OnnxForm("QLinearConv", _qlinear_conv, domain=MICROSOFT),
     OnnxForm("QGemm", _qgemm, domain=MICROSOFT),
-    OnnxForm("MatMulIntegerToFloat", _matmul_integer_to_float, domain=MICROSOFT),
+    OnnxForm("MatMulIntegerToFloat", matmul_integer_to_float, domain=MICROSOFT),
     OnnxForm("DynamicQuantizeMatMul", _dynamic_quantize_matmul, domain=MICROSOFT),
 )
 RequantizeSum.forms = (OnnxForm("QLinearAdd", _qlinear_add, domain=MICROSOFT),)
