@@ -329,7 +329,7 @@ def test_rules_of_grouped_graphs(old: str, new: str, what: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("(arena_bytes = 192)", "", "arena_bytes is None"),
+        ("(arena_bytes = 192)", "", "None is not a number of bytes"),
         ("offset = 64", "offset = 32", "not a multiple of 64"),
         ("{offset = 64}", "", "offset None"),
         ("offset = 64", "offset = 0", "overlaps %a, which is still read"),

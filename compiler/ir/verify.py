@@ -26,7 +26,6 @@ the last one that reads it or a view of it. The one exception is a group whose a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from enum import Enum
 
 from compiler.errors import InternalError
@@ -37,9 +36,8 @@ from compiler.ir.op import Layouts, UnsupportedForm, lookup
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
 from compiler.ir.types import TensorType, same_bytes
-
-ARENA_ALIGNMENT = 64
-"""Bytes; offsets in the arena and in the weights blob are multiples of it."""
+from compiler.ir.verify_plan import ARENA_ALIGNMENT as ARENA_ALIGNMENT
+from compiler.ir.verify_plan import verify_plan
 
 
 class Stage(Enum):
@@ -79,11 +77,11 @@ class _Verifier:
 
     def graph(self, graph: Graph) -> None:
         where = f"graph {graph.name} ({self._stage.value})"
-        symbols_ = {name for value in graph.inputs for name in type_symbols(value.type)}
+        symbols_ = {name for value in graph.inputs for name in type_symbols(value.type)} | _planned_symbols(graph)
         self._symbols.update(symbols_)
         self._scope(graph, symbols_, where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
         if self._stage is Stage.PLANNED:
-            _verify_plan(graph, where)
+            verify_plan(graph, is_view, where)
 
     def _scope(self, graph: Graph, symbols_: set[str], where: str, *, grouped: bool) -> None:
         """``symbols_`` are known where graph begins; those it defines are added."""
@@ -225,45 +223,7 @@ def _one_channel(operand: TensorType, result: TensorType) -> bool:
     return operand.block == 1 and (axis < 0 or operand.shape[axis] == 1)
 
 
-def _verify_plan(graph: Graph, where: str) -> None:
-    arena_bytes = graph.attrs.get("arena_bytes")
-    if not isinstance(arena_bytes, int):
-        raise InternalError(f"arena_bytes is {arena_bytes!r}", where=where)
-    owner: dict[Value, Value] = {}
-    for node in graph.nodes:
-        source = node.inputs[0] if is_view(node) else None
-        for value in node.outputs:
-            owner[value] = owner.get(source, source) if source is not None else value
-    outside = {owner.get(v, v) for v in graph.outputs}
-    last = _last_reads(graph, lambda v: owner.get(v, v))
-    live: list[tuple[int, int, int, Value]] = []
-    for step, node in enumerate(graph.nodes):
-        if node.op != "group":
-            continue
-        offset, place = node.attrs.get("offset"), f"{where}, node {print_node(node)}"
-        if offset is None and node.output in outside:
-            continue
-        if not isinstance(offset, int) or offset < 0 or offset % ARENA_ALIGNMENT:
-            raise InternalError(f"offset {offset!r} is not a multiple of {ARENA_ALIGNMENT}", where=place)
-        nbytes = node.output.type.nbytes
-        if not isinstance(nbytes, int):
-            raise InternalError(f"a value of {nbytes} bytes cannot be planned", where=place)
-        if offset + nbytes > arena_bytes:
-            raise InternalError(f"bytes {offset}..{offset + nbytes} lie outside the arena of {arena_bytes}", where=place)
-        over = node.attrs.get("in_place")
-        written_over = owner.get(node.present_inputs[over]) if isinstance(over, int) else None
-        live = [entry for entry in live if entry[0] >= step]
-        for last_read, begin, end, other in live:
-            if offset < end and begin < offset + nbytes and not (other is written_over and last_read == step and begin == offset):
-                raise InternalError(f"overlaps %{other.name}, which is still read", where=place)
-        live.append((last.get(node.output, step), offset, offset + nbytes, node.output))
-
-
-def _last_reads(graph: Graph, owner: Callable[[Value], Value]) -> Mapping[Value, int]:
-    last: dict[Value, int] = {}
-    for step, node in enumerate(graph.nodes):
-        for value in node.present_inputs:
-            last[owner(value)] = step
-    for value in graph.outputs:
-        last[owner(value)] = len(graph.nodes)
-    return last
+def _planned_symbols(graph: Graph) -> set[str]:
+    """The symbols that memory planning has defined."""
+    given = graph.attrs.get("definitions", ())
+    return {str(item[0]) for item in given if isinstance(item, tuple)} if isinstance(given, tuple) else set()

@@ -41,14 +41,11 @@ class PlanMemory:
         planner = _Planner(graph, self.effort)
         level, results = planner.graph(graph)
         bound = None if planner.symbolic else level.bound
-        attrs = {
-            **graph.attrs,
-            "arena_bytes": level.arena,
-            "arena_bound_bytes": bound,
-            "definitions": tuple(planner.definitions),
-            "dynamic": planner.dynamic,
-            "results": results,
-        }
+        attrs = {**graph.attrs, "arena_bytes": level.arena, "arena_bound_bytes": bound}
+        if planner.definitions:
+            attrs["definitions"] = tuple(planner.definitions)
+        if planner.dynamic:
+            attrs |= {"dynamic": planner.dynamic, "results": results}
         note = f"{level.arena} bytes, lower bound {'not known' if bound is None else bound}, {planner.in_place} in place"
         return PassResult(graph.with_(nodes=level.nodes, attrs=attrs), changed=True, notes=(note,))
 

@@ -1,0 +1,99 @@
+"""The rules of the planned stage, checked for several sizes of what is symbolic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from compiler.errors import InternalError
+from compiler.ir.control import BRANCHING, type_symbols
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.intexpr import IntExpr, evaluate
+from compiler.ir.printer import print_node
+
+ARENA_ALIGNMENT = 64
+"""Bytes; offsets in the arena and in the weights blob are multiples of it."""
+
+_SIZES = ((1, 0), (2, 1), (7, 3), (100, 50), (3, 400))
+"""The first symbol's size, and how much larger each further one is."""
+
+
+def verify_plan(graph: Graph, is_view: Callable[[Node], bool], where: str) -> None:
+    """Raises InternalError, naming the node, where values that live at the same time overlap, or one lies outside the arena."""
+    names = sorted({name for value in graph.inputs for name in type_symbols(value.type)})
+    for first, step in _SIZES if names else _SIZES[:1]:
+        sizes = {name: first + step * k for k, name in enumerate(names)}
+        given = graph.attrs.get("definitions", ())
+        for item in given if isinstance(given, tuple) else ():
+            name, value = item if isinstance(item, tuple) else (None, None)
+            sizes[str(name)] = _size(value, sizes, where)
+        arena = _size(graph.attrs.get("arena_bytes"), sizes, where)
+        end = _Level(graph, is_view, sizes, where).end()
+        if end > arena:
+            raise InternalError(f"values reach to byte {end}, outside the arena of {arena}", where=where)
+
+
+def _size(value: object, sizes: Mapping[str, int], where: str) -> int:
+    if not isinstance(value, int | IntExpr):
+        raise InternalError(f"{value!r} is not a number of bytes", where=where)
+    return evaluate(value, sizes)
+
+
+class _Level:
+    """A graph or region; offsets count from the beginning of its arena."""
+
+    def __init__(self, graph: Graph, is_view: Callable[[Node], bool], sizes: Mapping[str, int], where: str) -> None:
+        self._graph = graph
+        self._is_view = is_view
+        self._sizes = sizes
+        self._where = where
+        self._owner: dict[Value, Value] = {}
+        for node in graph.nodes:
+            source = node.inputs[0] if is_view(node) else None
+            for value in node.outputs:
+                self._owner[value] = self._owner.get(source, source) if source is not None else value
+
+    def end(self) -> int:
+        """Where the last value ends."""
+        last = self._last_reads()
+        outside = {self._owner.get(value, value) for value in self._graph.outputs}
+        live: list[tuple[int, int, int, Value | None]] = []
+        highest = 0
+        for step, node in enumerate(self._graph.nodes):
+            place = f"{self._where}, node {print_node(node)}"
+            over = node.attrs.get("in_place")
+            written_over = self._owner.get(node.present_inputs[over]) if isinstance(over, int) else None
+            live = [entry for entry in live if entry[0] >= step]
+            for begin, end, value in self._taken(node, outside, place):
+                for last_read, other_begin, other_end, other in live:
+                    allowed = other is not None and other is written_over and last_read == step and begin == other_begin
+                    if begin < other_end and other_begin < end and not allowed:
+                        name = "a region's arena" if other is None else f"%{other.name}"
+                        raise InternalError(f"overlaps {name}, which is still read", where=place)
+                live.append((step if value is None else last.get(value, step), begin, end, value))
+                highest = max(highest, end)
+        return highest
+
+    def _taken(self, node: Node, outside: set[Value], place: str) -> Iterator[tuple[int, int, Value | None]]:
+        """The arena that a node takes: for its result, or for its regions."""
+        if node.op in BRANCHING:
+            begin = self._offset(node, place)
+            yield begin, begin + max(_Level(region, self._is_view, self._sizes, place).end() for region in node.regions), None
+        elif node.op == "group" and "dynamic" not in node.attrs and ("offset" in node.attrs or node.output not in outside):
+            begin = self._offset(node, place)
+            yield begin, begin + _size(node.output.type.nbytes, self._sizes, place), node.output
+
+    def _offset(self, node: Node, place: str) -> int:
+        given = node.attrs.get("offset")
+        offset = evaluate(given, self._sizes) if isinstance(given, int | IntExpr) else -1
+        if offset < 0 or offset % ARENA_ALIGNMENT:
+            raise InternalError(f"offset {given!r} is not a multiple of {ARENA_ALIGNMENT}", where=place)
+        return offset
+
+    def _last_reads(self) -> Mapping[Value, int]:
+        last: dict[Value, int] = {}
+        for step, node in enumerate(self._graph.nodes):
+            for value in node.present_inputs:
+                last[self._owner.get(value, value)] = step
+        for value in self._graph.outputs:
+            last[self._owner.get(value, value)] = len(self._graph.nodes)
+        return last

@@ -1,0 +1,135 @@
+"""Models whose dims are symbolic: compiled once, they give at every size what ONNX Runtime gives."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import parser
+
+import tensorsmith as ts
+from compiler.errors import UserError
+from frontend.onnx.importer import import_model
+
+ATTENTION = """
+agraph (float[batch, seq, 48] x, float[batch, past, 48] cache) => (float[batch, seq, 48] y, float[batch, total, 48] all) {
+  all = Concat<axis = 1>(cache, x)
+  keys = Reshape(all, heads)
+  rows = Reshape(x, heads)
+  q = Transpose<perm = [0, 2, 1, 3]>(rows)
+  k = Transpose<perm = [0, 2, 3, 1]>(keys)
+  v = Transpose<perm = [0, 2, 1, 3]>(keys)
+  scores = MatMul(q, k)
+  weights = Softmax<axis = -1>(scores)
+  mixed = MatMul(weights, v)
+  back = Transpose<perm = [0, 2, 1, 3]>(mixed)
+  flat = Reshape(back, model)
+  y = Add(flat, x)
+}
+"""
+
+NORMS = """
+agraph (float[batch, channels, length] x) => (float[batch, channels, length] y, float[batch, 1, length] s, float[batch, channels] m) {
+  y = Softmax<axis = 1>(x)
+  s = ReduceSum<keepdims = 1>(x, one)
+  m = ReduceMax<axes = [2], keepdims = 0>(x)
+}
+"""
+
+SHAPES = """
+agraph (float[n, m] x, int64[k] rows) => (float[m, n] t, float[k, m] g, float[total] f, float[n, 3, m] w, int64[2] s) {
+  t = Transpose<perm = [1, 0]>(x)
+  g = Gather<axis = 0>(x, rows)
+  f = Reshape(x, all)
+  up = Unsqueeze(x, one)
+  w = Expand(up, three)
+  s = Shape(x)
+}
+"""
+
+
+def _model(text: str, opset: int, **constants: np.ndarray) -> bytes:
+    model = onnx.ModelProto(ir_version=9, opset_import=[onnx.helper.make_opsetid("", opset)])
+    model.graph.CopyFrom(parser.parse_graph(text))
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    return bytes(model.SerializeToString())
+
+
+@cache
+def _attention() -> bytes:
+    return _model(ATTENTION, 17, heads=np.array([0, 0, 3, 16]), model=np.array([0, 0, 48]))
+
+
+@cache
+def _norms() -> bytes:
+    return _model(NORMS, 17, one=np.array([1]))
+
+
+@cache
+def _shapes() -> bytes:
+    return _model(SHAPES, 17, one=np.array([1]), all=np.array([-1]), three=np.array([1, 3, 1]))
+
+
+@cache
+def _compiled(model: bytes, threads: int) -> ts.Module:
+    return ts.compile(model, threads=threads, cache=False)
+
+
+@cache
+def _session(model: bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def _check(model: bytes, feeds: dict[str, np.ndarray], threads: int) -> None:
+    found = _compiled(model, threads).run(feeds)
+    for (name, array), expected in zip(found.items(), _session(model).run(list(found), feeds), strict=True):
+        assert array.shape == expected.shape, name
+        scale = max(1.0, float(np.abs(expected).max(initial=0)))
+        np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+THREADS = st.sampled_from([1, 3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(0, 70), THREADS, st.integers(0, 99))
+def test_attention(batch: int, seq: int, past: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, cache_ = (rng.standard_normal((batch, length, 48)).astype(np.float32) for length in (seq, past))
+    _check(_attention(), {"x": x, "cache": cache_}, threads)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 3), st.integers(1, 40), st.integers(1, 70), THREADS, st.integers(0, 99))
+def test_softmax_and_reductions(batch: int, channels: int, length: int, threads: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((batch, channels, length)).astype(np.float32) * 5
+    _check(_norms(), {"x": x}, threads)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 70), THREADS, st.integers(0, 99))
+def test_index_mappings(n: int, m: int, k: int, threads: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    feeds = {"x": rng.standard_normal((n, m)).astype(np.float32), "rows": rng.integers(-n, n, k)}
+    _check(_shapes(), feeds, threads)
+
+
+def test_a_larger_size_after_a_smaller_one_and_back() -> None:
+    for length in (3, 200, 3, 1000, 1):
+        _check(_norms(), {"x": np.full((2, 5, length), length, np.float32)}, 2)
+
+
+def test_dims_that_contradict_each_other_are_named() -> None:
+    feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
+    with pytest.raises(UserError, match="where batch = 2"):
+        _compiled(_attention(), 1).run(feeds)
+
+
+def test_symbols_stay_in_the_types() -> None:
+    graph = import_model(_attention())
+    assert [str(value.type) for value in graph.outputs] == ["f32[batch, seq, 48]", "f32[batch, past + seq, 48]"]
