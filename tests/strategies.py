@@ -88,7 +88,7 @@ def arrays(draw: Any) -> np.ndarray[Any, Any]:
     dtype = draw(st.sampled_from(DType))
     size = int(np.prod(shape, dtype=int))
     data = draw(st.binary(min_size=size * dtype.itemsize, max_size=size * dtype.itemsize))
-    flat = np.frombuffer(data, np.uint8) % 2 if dtype is DType.BOOL else np.frombuffer(data, np.uint8)
+    flat = np.frombuffer(data, np.uint8) & (1 if dtype is DType.BOOL else (1 << min(dtype.bits, 8)) - 1)
     return flat.view(dtype.numpy).reshape(shape)
 
 

@@ -22,7 +22,6 @@ from compiler.ops.support import (
     forward,
     is_uniform,
     normalize_axis,
-    onnx_dtype,
     per_channel,
     reshape,
     scalar_like,
@@ -367,47 +366,3 @@ class Clip(Elementwise):
         if low == 0 and high in (None, inf) and x.type.dtype.is_float:
             return builder.emit("relu", x, name=node.name)
         return None
-
-
-@register
-class Cast(Elementwise):
-    """Conversion to the element type ``to``: floats truncate towards zero, anything but zero is true."""
-
-    name = "cast"
-    samples = (
-        Sample("Cast", (_F[0],), {"to": 7}),
-        Sample("Cast", (_F,), {"to": 11}),
-        Sample("Cast", (_F,), {"to": 9}),
-        Sample("Cast", (_I,), {"to": 1}),
-        Sample("Cast", (_B,), {"to": 1}),
-        Sample("Cast", (_ROW,), {"to": 10}),
-        Sample("CastLike", (_I, _ROW)),
-    )
-
-    @staticmethod
-    def _build(context: FormContext) -> Value:
-        return context.emit("cast", context.input(0), to=onnx_dtype(context.attrs["to"]))
-
-    @staticmethod
-    def _like(context: FormContext) -> Value:
-        return context.emit("cast", context.input(0), to=context.input(1).type.dtype)
-
-    forms = (OnnxForm("Cast", _build), OnnxForm("CastLike", _like))
-
-    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        to = attrs["to"]
-        if not isinstance(to, DType):
-            raise UnsupportedForm(f"attribute to is {to!r}, not an element type")
-        if to is DType.BOOL and args[0].dtype is not DType.BOOL:
-            return call("ne", args[0], const_like(0, args[0]))
-        return cast(args[0], to)
-
-    def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
-        (content,) = contents
-        if content is None or content.dtype.kind not in "iuO" or attrs["to"] not in (DType.INT64, DType.INT32):
-            return None
-        return content.astype(object)
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x = node.present_inputs[0]
-        return x if x.type == node.output.type else None

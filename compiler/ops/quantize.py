@@ -4,48 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import ml_dtypes
 import numpy as np
 
 from compiler.ir.graph import Node, Value
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, lookup, register
 from compiler.ir.scalar import Const, Scalar, call, cast
-from compiler.ir.types import DType
-from compiler.ops.support import Attrs, known_shape, normalize_axis, onnx_dtype, reshape, scalar_like
+from compiler.ir.types import DType, integer_range
+from compiler.ops.cast import saturating
+from compiler.ops.support import Attrs, cast_to, is_uniform, known_shape, normalize_axis, onnx_dtype, reshape, scalar_like
 
 _X = np.array([[-300.0, -2.5, -0.75, -0.0], [0.25, 1.25, 3.0, 1000.0]], np.float32)
 _INT8 = np.array([[-128, -3, 0], [4, 100, 127]], np.int8)
 _SCALE = np.array(0.5, np.float32)
 _SCALES = np.array([0.5, 2.0], np.float32)
+_FLOATS = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float4_e2m1fn)
+_FLOAT_TARGETS = ((17, 1), (17, 0), (18, 1), (19, 0), (20, 1), (23, 1))
+_INTEGERS_BELOW_A_BYTE = (ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.int2, ml_dtypes.uint2)
 MICROSOFT = "com.microsoft"
 """The domain of the operators that ONNX Runtime adds to the standard."""
 
 
-def integer_range(dtype: DType) -> tuple[int, int]:
-    """The least and the greatest value of an integer type."""
-    bits = 8 * dtype.itemsize
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if dtype.is_signed else (0, (1 << bits) - 1)
-
-
 def target_type(attrs: Attrs) -> DType:
-    """Attribute ``to``: an integer type of at most 16 bits."""
+    """Attribute ``to``: an integer type of at most 16 bits or a float of at most 8."""
     to = attrs["to"]
-    if not isinstance(to, DType) or to.is_float or to is DType.BOOL or to.itemsize > 2:
+    fits = isinstance(to, DType) and to not in (DType.BOOL, DType.FLOAT8E8M0) and to.bits <= (8 if to.is_float else 16)
+    if not isinstance(to, DType) or not fits:
         raise UnsupportedForm(f"quantisation to {to.value if isinstance(to, DType) else to} is not supported")
     return to
 
 
-def saturated(x: Scalar, zero_point: Sequence[Scalar], to: DType) -> Scalar:
-    """``x`` rounded to nearest even plus the zero point, kept in the range of ``to``: exact in float32, which holds every integer of 16 bits."""
-    rounded = cast(call("rint", x), DType.FLOAT32)
+def saturated(x: Scalar, zero_point: Sequence[Scalar], to: DType, *, saturate: bool = True) -> Scalar:
+    """``x`` rounded to nearest even plus the zero point, kept in the range of ``to``: exact in float32, which holds every integer of 16 bits.
+
+    For a float ``to``, the sum rounded to it; without ``saturate`` what is out of its range becomes infinity or NaN.
+    """
+    total = cast(x if to.is_float else call("rint", x), DType.FLOAT32)
     for value in zero_point:
-        rounded = call("add", rounded, cast(value, DType.FLOAT32))
+        total = call("add", total, cast(value, DType.FLOAT32))
+    if to.is_float:
+        return saturating(total, to) if saturate else cast(total, to)
     low, high = (Const(float(bound), DType.FLOAT32) for bound in integer_range(to))
-    return cast(call("min", call("max", rounded, low), high), to)
+    return cast(call("min", call("max", total, low), high), to)
 
 
 @register
 class Quantize(Elementwise):
-    """``saturate(rint(x / scale) + zero_point)`` of the integer type ``to``; the zero point may be absent. Ties go to even."""
+    """``saturate(rint(x / scale) + zero_point)`` of the type ``to``; the zero point may be absent. Ties go to even.
+
+    The quotient is rounded to the scale's type. A float ``to`` has numbers between the integers, which ``rint`` then leaves alone.
+    """
 
     name = "quantize"
     samples = (
@@ -59,12 +67,17 @@ class Quantize(Elementwise):
         Sample("QuantizeLinear", (_X, _SCALE, np.array(9, np.uint16)), opset=21),
         Sample("QuantizeLinear", (np.array(2.6, np.float32), _SCALE)),
         Sample("QuantizeLinear", (_X[:, :0], _SCALE)),
+        *(Sample("QuantizeLinear", (_X * 100, _SCALE), {"output_dtype": to, "saturate": saturate}, opset=23) for to, saturate in _FLOAT_TARGETS),
+        *(Sample("QuantizeLinear", (_X, _SCALES, np.array([1, 0], zero)), {"axis": 0}, opset=25) for zero in _INTEGERS_BELOW_A_BYTE),
+        Sample("QuantizeLinear", (_X, _SCALE, np.array(0, ml_dtypes.float8_e4m3fn)), opset=19),
+        Sample("QuantizeLinear", (_X.clip(-9, 9).astype(np.float16) / 3, _SCALE, np.array(3, np.uint8)), {"precision": 10}, opset=23),
         Sample("DynamicQuantizeLinear", (_X,), outputs=3),
         Sample("DynamicQuantizeLinear", (np.array([0.5, 2.0, 7.0], np.float32),), outputs=3),
     )
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        return saturated(call("div", args[0], args[1]), args[2:], target_type(attrs))
+        quotient = call("div", *(cast(x, DType.FLOAT32) for x in args[:2]))
+        return saturated(cast(quotient, args[1].dtype), args[2:], target_type(attrs), saturate=bool(attrs.get("saturate", True)))
 
 
 @register
@@ -79,14 +92,23 @@ class Dequantize(Elementwise):
         Sample("DequantizeLinear", (_INT8.astype(np.int32) * 70000, _SCALE)),
         Sample("DequantizeLinear", (_INT8.astype(np.int16) * 250, _SCALE, np.array(-30000, np.int16)), opset=21),
         Sample("DequantizeLinear", (_INT8.repeat(2, 1), np.array([[0.5, 2.0, 0.25], [1.0, 3.0, 4.0]], np.float32)), {"block_size": 2}, opset=21),
+        *(Sample("DequantizeLinear", ((_X / 4).clip(-6, 6).astype(x), _SCALE), opset=23) for x in _FLOATS),
+        *(
+            Sample("DequantizeLinear", (np.array([[0, 1], [-2, 1]]).astype(x), _SCALES, np.array([1, 0], x)), opset=25)
+            for x in _INTEGERS_BELOW_A_BYTE
+        ),
+        Sample("DequantizeLinear", (_INT8, np.array(4, ml_dtypes.float8_e8m0fnu)), {"output_dtype": 1}, opset=28),
     )
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        to, x = attrs["to"], cast(args[0], DType.INT32)
-        if not isinstance(to, DType) or not to.is_float:
-            raise UnsupportedForm(f"dequantisation to {to!r} is not supported")
+        to, exact = attrs["to"], DType.FLOAT32 if args[0].dtype.is_float else DType.INT32
+        if not isinstance(to, DType) or not to.is_float or to.bits < 16:
+            raise UnsupportedForm(
+                f"dequantisation to {to.value if isinstance(to, DType) else to!r} is not supported; output_dtype names the result's type"
+            )
+        x = cast(args[0], exact)
         for zero_point in args[2:]:
-            x = call("sub", x, cast(zero_point, DType.INT32))
+            x = call("sub", x, cast(zero_point, exact))
         return cast(call("mul", cast(x, DType.FLOAT32), cast(args[1], DType.FLOAT32)), to)
 
 
@@ -133,18 +155,30 @@ def _quantize_linear(context: FormContext) -> Value:
     to = DType.UINT8 if zero_point is None else zero_point.type.dtype
     if zero_point is None and context.attrs.get("output_dtype", 0):
         to = onnx_dtype(context.attrs["output_dtype"])
-    if not x.type.dtype.is_float:
-        x = context.emit("cast", x, to=scale.type.dtype)
-    elif x.type.dtype is not scale.type.dtype:
-        wide = DType.FLOAT32
-        x, scale = (v if v.type.dtype is wide else context.emit("cast", v, to=wide) for v in (x, scale))
-    return quantize(context, x, _aligned(context, scale, x), None if zero_point is None else _aligned(context, zero_point, x), to)
+    if to.is_float and is_uniform(context.builder, zero_point, 0):
+        zero_point = None
+    precision = _precision(context, x.type.dtype, scale.type.dtype)
+    x, scale = cast_to(context, x, precision), cast_to(context, scale, precision)
+    parameters = (_aligned(context, parameter, x) for parameter in (scale, zero_point) if parameter is not None)
+    overflowing = {"saturate": False} if to.is_float and not context.attrs.get("saturate", 1) else {}
+    return context.emit("quantize", x, *parameters, to=to, **overflowing)
+
+
+def _precision(context: FormContext, x: DType, scale: DType) -> DType:
+    """The type that the quotient of x and the scale is rounded to: attribute ``precision``, else the scale's where x may have it."""
+    if context.attrs.get("precision", 0):
+        precision = onnx_dtype(context.attrs["precision"])
+        if precision not in (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16):
+            raise UnsupportedForm(f"division in {precision.value} (attribute precision) is not supported")
+        return precision
+    exact = scale.is_float and scale.bits >= 16 and (x is scale or not x.is_float)
+    return scale if exact else DType.FLOAT32
 
 
 def _dequantize_linear(context: FormContext) -> Value:
     x, scale, zero_point = context.input(0), context.input(1), context.optional(2)
-    if x.type.dtype.is_float:
-        raise UnsupportedForm(f"dequantisation of {x.type.dtype.value} is not supported")
+    if x.type.dtype.is_float and is_uniform(context.builder, zero_point, 0):
+        zero_point = None
     to = onnx_dtype(context.attrs["output_dtype"]) if context.attrs.get("output_dtype", 0) else scale.type.dtype
     operands = [x, *(_aligned(context, parameter, x) for parameter in (scale, zero_point) if parameter is not None)]
     # Not folded, even where x is constant: passes look for integer weights behind it.

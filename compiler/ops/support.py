@@ -30,6 +30,18 @@ ONNX_DTYPES: dict[int, DType] = {
     12: DType.UINT32,
     13: DType.UINT64,
     16: DType.BFLOAT16,
+    17: DType.FLOAT8E4M3FN,
+    18: DType.FLOAT8E4M3FNUZ,
+    19: DType.FLOAT8E5M2,
+    20: DType.FLOAT8E5M2FNUZ,
+    21: DType.UINT4,
+    22: DType.INT4,
+    23: DType.FLOAT4E2M1,
+    24: DType.FLOAT8E8M0,
+    25: DType.UINT2,
+    26: DType.INT2,
+    27: DType.FLOAT6E2M3,
+    28: DType.FLOAT6E3M2,
 }
 """Element types by their number in ONNX (``TensorProto.DataType``)."""
 
@@ -63,6 +75,14 @@ def attr_int(attrs: Attrs, name: str) -> int:
     """An attribute that is an integer."""
     value = attrs[name]
     if not isinstance(value, int):
+        raise UnsupportedForm(f"attribute {name} is {value!r}, not an integer")
+    return value
+
+
+def attr_dim(attrs: Attrs, name: str) -> Dim:
+    """An attribute that is an integer, perhaps a symbolic one."""
+    value = attrs[name]
+    if not isinstance(value, int | IntExpr):
         raise UnsupportedForm(f"attribute {name} is {value!r}, not an integer")
     return value
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +14,12 @@ from onnx import numpy_helper
 from compiler.errors import UserError
 from compiler.ir.graph import Array
 from compiler.ir.op import UnsupportedForm
+from compiler.ir.types import DType
 from compiler.ops.support import ONNX_DTYPES
 
 _EXPORT_AGAIN = "check that the file is complete (copy or download it again) and that it is an ONNX model"
+_UNPACKED_TOGETHER = 1 << 20
+"""Elements below a byte that are unpacked at a time, which bounds the memory that takes: one byte for each bit."""
 
 
 def read_model(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
@@ -80,38 +82,39 @@ class TensorReader:
         if any(dim < 0 for dim in shape):
             raise self._error(f"tensor {name!r} has a negative dim: {list(shape)}")
         count = prod(shape)
+        size = -(-count * dtype.bits // 8)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            return self._external(tensor, dtype.numpy, count, name).reshape(shape)
+            return _elements(self._external(tensor, size, name), dtype, count).reshape(shape)
         if tensor.HasField("raw_data"):
             raw = tensor.raw_data
-            if len(raw) != count * dtype.itemsize:
-                raise self._error(f"tensor {name!r} of shape {list(shape)} needs {count * dtype.itemsize} bytes and has {len(raw)}")
-            return np.frombuffer(raw, dtype.numpy).reshape(shape)
+            if len(raw) != size:
+                raise self._error(f"tensor {name!r} of shape {list(shape)} needs {size} bytes and has {len(raw)}")
+            return _elements(np.frombuffer(raw, np.uint8), dtype, count).reshape(shape)
         try:
             return np.asarray(numpy_helper.to_array(tensor)).astype(dtype.numpy, copy=False).reshape(shape)
         except (ValueError, TypeError) as error:
             raise self._error(f"tensor {name!r} does not hold the {count} elements of its shape {list(shape)}") from error
 
-    def _external(self, tensor: onnx.TensorProto, dtype: np.dtype[Any], count: int, name: str) -> Array:
+    def _external(self, tensor: onnx.TensorProto, nbytes: int, name: str) -> Array:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         path = self._external_path(entries.get("location", ""), name)
         try:
             offset = int(entries.get("offset", "0"))
-            length = int(entries.get("length", str(count * dtype.itemsize)))
+            length = int(entries.get("length", str(nbytes)))
         except ValueError as error:
             raise self._error(f"the external data of tensor {name!r} has an offset or length that is not a number") from error
         size = path.stat().st_size
-        if offset < 0 or length != count * dtype.itemsize or offset + length > size:
+        if offset < 0 or length != nbytes or offset + length > size:
             raise self._error(
-                f"tensor {name!r} needs {count * dtype.itemsize} bytes, and its external data is said to be {length} bytes"
+                f"tensor {name!r} needs {nbytes} bytes, and its external data is said to be {length} bytes"
                 f" from {offset} on in {path.name}, which has {size}"
             )
-        if count == 0:
-            return np.zeros(0, dtype)
+        if nbytes == 0:
+            return np.zeros(0, np.uint8)
         if path not in self._files:
             with path.open("rb") as file:
                 self._files[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(self._files[path], dtype, count, offset)
+        return np.frombuffer(self._files[path], np.uint8, nbytes, offset)
 
     def _external_path(self, location: str, name: str) -> Path:
         if self._folder is None:
@@ -141,6 +144,18 @@ class TensorReader:
 
     def _error(self, what: str) -> UserError:
         return UserError(what, where=self._where, hint=_EXPORT_AGAIN)
+
+
+def _elements(data: Array, dtype: DType, count: int) -> Array:
+    """Bytes as ``count`` elements. Those below a byte lie one after another, in ONNX from the low bits of a byte on; each gets its own."""
+    if dtype.bits % 8 == 0:
+        return data.view(dtype.numpy)
+    codes = np.empty(count, np.uint8)
+    for start in range(0, count, _UNPACKED_TOGETHER):
+        some = min(_UNPACKED_TOGETHER, count - start)
+        bits = np.unpackbits(data[start * dtype.bits // 8 :], count=some * dtype.bits, bitorder="little")
+        codes[start : start + some] = np.packbits(bits.reshape(some, dtype.bits), axis=1, bitorder="little")[:, 0]
+    return codes.view(dtype.numpy)
 
 
 def _type_name(number: int) -> str:
