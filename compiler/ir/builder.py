@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
+from math import prod
 
+import numpy as np
+
+from compiler.ir.control import attr_symbols
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
-from compiler.ir.intexpr import Dim, IntExpr
+from compiler.ir.intexpr import Dim, IntExpr, sym
 from compiler.ir.op import UnsupportedForm, lookup
+from compiler.ir.run_time import depends_on_run, is_natural
 from compiler.ir.types import ADDRESSABLE_BYTES, DType, TensorType
 
 _FOLD_LIMIT = 1 << 16
 """Elements up to which results are folded while building: enough for shape computation and for per-channel parameters."""
 
+
+_SHORT = 24
+"""Characters up to which an expression is not worth a name."""
+
+_UNSIGNED = (DType.BOOL, DType.UINT8, DType.UINT16, DType.UINT32, DType.UINT64)
 
 _SYMBOLIC_LIMIT = 256
 """Elements up to which symbolic results are folded."""
@@ -20,12 +31,14 @@ _SYMBOLIC_LIMIT = 256
 class GraphBuilder:
     """Collects nodes for one graph. Names are made unique; integer tensors whose content follows from shapes are known as dims.
 
-    ``folding`` evaluates small nodes over known operands at once; switch it off to keep a graph as it is written. ``node_limit`` is the
-    number of nodes beyond which UnsupportedForm is raised.
+    ``folding`` evaluates small nodes over known operands at once, and emits the checks that types of symbolic dims need; switch it off to
+    keep a graph as it is written. ``around`` is the builder of the graph that this one is a region in.
     """
 
-    def __init__(self, name: str, *, folding: bool = True) -> None:
+    def __init__(self, name: str, *, folding: bool = True, around: GraphBuilder | None = None) -> None:
         self.name = name
+        self._numbers: Iterator[int] = count(1) if around is None else around._numbers  # symbols are unique in all regions
+        self._checked: set[tuple[Dim | None, Dim, Dim | None]] = set() if around is None else set(around._checked)
         self.inputs: list[Value] = []
         self.nodes: list[Node] = []
         self.node_limit: int | None = None
@@ -34,13 +47,14 @@ class GraphBuilder:
         self._dims: dict[Value, Array] = {}
         self._names: set[str] = set()
         self._producers: dict[Value, Node] = {}
+        self._defined: dict[Dim, Dim] = {}
 
     def unique(self, stem: str) -> str:
         """A name no value of this graph has yet, from stem."""
         clean = "".join(c if c.isalnum() or c in "_./-:" else "_" for c in stem) or "v"
-        name, count = clean, 1
+        name, number = clean, 1
         while name in self._names:
-            name, count = f"{clean}.{count}", count + 1
+            name, number = f"{clean}.{number}", number + 1
         self._names.add(name)
         return name
 
@@ -79,12 +93,62 @@ class GraphBuilder:
         types = definition.infer([None if v is None else v.type for v in inputs], attrs)
         for type_ in types:
             _check_size(type_)
+        if self._folding:
+            for left, right in definition.assumes([None if v is None else v.type for v in inputs], attrs):
+                self.equal(left, right, name or op)
         folded = self._fold(op, inputs, attrs, types) if self._folding else None
         if folded is not None:
             return (folded,)
         outputs = tuple(Value(self.unique(name or op), t) for t in types)
         self._add(Node(op, tuple(inputs), outputs, attrs, name=name))
         return outputs
+
+    def symbol(self, *, natural: bool) -> str:
+        """A new symbol; ``natural`` for what is never negative."""
+        return f"{'n' if natural else 'u'}{next(self._numbers)}"
+
+    def bind(self, value: Value) -> tuple[Dim, ...]:
+        """Symbols for the elements of an integer value of rank 0 or 1 and static length."""
+        known = self.dims(value)
+        if known is not None:
+            return known
+        symbols = tuple(self.symbol(natural=value.type.dtype in _UNSIGNED) for _ in range(prod(value.type.static_shape)))
+        self.emit_multi("bind", (value,), {"symbols": symbols})
+        content = np.empty(len(symbols), object)
+        content[:] = [sym(name) for name in symbols]
+        self.set_dims(value, content.reshape(value.type.static_shape))
+        return tuple(content.tolist())
+
+    def define(self, value: Dim) -> Dim:
+        """A symbol for a size that a run derives; value itself where it is short, or known from the inputs' shapes."""
+        if not depends_on_run(value) or len(str(value)) <= _SHORT:
+            return value
+        if value not in self._defined:
+            symbol = self.symbol(natural=is_natural(value))
+            self.emit_multi("define", (), {"symbol": symbol, "value": value})
+            self._defined[value] = sym(symbol)
+        return self._defined[value]
+
+    def check(self, low: Dim | None, value: Dim, high: Dim | None, message: str, place: str) -> None:
+        """A condition ``low <= value <= high`` that every run verifies, for the node that ``place`` names.
+
+        Raises UnsupportedForm where it is known not to hold.
+        """
+        above = 0 if low is None else value - low
+        below = 0 if high is None else high - value
+        if any(isinstance(d, int) and d < 0 for d in (above, below)):
+            raise UnsupportedForm(message.format(low=low, value=value, high=high))
+        key = (low, value, high)
+        if (is_natural(above, 0) and is_natural(below, 0)) or key in self._checked:
+            return
+        self._checked.add(key)
+        escaped = place.replace("{", "{{").replace("}", "}}")
+        self.emit_multi("check", (), {"low": low, "value": value, "high": high, "message": f"{escaped}: {message}"})
+
+    def equal(self, left: Dim, right: Dim, name: str) -> None:
+        """A check that two dims are the same."""
+        message = f"dims {left} and {right} of its operands must be equal and are {{value}} and {{low}}"
+        self.check(right, left, right, message, f"node {name!r}")
 
     def producer(self, value: Value) -> Node | None:
         """The node of this graph that makes value; None for inputs, constants and values of other graphs."""
@@ -120,11 +184,14 @@ class GraphBuilder:
         self._producers.update(dict.fromkeys(node.outputs, node))
 
     def _fold(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], types: tuple[TensorType, ...]) -> Value | None:
+        if len(types) != 1:
+            return None
         elements = types[0].elements
-        if len(types) != 1 or not isinstance(elements, int) or elements > _FOLD_LIMIT:
+        if not isinstance(elements, int) or elements > _FOLD_LIMIT:
             return None
         arrays = [None if v is None else self.array(v) for v in inputs]
-        if inputs and all(a is not None or v is None for a, v in zip(arrays, inputs, strict=True)):
+        fixed = not any(True for attr in attrs.values() for _ in attr_symbols(attr))
+        if inputs and fixed and all(a is not None or v is None for a, v in zip(arrays, inputs, strict=True)):
             (result,) = lookup(op).evaluate(arrays, attrs)
             return self.constant(result, name=op)
         if types[0].dtype not in (DType.INT64, DType.INT32, DType.BOOL):

@@ -18,6 +18,7 @@ from compiler.errors import InternalError
 from compiler.ir.graph import Attr, Node, Region, Value
 from compiler.ir.half import widen
 from compiler.ir.intexpr import Dim
+from compiler.ir.run_time import depends_on_run
 from compiler.ir.scalar import Arg as ScalarArg
 from compiler.ir.scalar import Array, Scalar, evaluate
 from compiler.ir.types import DType, TensorType
@@ -80,15 +81,38 @@ class FormContext:
         return None if value is None else self.builder.array(value)
 
     def dims(self, index: int) -> tuple[Dim, ...] | None:
-        """The integers in input ``index`` (rank 0 or 1), symbolic ones included; None when they are not known."""
+        """The integers in input ``index`` (rank 0 or 1), symbolic ones included; None when it is absent or computed at run time."""
         value = self.optional(index)
         return None if value is None else self.builder.dims(value)
 
     def require_dims(self, index: int, role: str) -> tuple[Dim, ...]:
+        """The integers in input ``index``; those computed at run time are bound to symbols, which may be negative."""
         dims = self.dims(index)
-        if dims is None:
-            raise UnsupportedForm(f"{role} (input {index}) is computed from data at run time")
-        return dims
+        if dims is not None:
+            return dims
+        value = self.input(index)
+        if value.type.dtype.is_float or value.type.rank > 1:
+            raise UnsupportedForm(f"{role} (input {index}) are numbers in {value.type}, not an integer or a list of them")
+        if not value.type.is_static:
+            raise UnsupportedForm(f"how many numbers {role} (input {index}) are, {value.type}, is computed from data at run time")
+        return self.builder.bind(value)
+
+    def check(self, low: Dim | None, value: Dim, high: Dim | None, message: str) -> None:
+        """``low <= value <= high``, now or, where numbers are not known, in every run; ``{value}``, ``{low}``, ``{high}`` in message."""
+        self.builder.check(low, value, high, message, f"{self.op_type} node {self.name!r}")
+
+    def settled(self, dims: Sequence[Dim], output: int = 0) -> tuple[Dim, ...]:
+        """The shape of a result, with what the model declares in the place of what only a run knows, which is checked to agree."""
+        declared = self.declared[output] if output < len(self.declared) else None
+        if declared is None or len(declared) != len(dims):
+            return tuple(map(self.builder.define, dims))
+        found: list[Dim] = []
+        for dim, number in zip(dims, declared, strict=True):
+            known_later = depends_on_run(dim)
+            if known_later:
+                self.check(number, dim, number, "a dim of its result is {value}, and the model declares it as {low}")
+            found.append(number if known_later else dim)
+        return tuple(found)
 
     def declared_shape(self, output: int, role: str, rank: int | None = None) -> tuple[int, ...]:
         """The static shape the model declares for a result, which stands in for a shape argument that is computed at run time.
@@ -176,6 +200,10 @@ class Op(ABC):
             return None
         return np.asarray(content, dtype=object)
 
+    def assumes(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> Sequence[tuple[Dim, Dim]]:
+        """Dims that ``infer`` takes to be equal where one of them is symbolic; a run checks it."""
+        return ()
+
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         """A value equal to the node's only output, made of cheaper nodes or simply one of its inputs; None: nothing to do."""
         return None
@@ -201,6 +229,9 @@ class Elementwise(Op):
         result = evaluate(widen(self.scalar(args, attrs)), arrays)
         return (np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in arrays))),)
 
+    def assumes(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> Sequence[tuple[Dim, Dim]]:
+        return broadcast_assumptions([t.shape for t in present_types(inputs)])
+
     def layouts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], block: int) -> Layouts:
         return Layouts.SAME
 
@@ -211,21 +242,28 @@ def present_types(inputs: Sequence[TensorType | None]) -> list[TensorType]:
 
 
 def broadcast_shapes(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
-    """The numpy broadcast of shapes with symbolic dims. A symbolic dim against an unequal one other than 1 is refused."""
+    """The numpy broadcast of shapes with symbolic dims. A symbolic dim is taken to be the number or symbol that it meets, unless that is 1."""
     rank = max((len(s) for s in shapes), default=0)
     result: list[Dim] = []
     for axis in range(rank):
-        out: Dim = 1
-        for shape in shapes:
-            at = axis - (rank - len(shape))
-            dim = shape[at] if at >= 0 else 1
-            if dim == out or dim == 1:
-                continue
-            if out != 1:
-                raise UnsupportedForm(f"shapes {[tuple(map(str, s)) for s in shapes]} do not broadcast at axis {axis}: {out} and {dim}")
-            out = dim
-        result.append(out)
+        met = _dims_at(shapes, axis, rank)
+        numbers = [dim for dim in met if isinstance(dim, int)]
+        if len(numbers) > 1:
+            raise UnsupportedForm(f"shapes {[tuple(map(str, s)) for s in shapes]} do not broadcast at axis {axis}: {numbers[0]} and {numbers[1]}")
+        result.append(next(iter((*numbers, *met)), 1))
     return tuple(result)
+
+
+def broadcast_assumptions(shapes: Sequence[tuple[Dim, ...]]) -> list[tuple[Dim, Dim]]:
+    """What ``broadcast_shapes`` takes to be equal: each symbolic dim and the result's where they differ."""
+    result = broadcast_shapes(shapes)
+    return [(dim, out) for axis, out in enumerate(result) for dim in _dims_at(shapes, axis, len(result)) if dim != out]
+
+
+def _dims_at(shapes: Sequence[tuple[Dim, ...]], axis: int, rank: int) -> list[Dim]:
+    """The different dims other than 1 that meet at an axis of the result."""
+    found = (shape[axis - (rank - len(shape))] for shape in shapes if axis >= rank - len(shape))
+    return [dim for dim in dict.fromkeys(found) if dim != 1]
 
 
 _REGISTRY: dict[str, Op] = {}

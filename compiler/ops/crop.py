@@ -7,7 +7,7 @@ import numpy as np
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
-from compiler.ops.index import Pad
+from compiler.ops.pad import Pad
 from compiler.ops.support import normalize_axis
 
 _X = np.arange(1, 1 + 5 * 4 * 3, dtype=np.float32).reshape(5, 4, 3)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.errors import UserError
-from compiler.ir.graph import Array
+from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
-from compiler.ops.support import Arrays, Attrs, Types, attr_dims, attr_int, attr_str, first_type
+from compiler.ops.support import Arrays, Attrs, Types, attr_dims, attr_int, attr_ints, attr_str, first_type
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 _EMPTY = np.zeros((0, 3, 4), np.float32)
@@ -96,6 +96,32 @@ class Dims(Op):
     def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
         content = dims_array(attr_dims(attrs, "values"))
         return content.reshape(()) if attrs["scalar"] else content
+
+
+@register
+class Iota(Op):
+    """The integers from 0 to ``length`` - 1 (a dim) as an i64 vector."""
+
+    name = "iota"
+    families = ("iota",)
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        (length,) = attr_dims(attrs, "length")
+        return (TensorType(DType.INT64, (length,)),)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        (length,) = attr_ints(attrs, "length")
+        return (np.arange(length, dtype=np.int64),)
+
+
+def number(context: FormContext, dim: Dim) -> Value:
+    """A dim as an i64 scalar; a constant where it is known."""
+    return context.const(np.array(dim, np.int64)) if isinstance(dim, int) else context.emit("dims", values=(dim,), scalar=True)
+
+
+def iota(context: FormContext, length: Dim) -> Value:
+    """The integers from 0 to length - 1; a constant where length is known."""
+    return context.const(np.arange(length, dtype=np.int64)) if isinstance(length, int) else context.emit("iota", length=(length,))
 
 
 def dims_array(dims: Sequence[Dim]) -> Array:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
 
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.dims import iota, number
 from compiler.ops.grid_sample import GRID_SAMPLES, grid_sample
 from compiler.ops.index import slice_axis
 from compiler.ops.support import (
@@ -23,7 +24,6 @@ from compiler.ops.support import (
     first_type,
     given,
     known,
-    known_shape,
     normalize_axis,
     reshape,
     transpose,
@@ -124,35 +124,45 @@ def _gather(context: FormContext) -> Value:
     return gather(context, data, context.input(1), normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank))
 
 
-def wrapped(context: FormContext, indices: Value, dim: int) -> Value:
+def wrapped(context: FormContext, indices: Value, dim: Dim) -> Value:
     """Indices with negative ones counted from the end."""
     negative = context.emit("less", indices, context.const(np.array(0, np.int64)))
-    return context.emit("where", negative, context.emit("add", indices, context.const(np.array(dim, np.int64))), indices)
+    return context.emit("where", negative, context.emit("add", indices, number(context, dim)), indices)
 
 
-def element_positions(context: FormContext, shape: tuple[int, ...], indices: Value, axis: int) -> Value:
+def element_positions(context: FormContext, shape: Sequence[Dim], indices: Value, axis: int) -> Value:
     """The row-major positions, in a tensor of ``shape``, of the elements that are at ``indices`` (int64, not negative) along axis."""
-    strides = [prod(shape[a + 1 :]) for a in range(len(shape))]
-    others = np.zeros(tuple(1 if a == axis else n for a, n in enumerate(known_shape(indices, "the indices"))), np.int64)
-    for other, position in enumerate(np.indices(others.shape)):
-        others += 0 if other == axis else position * strides[other]
-    along = context.emit("mul", indices, context.const(np.array(strides[axis], np.int64))) if strides[axis] != 1 else indices
-    return context.emit("add", along, context.const(others)) if others.any() else along
+    total = _times(context, indices, product(shape[axis + 1 :]))
+    others: Value | None = None
+    for other, length in enumerate(indices.type.shape):
+        if other != axis and length != 1:
+            along = reshape(context, _times(context, iota(context, length), product(shape[other + 1 :])), _along(other, length, indices.type.rank))
+            others = along if others is None else context.emit("add", others, along)
+    return total if others is None else context.emit("add", total, others)
+
+
+def _times(context: FormContext, positions: Value, stride: Dim) -> Value:
+    return positions if stride == 1 else context.emit("mul", positions, number(context, stride))
+
+
+def _along(axis: int, length: Dim, rank: int) -> tuple[Dim, ...]:
+    """The shape of a vector laid along one axis of a tensor of that rank."""
+    return tuple(length if a == axis else 1 for a in range(rank))
 
 
 def take_along(context: FormContext, data: Value, indices: Value, axis: int) -> Value:
     """The elements of data at ``indices`` (int64, not negative) along axis, in the shape of indices."""
-    shape = known_shape(data, "the data")
-    return context.emit("gather", reshape(context, data, (prod(shape),)), element_positions(context, shape, indices, axis), axis=0)
+    shape = data.type.shape
+    return context.emit("gather", reshape(context, data, (product(shape),)), element_positions(context, shape, indices, axis), axis=0)
 
 
 def _gather_elements(context: FormContext) -> Value:
     data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
     axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
-    return take_along(context, data, wrapped(context, indices, known_shape(data, "the data")[axis]), axis)
+    return take_along(context, data, wrapped(context, indices, data.type.shape[axis]), axis)
 
 
-def tuple_positions(context: FormContext, shape: tuple[int, ...], indices: Value, batch_dims: int) -> tuple[Value, tuple[int, ...], tuple[int, ...]]:
+def tuple_positions(context: FormContext, shape: tuple[Dim, ...], indices: Value, batch_dims: int) -> tuple[Value, tuple[Dim, ...], tuple[Dim, ...]]:
     """The rows of a tensor of ``shape`` that ``indices`` (int64, tuples along the last axis) name after ``batch_dims`` axes.
 
     Gives their row-major positions, the axes that these count, and the shape of a row.
@@ -166,35 +176,34 @@ def tuple_positions(context: FormContext, shape: tuple[int, ...], indices: Value
     for position, dim in enumerate(indexed):
         part = slice_axis(context, indices, indices.type.rank - 1, position, 1)
         part = wrapped(context, reshape(context, part, index_shape[:-1]), dim)
-        stride = prod(indexed[position + 1 :])
-        part = part if stride == 1 else context.emit("mul", part, context.const(np.array(stride, np.int64)))
+        part = _times(context, part, product(indexed[position + 1 :]))
         flat = part if flat is None else context.emit("add", flat, part)
     if flat is None:
         raise UnsupportedForm("the indices are empty")
     batches = shape[:batch_dims]
     if batch_dims:
-        offsets = np.arange(prod(batches), dtype=np.int64).reshape(*batches, *(1,) * (flat.type.rank - batch_dims)) * prod(indexed)
-        flat = context.emit("add", flat, context.const(offsets))
+        offsets = _times(context, iota(context, product(batches)), product(indexed))
+        flat = context.emit("add", flat, reshape(context, offsets, (*batches, *(1,) * (flat.type.rank - batch_dims))))
     return flat, (*batches, *indexed), rest
 
 
 def _gather_nd(context: FormContext) -> Value:
     data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
-    shape = known_shape(data, "the data")
-    positions, indexed, rest = tuple_positions(context, shape, indices, int(context.attrs.get("batch_dims", 0)))
-    return context.emit("gather", reshape(context, data, (prod(indexed), *rest)), positions, axis=0)
+    positions, indexed, rest = tuple_positions(context, data.type.shape, indices, int(context.attrs.get("batch_dims", 0)))
+    return context.emit("gather", reshape(context, data, (product(indexed), *rest)), positions, axis=0)
 
 
 def _one_hot(context: FormContext) -> Value:
-    indices, depth, values = context.input(0), context.dims(1), context.input(2)
+    indices, (depth,), values = context.input(0), context.require_dims(1, "the depth"), context.input(2)
     rank = indices.type.rank + 1
     axis = normalize_axis(int(context.attrs.get("axis", -1)), rank)
-    classes = context.declared_shape(0, "the depth", rank)[axis] if depth is None else known(depth[0], "the depth")
+    context.check(0, depth, None, "its depth is {value}")
+    classes = context.settled((*indices.type.shape[:axis], depth, *indices.type.shape[axis:]))[axis]
     spread = cast_to(context, indices, DType.INT64)
     spread = reshape(context, wrapped(context, spread, classes), (*indices.type.shape[:axis], 1, *indices.type.shape[axis:]))
-    positions = np.arange(classes, dtype=np.int64).reshape(tuple(classes if a == axis else 1 for a in range(rank)))
+    positions = reshape(context, iota(context, classes), _along(axis, classes, rank))
     off, on = (reshape(context, slice_axis(context, values, 0, at, 1), ()) for at in (0, 1))
-    return context.emit("where", context.emit("equal", spread, context.const(positions)), on, off)
+    return context.emit("where", context.emit("equal", spread, positions), on, off)
 
 
 def _cumulative(op: str, identity: int) -> FormBuild:
@@ -237,7 +246,7 @@ def _shifted(context: FormContext, x: Value, axis: int, distance: int, towards_b
 def _reverse_sequence(context: FormContext) -> Value:
     """A gather whose position along the time axis is ``length - 1 - t`` within the sequence, ``t`` behind it."""
     x, lengths = context.input(0), cast_to(context, context.input(1), DType.INT64)
-    shape = known_shape(x, "the input")
+    shape = x.type.shape
     batch, time = (normalize_axis(int(context.attrs.get(name, default)), len(shape)) for name, default in (("batch_axis", 1), ("time_axis", 0)))
     if batch == time:
         raise UnsupportedForm(f"axis {batch} is both batch and time")
@@ -245,7 +254,7 @@ def _reverse_sequence(context: FormContext) -> Value:
     ordered = transpose(context, x, order)
     batches, steps, *rest = (shape[a] for a in order)
     count = reshape(context, lengths, (batches, 1))
-    step = context.const(np.arange(steps, dtype=np.int64)[None])
+    step = reshape(context, iota(context, steps), (1, steps))
     mirrored = context.emit("sub", context.emit("sub", count, context.const(np.array(1, np.int64))), step)
     within = context.emit("where", context.emit("less", step, count), mirrored, step)
     rows = element_positions(context, (batches, steps), within, 1)
@@ -255,8 +264,9 @@ def _reverse_sequence(context: FormContext) -> Value:
 
 def _trilu(context: FormContext) -> Value:
     x = context.input(0)
-    rows, columns = (known(dim, "a dim") for dim in x.type.shape[-2:])
-    offset = context.const(np.arange(columns)[None] - np.arange(rows)[:, None])
+    rows, columns = x.type.shape[-2:]
+    down, across = reshape(context, iota(context, rows), (rows, 1)), reshape(context, iota(context, columns), (1, columns))
+    offset = context.emit("sub", across, down)
     given = context.optional(1)
     least = context.const(np.zeros((), np.int64)) if given is None else reshape(context, given, ())
     keep = context.emit("greater_or_equal" if context.attrs.get("upper", 1) else "less_or_equal", offset, least)

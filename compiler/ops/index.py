@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product as cartesian
+from collections.abc import Sequence
 
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Attr, Node, Region, Value
-from compiler.ir.intexpr import Dim, IntExpr, floordiv, maximum, minimum
+from compiler.ir.graph import Array, Node, Region, Value
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.run_time import wrapped
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.support import (
@@ -20,10 +19,8 @@ from compiler.ops.support import (
     Types,
     array,
     attr_dims,
-    attr_float,
     attr_int,
     attr_ints,
-    attr_str,
     axis_symbol,
     first_type,
     given,
@@ -220,9 +217,7 @@ def _bound(position: Dim, dim: Dim, low: int, high: Dim) -> Dim:
             return high
         if position <= -_FAR:
             return low
-        if position < 0:
-            position = dim + position
-    return maximum(minimum(position, high), low)
+    return maximum(minimum(wrapped(position, dim), high), low)
 
 
 def _slice(context: FormContext) -> Value:
@@ -252,7 +247,8 @@ def _slice(context: FormContext) -> Value:
             sizes[axis] = minimum(maximum(floordiv(starts[axis] - _bound(end, dim, -1, dim - 1) + (-step - 1), -step), 0), dim)
     if tuple(sizes) == x.type.shape and set(steps) <= {1}:
         return x
-    return context.emit("slice", x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
+    begin = tuple(map(context.builder.define, starts))
+    return context.emit("slice", x, starts=begin, sizes=context.settled(sizes), steps=tuple(steps))
 
 
 def _split(context: FormContext) -> Sequence[Value]:
@@ -264,8 +260,10 @@ def _split(context: FormContext) -> Sequence[Value]:
     if given_sizes is not None:
         sizes = given_sizes
     elif context.optional(1) is not None:
-        role, outputs = "the sizes of the parts", range(context.outputs)
-        sizes = context.dims(1) or [context.declared_shape(number, role, x.type.rank)[axis] for number in outputs]
+        sizes = context.require_dims(1, "the sizes of the parts")
+        if len(sizes) < context.outputs:
+            raise UnsupportedForm(f"{len(sizes)} sizes for {context.outputs} parts")
+        sizes = [_part(context, number, size, x, axis) for number, size in enumerate(sizes)]
     else:
         count = int(context.attrs.get("num_outputs", context.outputs))
         part = floordiv(dim + (count - 1), count)
@@ -275,9 +273,14 @@ def _split(context: FormContext) -> Sequence[Value]:
     for size in sizes:
         parts.append(slice_axis(context, x, axis, start, size))
         start = start + size
-    if start != dim:
-        raise UnsupportedForm(f"parts of {start} elements do not cover axis {axis} of {dim}")
+    context.check(dim, start, dim, f"parts of {{value}} elements do not cover axis {axis} of {{low}}")
     return parts
+
+
+def _part(context: FormContext, number: int, size: Dim, x: Value, axis: int) -> Dim:
+    """The size of one part of a split."""
+    context.check(0, size, None, "a part of {value} elements is asked for")
+    return context.settled((*x.type.shape[:axis], size, *x.type.shape[axis + 1 :]), number)[axis]
 
 
 Slice.forms = (OnnxForm("Slice", _slice), OnnxForm("Split", _split))
@@ -298,14 +301,18 @@ class Concat(IndexMap):
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         same_dtype(inputs)
         axis, types = attr_int(attrs, "axis"), [given(t) for t in inputs]
-        around = {t.shape[:axis] + t.shape[axis + 1 :] for t in types}
-        if len(around) > 1:
+        around = [(*t.shape[:axis], 1, *t.shape[axis + 1 :]) for t in types]
+        numbers = [{dim for dim in dims if isinstance(dim, int)} for dims in zip(*around, strict=False)]
+        if len({len(shape) for shape in around}) > 1 or any(len(found) > 1 for found in numbers):
             raise UnsupportedForm(f"operands {', '.join(map(str, types))} differ beside axis {axis}")
-        total: Dim = 0
-        for t in types:
-            total = total + t.shape[axis]
-        first = types[0]
-        return (TensorType(first.dtype, (*first.shape[:axis], total, *first.shape[axis + 1 :])),)
+        shape = [next(iter(found), dim) for found, dim in zip(numbers, around[0], strict=True)]
+        shape[axis] = sum((t.shape[axis] for t in types), start=0)
+        return (TensorType(types[0].dtype, tuple(shape)),)
+
+    def assumes(self, inputs: Types, attrs: Attrs) -> Sequence[tuple[Dim, Dim]]:
+        axis, result = attr_int(attrs, "axis"), self.infer(inputs, attrs)[0].shape
+        shapes = [t.shape for t in inputs if t is not None]
+        return [(s[a], result[a]) for s in shapes for a in range(len(s)) if a != axis and s[a] != result[a]]
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (np.concatenate([array(x) for x in inputs], attr_int(attrs, "axis")),)
@@ -345,146 +352,3 @@ def _concat(context: FormContext) -> Value:
 
 
 Concat.forms = (OnnxForm("Concat", _concat),)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of one output axis: where it starts, how long it is, and what it reads (None: the fill value)."""
-
-    offset: Dim
-    extent: Dim
-    index: Dim | None
-
-
-@register
-class Pad(IndexMap):
-    """Elements added (or, where negative, removed) before (``begins``) and after (``ends``) each axis.
-
-    ``mode`` is ``constant`` (``value``), ``edge``, ``reflect`` (without repeating the edge) or ``wrap``.
-    """
-
-    name = "pad"
-    samples = (
-        Sample("Pad", (_X, _ints(0, 1, 2, 1, 0, 1)), constant=(1,)),
-        Sample("Pad", (_X, _ints(0, 1, -1, 1, -1, 1), np.array(7, np.float32)), constant=(1, 2)),
-        Sample("Pad", (_X, _ints(1, 2), None, _ints(-1)), {"mode": "edge"}, constant=(1, 3)),
-        Sample("Pad", (_X, _ints(0, 2, 3, 0, 1, 2)), {"mode": "reflect"}, constant=(1,)),
-        Sample("Pad", (_X, _ints(0, 2, 3, 0, 1, 2)), {"mode": "wrap"}, constant=(1,)),
-        Sample("Pad", (_X,), {"pads": [0, 0, 1, 0, 0, 2], "value": 3.0}, opset=9),
-        Sample("Pad", (np.zeros((0, 2), np.float32), _ints(1, 0, 0, 1)), constant=(1,)),
-    )
-
-    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-        x, begins, ends = first_type(inputs), attr_ints(attrs, "begins"), attr_ints(attrs, "ends")
-        return (TensorType(x.dtype, tuple(b + dim + e for b, dim, e in zip(begins, x.shape, ends, strict=True))),)
-
-    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
-        x, mode = array(inputs[0]), attr_str(attrs, "mode")
-        pads = list(zip(attr_ints(attrs, "begins"), attr_ints(attrs, "ends"), strict=True))
-        kept = x[tuple(slice(max(0, -b), dim - max(0, -e)) for (b, e), dim in zip(pads, x.shape, strict=True))]
-        widths = [(max(0, b), max(0, e)) for b, e in pads]
-        if mode == "constant":
-            return (np.pad(kept, widths, constant_values=attr_float(attrs, "value") if x.dtype.kind not in "iu" else attr_int(attrs, "value")),)
-        return (np.pad(kept, widths, mode=mode),)  # type: ignore[call-overload]
-
-    def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
-        shape, mode = inputs[0].shape, attr_str(attrs, "mode")
-        pads = zip(attr_ints(attrs, "begins"), attr_ints(attrs, "ends"), strict=True)
-        axes = [list(_segments(axis, dim, b, e, mode)) for axis, (dim, (b, e)) in enumerate(zip(shape, pads, strict=True))]
-        whole = self.infer(inputs, attrs)[0].shape
-        return tuple(_filled_boxes(axes, whole, attrs["value"]) if mode == "constant" else map(_box, cartesian(*axes)))
-
-    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        return attr_ints(attrs, "begins")[1] == 0 == attr_ints(attrs, "ends")[1]
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, begins, ends = node.present_inputs[0], attr_ints(node.attrs, "begins"), attr_ints(node.attrs, "ends")
-        if not any(begins) and not any(ends):
-            return x
-        if max(begins + ends) <= 0:
-            starts = tuple(-b for b in begins)
-            return builder.emit("slice", x, name=node.name, starts=starts, sizes=node.output.type.shape, steps=(1,) * len(starts))
-        return None
-
-
-def _box(segments: Sequence[Segment]) -> Region:
-    index = tuple(s.index for s in segments if s.index is not None)
-    return Region(tuple(s.offset for s in segments), tuple(s.extent for s in segments), 0, index)
-
-
-def _filled_boxes(axes: Sequence[list[Segment]], shape: Sequence[Dim], value: Attr) -> Iterator[Region]:
-    """The box that reads, and slabs of fill around it: those of axis k span the read part of the axes before it."""
-    fill = value if isinstance(value, (int, float)) else 0
-    inner = [next((s for s in segments if s.index is not None), None) for segments in axes]
-    for axis, segments in enumerate(axes):
-        before = [s for s in inner[:axis] if s is not None]
-        if len(before) < axis:
-            return
-        for segment in (s for s in segments if s.index is None):
-            offset = (*(s.offset for s in before), segment.offset, *(0,) * (len(axes) - axis - 1))
-            yield Region(offset, (*(s.extent for s in before), segment.extent, *shape[axis + 1 :]), None, fill=fill)
-    read = [s for s in inner if s is not None]
-    if len(read) == len(axes):
-        yield _box(read)
-
-
-def _segments(axis: int, dim: Dim, begin: int, end: int, mode: str) -> Iterator[Segment]:
-    """The runs of one padded axis, in order."""
-    i = axis_symbol(axis)
-    crop_begin, crop_end = max(0, -begin), max(0, -end)
-    begin, end, length = max(0, begin), max(0, end), dim - crop_begin - crop_end
-    if mode == "constant":
-        runs: list[Segment] = [Segment(0, begin, None), Segment(begin, length, i), Segment(begin + length, end, None)]
-    elif mode == "edge":
-        runs = [Segment(0, begin, 0), Segment(begin, length, i), Segment(begin + length, end, length - 1)]
-    else:
-        runs = _periodic(i, known(length, "a padded dim"), begin, end, mode)
-    for run in runs:
-        if run.extent != 0:
-            yield replace(run, index=None if run.index is None else run.index + crop_begin)
-
-
-def _periodic(i: IntExpr, length: int, begin: int, end: int, mode: str) -> list[Segment]:
-    """Runs of a reflected or wrapped axis: cut wherever the direction of reading or the period changes."""
-    stride = length if mode == "wrap" or length == 1 else length - 1
-    runs: list[Segment] = []
-    position = -begin
-    while position < length + end:
-        period, at = divmod(position, stride)
-        extent = min(stride - at, length + end - position)
-        backwards = mode == "reflect" and period % 2 == 1 and length > 1
-        runs.append(Segment(position + begin, extent, -i + (length - 1 - at) if backwards else i + at))
-        position += extent
-    return runs
-
-
-_PAD_MODES = ("constant", "edge", "reflect", "wrap")
-
-
-def _pad(context: FormContext) -> Value:
-    x, mode = context.input(0), context.attrs.get("mode", "constant")
-    if mode not in _PAD_MODES:
-        raise UnsupportedForm(f"mode {mode!r} is not one of {', '.join(_PAD_MODES)}")
-    pads = tuple(context.attrs["pads"]) if "pads" in context.attrs else context.require_dims(1, "the pads")
-    axes: Sequence[Dim] = range(x.type.rank)
-    if context.optional(3) is not None:
-        axes = context.require_dims(3, "axes")
-    if len(pads) != 2 * len(axes):
-        raise UnsupportedForm(f"{len(pads)} pads for {len(axes)} axes")
-    begins, ends = [0] * x.type.rank, [0] * x.type.rank
-    for position, raw_axis in enumerate(axes):
-        axis = normalize_axis(known(raw_axis, "an axis"), x.type.rank)
-        begins[axis], ends[axis] = known(pads[position], "a pad"), known(pads[position + len(axes)], "a pad")
-    value = context.attrs.get("value", 0.0)
-    if context.optional(2) is not None:
-        data = context.constant(2)
-        if data is None:
-            raise UnsupportedForm("the fill value is computed at run time")
-        value = data.item()
-    fill = value if x.type.dtype.is_float else int(value)
-    if not any(begins) and not any(ends):
-        return x
-    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode=mode, value=fill)
-
-
-Pad.forms = (OnnxForm("Pad", _pad),)

@@ -8,7 +8,7 @@ import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, broadcast_shapes, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, broadcast_assumptions, broadcast_shapes, register
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.grid_sample import AFFINE_SAMPLES, affine_grid
@@ -59,9 +59,14 @@ class MatMul(Op):
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         same_dtype(inputs)
         a, b = first_type(inputs), given(inputs[1])
-        if a.rank < 2 or b.rank < 2 or a.shape[-1] != b.shape[-2]:
+        if a.rank < 2 or b.rank < 2 or (a.shape[-1] != b.shape[-2] and isinstance(a.shape[-1], int) and isinstance(b.shape[-2], int)):
             raise UnsupportedForm(f"{a} and {b} cannot be multiplied: the last dim of the first must be the last but one of the second")
         return (TensorType(a.dtype, (*broadcast_shapes([a.shape[:-2], b.shape[:-2]]), a.shape[-2], b.shape[-1])),)
+
+    def assumes(self, inputs: Types, attrs: Attrs) -> Sequence[tuple[Dim, Dim]]:
+        a, b = first_type(inputs), given(inputs[1])
+        inner = [(a.shape[-1], b.shape[-2])] if a.shape[-1] != b.shape[-2] else []
+        return [*inner, *broadcast_assumptions([a.shape[:-2], b.shape[:-2]])]
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         a, b = array(inputs[0]), array(inputs[1])

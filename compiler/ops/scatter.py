@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 
 from compiler.ir.graph import Array, Value
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.dims import iota, number
 from compiler.ops.gather import element_positions, tuple_positions, wrapped
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, first_type, known, known_shape, normalize_axis, reshape
 
@@ -63,10 +65,10 @@ class Scatter(Op):
         return (result,)
 
 
-def scatter(context: FormContext, data: Value, positions: Value, updates: Value, row: tuple[int, ...], kind: str = "none") -> Value:
+def scatter(context: FormContext, data: Value, positions: Value, updates: Value, row: tuple[Dim, ...], kind: str = "none") -> Value:
     """data with its rows of shape ``row`` updated at row-major positions."""
-    shape, size, count = known_shape(data, "the data"), prod(row), prod(known_shape(positions, "the indices"))
-    rows = reshape(context, data, (prod(shape[: len(shape) - len(row)]), size))
+    shape, size, count = data.type.shape, product(row), positions.type.elements
+    rows = reshape(context, data, (product(shape[: len(shape) - len(row)]), size))
     flat, values = reshape(context, positions, (count,)), reshape(context, updates, (count, size))
     return reshape(context, context.emit("scatter", rows, flat, values, kind=kind), shape)
 
@@ -78,21 +80,27 @@ def _reduction(context: FormContext) -> str:
     return kind
 
 
+def _check_updates(context: FormContext, updates: Value, shape: Sequence[Dim]) -> None:
+    """There is an update for every position."""
+    if updates.type.rank != len(shape):
+        raise UnsupportedForm(f"updates of type {updates.type}, where the indices and data ask for rank {len(shape)}")
+    for axis, (met, wanted) in enumerate(zip(updates.type.shape, shape, strict=True)):
+        context.check(wanted, met, wanted, f"its updates have {{value}} elements along axis {axis}, where the indices and data ask for {{low}}")
+
+
 def _scatter_elements(context: FormContext) -> Value:
     data, indices, updates = context.input(0), cast_to(context, context.input(1), DType.INT64), context.input(2)
     axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
-    if indices.type.shape != updates.type.shape:
-        raise UnsupportedForm(f"indices of shape {indices.type.shape} and updates of shape {updates.type.shape} differ")
-    shape = known_shape(data, "the data")
+    _check_updates(context, updates, indices.type.shape)
+    shape = data.type.shape
     positions = element_positions(context, shape, wrapped(context, indices, shape[axis]), axis)
     return scatter(context, data, positions, updates, (), _reduction(context))
 
 
 def _scatter_nd(context: FormContext) -> Value:
     data, indices, updates = context.input(0), cast_to(context, context.input(1), DType.INT64), context.input(2)
-    positions, _, row = tuple_positions(context, known_shape(data, "the data"), indices, 0)
-    if updates.type.shape != (*positions.type.shape, *row):
-        raise UnsupportedForm(f"updates of shape {updates.type.shape}, not {(*positions.type.shape, *row)}")
+    positions, _, row = tuple_positions(context, data.type.shape, indices, 0)
+    _check_updates(context, updates, (*positions.type.shape, *row))
     return scatter(context, data, positions, updates, row, _reduction(context))
 
 
@@ -100,16 +108,16 @@ def _tensor_scatter(context: FormContext) -> Value:
     """A cache with an update written from ``write_indices[batch]`` on along axis; ``circular`` wraps at the end."""
     cache, update, begin = context.input(0), context.input(1), context.optional(2)
     axis = normalize_axis(int(context.attrs.get("axis", -2)), cache.type.rank)
-    shape, moved = known_shape(cache, "the cache"), known_shape(update, "the update")
+    shape, moved = cache.type.shape, update.type.shape
     if axis == 0:
         raise UnsupportedForm("axis 0 is the batch")
     lead = moved[: axis + 1]
-    positions = context.const(np.arange(moved[axis], dtype=np.int64).reshape((1,) * axis + (-1,)))
+    positions = reshape(context, iota(context, moved[axis]), (*(1,) * axis, moved[axis]))
     if begin is not None:
         first = reshape(context, cast_to(context, begin, DType.INT64), (moved[0], *(1,) * axis))
         positions = context.emit("add", positions, first)
     if context.attrs.get("mode", "linear") == "circular":
-        positions = context.emit("mod", positions, context.const(np.array(shape[axis], np.int64)), fmod=False)
+        positions = context.emit("mod", positions, number(context, shape[axis]), fmod=False)
     rows = element_positions(context, shape[: axis + 1], context.emit("expand", positions, shape=lead), axis)
     return scatter(context, cache, rows, update, shape[axis + 1 :])
 

@@ -8,9 +8,11 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
-from compiler.ir.intexpr import Dim, product
+from compiler.ir.intexpr import Dim, floordiv, maximum, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.types import TensorType
+from compiler.ir.run_time import is_natural, is_negative, is_positive, natural
+from compiler.ir.types import DType, TensorType
+from compiler.ops.dims import iota
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -20,6 +22,7 @@ from compiler.ops.support import (
     attr_ints,
     axes_of,
     axis_symbol,
+    cast_to,
     divide,
     first_type,
     known,
@@ -87,10 +90,10 @@ def _show(shape: Sequence[Dim]) -> str:
 
 def _reshape(context: FormContext) -> Value:
     x = context.input(0)
-    wanted = tuple(context.attrs["shape"]) if "shape" in context.attrs else context.dims(1)
-    if wanted is None:
-        return reshape(context, x, context.declared_shape(0, "the new shape"))
+    wanted = tuple(context.attrs["shape"]) if "shape" in context.attrs else context.require_dims(1, "the new shape")
     keep_zero = bool(context.attrs.get("allowzero", 0))
+    if any(not is_natural(dim) and not isinstance(dim, int) for dim in wanted):
+        return reshape(context, x, context.settled(_shape_of_run(context, x, wanted, keep_zero=keep_zero)))
     dims = list(wanted)
     for axis, dim in enumerate(wanted):
         if dim == 0 and not keep_zero:
@@ -104,7 +107,32 @@ def _reshape(context: FormContext) -> Value:
         dims[at] = divide(x.type.shape, dims[:at] + dims[at + 1 :])
     if any(isinstance(dim, int) and dim < 0 for dim in dims):
         raise UnsupportedForm(f"shape {_show(wanted)} has a negative dim")
+    return _reshaped(context, x, dims)
+
+
+def _reshaped(context: FormContext, x: Value, dims: Sequence[Dim]) -> Value:
+    """x under another shape of, as is checked, as many elements."""
+    total = product(x.type.shape)
+    context.check(total, product(dims), total, f"its result of shape {_show(dims)} would have {{value}} elements, and its input has {{low}}")
     return reshape(context, x, dims)
+
+
+def _shape_of_run(context: FormContext, x: Value, wanted: Sequence[Dim], *, keep_zero: bool) -> list[Dim]:
+    """What a shape asks for when its numbers are computed at run time: each may be a size, 0 (x's dim) or -1 (what is left)."""
+    total = product(x.type.shape)
+    copied: list[Dim] = []
+    for axis, dim in enumerate(wanted):
+        context.check(-1, dim, None, "its new shape has a dim of {value}")
+        zero = 0 if keep_zero or axis >= x.type.rank else 1 - is_positive(dim) - is_negative(dim)
+        copied.append(natural(dim) + zero * x.type.shape[axis] if zero != 0 else natural(dim))
+    left = [is_negative(dim) for dim in wanted]
+    context.check(None, sum(left, start=0), 1, "its new shape has {value} dims of -1")
+    rest = product([context.builder.define(size + minus) for size, minus in zip(copied, left, strict=True)])
+    inferred = context.builder.define(floordiv(total, maximum(rest, 1)))
+    dims = [size if minus == 0 else size + minus * inferred for size, minus in zip(copied, left, strict=True)]
+    found = [context.builder.define(dim) for dim in dims]
+    context.check(total, product(found), total, "its new shape has {value} elements, and its input {low}")
+    return found
 
 
 def _flatten(context: FormContext) -> Value:
@@ -131,6 +159,7 @@ def _squeeze(context: FormContext) -> Value:
         for axis in axes:
             if isinstance(x.type.shape[axis], int) and x.type.shape[axis] != 1:
                 raise UnsupportedForm(f"axis {axis} of {x.type} is not 1 and cannot be squeezed")
+            context.check(1, x.type.shape[axis], 1, f"axis {axis} of its input has {{value}} elements and cannot be squeezed")
     return reshape(context, x, [dim for axis, dim in enumerate(x.type.shape) if axis not in axes])
 
 
@@ -202,46 +231,49 @@ class Expand(Op):
         return x if x.type == node.output.type else None
 
 
-def broadcast_dim(left: Dim, right: Dim) -> Dim:
-    """The broadcast of two dims; a symbolic one against a number other than 1 is taken to be that number or 1."""
-    if left == right or right == 1:
-        return left
-    if left == 1 or isinstance(right, int):
-        return right
-    if isinstance(left, int):
-        return left
-    raise UnsupportedForm(f"dims {left} and {right} cannot be shown to broadcast")
+def _broadcast_dim(context: FormContext, dim: Dim, asked: Dim) -> Dim:
+    """What a dim becomes when ``asked`` for; a symbolic one may be asked for as it is or as 1, and is not itself repeated."""
+    if dim == asked or asked == 1:
+        return dim
+    if dim == 1:
+        if not isinstance(asked, int):
+            context.check(0, asked, None, "its new shape has a dim of {value}")
+        return asked
+    if isinstance(asked, int):
+        context.check(asked, dim, asked, "a dim of {value} is to become {low}")
+        return asked
+    context.check(0, (asked - 1) * (asked - dim), 0, f"a dim of {dim} is to become {asked}, which at run time is neither that nor 1")
+    return dim
+
+
+def expand(context: FormContext, x: Value, wanted: Sequence[Dim]) -> Value:
+    """x broadcast with a shape."""
+    rank = max(x.type.rank, len(wanted))
+    have = (1,) * (rank - x.type.rank) + x.type.shape
+    asked = (1,) * (rank - len(wanted)) + tuple(wanted)
+    shape = context.settled([_broadcast_dim(context, a, b) for a, b in zip(have, asked, strict=True)])
+    return context.emit("expand", x, shape=shape)
 
 
 def _expand(context: FormContext) -> Value:
-    x, wanted = context.input(0), context.dims(1)
-    if wanted is None:
-        wanted = context.declared_shape(0, "the new shape")
-    rank = max(x.type.rank, len(wanted))
-    have = (1,) * (rank - x.type.rank) + x.type.shape
-    asked = (1,) * (rank - len(wanted)) + wanted
-    return context.emit("expand", x, shape=tuple(broadcast_dim(a, b) for a, b in zip(have, asked, strict=True)))
+    return expand(context, context.input(0), context.require_dims(1, "the new shape"))
 
 
 def _tile(context: FormContext) -> Value:
-    x, repeats = context.input(0), context.dims(1)
-    if repeats is None:
-        declared = context.declared_shape(0, "the repeats", x.type.rank)
-        repeats = tuple(divide((m,), (n,)) for n, m in zip(x.type.shape, declared, strict=True))
+    x, repeats = context.input(0), context.require_dims(1, "the repeats")
+    for repeat in repeats:
+        context.check(0, repeat, None, "it repeats its input {value} times")
     if len(repeats) != x.type.rank:
         raise UnsupportedForm(f"{len(repeats)} repeats for an input of rank {x.type.rank}")
     split = [part for dim in x.type.shape for part in (1, dim)]
     spread = [part for dim, repeat in zip(x.type.shape, repeats, strict=True) for part in (repeat, dim)]
     tiled = context.emit("expand", reshape(context, x, split), shape=tuple(spread))
-    return reshape(context, tiled, [dim * repeat for dim, repeat in zip(x.type.shape, repeats, strict=True)])
+    return reshape(context, tiled, context.settled([dim * repeat for dim, repeat in zip(x.type.shape, repeats, strict=True)]))
 
 
 def _constant_of_shape(context: FormContext) -> Value:
     value = context.attrs.get("value", np.zeros(1, np.float32))
-    shape = context.dims(0)
-    if shape is None:
-        shape = context.declared_shape(0, "the shape")
-    return context.emit("expand", context.const(np.asarray(value).reshape(())), shape=shape)
+    return expand(context, context.const(np.asarray(value).reshape(())), context.require_dims(0, "the shape"))
 
 
 def _eye_like(context: FormContext) -> Value:
@@ -261,10 +293,18 @@ def _range(context: FormContext) -> Value:
 
 
 def _range_at_run_time(context: FormContext) -> Value:
-    start, delta = context.input(0), context.input(2)
-    (count,) = context.declared_shape(0, "the number of elements", 1)
-    steps = context.emit("mul", context.const(np.arange(count).astype(start.type.dtype.numpy)), reshape(context, delta, ()))
-    return context.emit("add", reshape(context, start, ()), steps)
+    """``start + i * delta``; how many there are is computed from the bounds, for floats in their own type."""
+    start, limit, delta = (reshape(context, context.input(index), ()) for index in range(3))
+    if start.type.dtype.is_float:
+        steps = context.emit("ceil", context.emit("div", context.emit("sub", limit, start), delta))
+        (count,) = context.builder.bind(cast_to(context, steps, DType.INT64))
+    else:
+        (first,), (end,), (step,) = (context.builder.bind(bound) for bound in (start, limit, delta))
+        context.check(1, step * step, None, "the distance of two elements is 0")
+        count = -floordiv(first - end, step)
+    (length,) = context.settled([natural(count)])
+    places = cast_to(context, iota(context, length), start.type.dtype)
+    return context.emit("add", start, context.emit("mul", places, delta))
 
 
 _LITERALS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}

@@ -10,7 +10,7 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.gather import take_along
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, first_type, known, normalize_axis
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_dim, attr_int, first_type, normalize_axis
 
 _X = (np.arange(24, dtype=np.float32).reshape(2, 3, 4) * 7 % 11 - 5) / 4
 
@@ -39,9 +39,9 @@ class TopPositions(Op):
     )
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-        x, axis, k = first_type(inputs), attr_int(attrs, "axis"), attr_int(attrs, "k")
+        x, axis, k = first_type(inputs), attr_int(attrs, "axis"), attr_dim(attrs, "k")
         dim = x.shape[axis]
-        if k < 0 or (isinstance(dim, int) and k > dim):
+        if isinstance(k, int) and (k < 0 or (isinstance(dim, int) and k > dim)):
             raise UnsupportedForm(f"the first {k} of {dim} elements were asked for")
         return (TensorType(DType.INT64, (*x.shape[:axis], k, *x.shape[axis + 1 :])),)
 
@@ -59,8 +59,10 @@ def _top_k(context: FormContext) -> Sequence[Value]:
     """Both results; without ``sorted`` any order will do, so it is the sorted one."""
     x = context.input(0)
     axis = normalize_axis(int(context.attrs.get("axis", -1)), x.type.rank)
-    given = (context.attrs["k"],) if "k" in context.attrs else context.dims(1)
-    k = context.declared_shape(0, "k", x.type.rank)[axis] if given is None else known(given[0], "k")
+    (asked,) = (int(context.attrs["k"]),) if "k" in context.attrs else context.require_dims(1, "k")
+    dim = x.type.shape[axis]
+    context.check(0, asked, dim, "the first {value} of {high} elements were asked for")
+    k = context.settled((*x.type.shape[:axis], asked, *x.type.shape[axis + 1 :]))[axis]
     positions = context.emit("top_positions", x, axis=axis, k=k, largest=bool(context.attrs.get("largest", 1)))
     return [take_along(context, x, positions, axis), positions]
 

@@ -13,7 +13,8 @@ from compiler.ir.op import UnsupportedForm
 from compiler.ir.types import ADDRESSABLE_BYTES, TensorType
 from compiler.ops.support import ONNX_DTYPES
 
-_INDEX_SYMBOL = re.compile(r"i\d+")
+_OWN_SYMBOL = re.compile(r"[iun]\d+|lane")
+"""Symbols that the compiler makes itself: positions in a tensor, and numbers that only a run knows."""
 
 
 class DimNames:
@@ -26,7 +27,7 @@ class DimNames:
         """The identifier of the dim the model calls label."""
         if label not in self._names:
             clean = re.sub(r"\W", "_", label, flags=re.ASCII)
-            stem = clean if re.match(r"[A-Za-z_]", clean) and not _INDEX_SYMBOL.fullmatch(clean) else f"dim_{clean}"
+            stem = clean if re.match(r"[A-Za-z_]", clean) and not _OWN_SYMBOL.fullmatch(clean) else f"dim_{clean}"
             name, count = stem, 1
             while name in self._names.values():
                 name, count = f"{stem}_{count}", count + 1

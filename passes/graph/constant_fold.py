@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from compiler.errors import UserError
 from compiler.ir.builder import GraphBuilder
+from compiler.ir.control import own_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import lookup
 from compiler.ir.verify import Stage
@@ -34,7 +35,7 @@ class ConstantFold:
 
     def _fold(self, node: Node, builder: GraphBuilder) -> Value | None:
         arrays = [None if v is None else builder.array(v) for v in node.inputs]
-        if node.regions or not node.output.type.is_static or any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
+        if node.regions or own_symbols(node) or any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
             return None
         type_ = node.output.type
         if (prod(type_.static_shape) - sum(a.size for a in arrays if a is not None)) * type_.dtype.itemsize > self.growth_bytes:

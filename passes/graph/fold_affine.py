@@ -80,7 +80,9 @@ def _chains(graph: Graph) -> Mapping[Value, _Chain]:
     single = single_use(graph)
     found: dict[Value, _Chain] = {}
     for linear in graph.nodes:
-        weights = graph.constant_array(linear.inputs[1]) if linear.op in _AXES else None
+        if linear.op not in _AXES:
+            continue
+        weights = graph.constant_array(linear.inputs[1])
         dtype = linear.output.type.dtype
         if weights is None or weights.ndim < 2 or not dtype.is_float or compute_dtype(dtype) is not dtype:
             continue
