@@ -24,7 +24,7 @@ from runtime.module import Module, checked_threads, load
 if TYPE_CHECKING:
     import onnx
 
-    from compiler.ir.graph import Attr, Value
+    from compiler.ir.graph import Attr, Graph, Value
     from compiler.ir.intexpr import Dim
     from compiler.ir.program import Program
 
@@ -163,16 +163,21 @@ def _model_bytes(model: Model) -> bytes | None:
 
 
 def _build(model: Model, options: Options) -> _Built:
-    from backends.llvm import spmd
     from backends.llvm.codegen import check_target
+    from frontend.onnx.importer import import_model
+
+    check_target(resolve(options.target))
+    return build(import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes)), options)
+
+
+def build(graph: Graph, options: Options) -> _Built:
+    """An imported graph as all that an artefact is made of."""
+    from backends.llvm import spmd
     from backends.llvm.engine import compile_program
     from compiler.lowering import lower
     from compiler.pipeline import optimize
-    from frontend.onnx.importer import import_model
 
     target = resolve(options.target)
-    check_target(target)
-    graph = import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes))
     planned, _ = optimize(graph, target, options.opt_level)
     program = lower(planned, target, options.workers)
     image = compile_program(program, target, available_cpus())

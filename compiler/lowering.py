@@ -19,6 +19,7 @@ from compiler.kernels.base import Family, Workload, family
 from compiler.target import Target
 from compiler.workloads import LoweredGroup, copied, lower_group
 from passes.analysis.liveness import memory_roots
+from passes.graph.plan import direct_outputs
 
 Choose = Callable[[Family, Workload, Target], Any]
 """Picks the schedule of a workload."""
@@ -132,6 +133,16 @@ class _Level:
         return self._arena + (offset if isinstance(offset, int | IntExpr) else 0)
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Where an output of a region goes: to a place in a dynamic buffer, which ``allocation`` makes large enough."""
+
+    value: Value
+    buffer: int
+    allocation: Step
+    offset: Dim = 0
+
+
 class _Writer:
     """Collects kernels, steps and weights; equal kernels and equally packed constants are there once."""
 
@@ -208,10 +219,9 @@ class _Writer:
         bodies = []
         for number, region in enumerate((parts.then, parts.otherwise)):
             inner = _Level(region, dict(zip(region.inputs, captured, strict=True)), {}, level.arena(node))
-            for value, buffer in zip(region.outputs, buffers, strict=True):
-                inner.hold(inner.roots[value], buffer, 0, Allocate(buffer, value.type.nbytes))
+            targets = [_Target(value, buffer, Allocate(buffer, value.type.nbytes)) for value, buffer in zip(region.outputs, buffers, strict=True)]
             merges = [Define(merge.symbol, (merge.first, merge.second)[number]) for merge in parts.merges]
-            bodies.append((*self._steps(inner), *merges))
+            bodies.append((*self._region(inner, targets, node.name), *merges))
         for value, buffer in zip(node.outputs, buffers, strict=True):
             level.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
         return Branch(self._address(level, parts.condition), *bodies)
@@ -228,12 +238,12 @@ class _Writer:
         places = [*(Address(Space.DYNAMIC, 0, buffer) for buffer in carried), *captured]
         inner = _Level(loop.body, dict(zip(loop.body.inputs, places, strict=True)), {}, level.arena(node))
         begin = len(following) - len(carried)
-        for value, buffer in zip(loop.body.outputs, following, strict=False):
-            inner.hold(inner.roots[value], buffer, 0, Allocate(buffer, value.type.nbytes))
+        pairs = zip(loop.body.outputs, following, strict=False)
+        targets = [_Target(value, buffer, Allocate(buffer, value.type.nbytes)) for value, buffer in pairs]
         iteration = sym(loop.iteration)
         for value, buffer in zip(loop.scans, scans, strict=True):
             size = value.type.nbytes
-            inner.hold(inner.roots[value], buffer, iteration * size, Allocate(buffer, (iteration + 1) * size, keep=True))
+            targets.append(_Target(value, buffer, Allocate(buffer, (iteration + 1) * size, keep=True), iteration * size))
         for value, buffer in zip(node.outputs, buffers, strict=True):
             level.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
         yield Repeat(
@@ -243,8 +253,20 @@ class _Writer:
             first=None if loop.condition is None else self._address(level, loop.condition),
             following=Address(Space.DYNAMIC, 0, following[0]) if begin else None,
             carried=tuple(Define(merge.symbol, merge.second) for merge in loop.merges),
-            body=(*self._steps(inner), *(Swap(now, then) for now, then in zip(carried, following[begin:], strict=True))),
+            body=(*self._region(inner, targets, node.name), *(Swap(now, then) for now, then in zip(carried, following[begin:], strict=True))),
         )
+
+    def _region(self, level: _Level, targets: Sequence[_Target], name: str) -> Iterator[Step]:
+        """The steps of a region, its outputs going to their targets: groups write there, what branches and loops make is copied."""
+        direct = direct_outputs(level.graph)
+        copied_ = [target for target in targets if level.roots[target.value] not in direct]
+        for target in targets:
+            if target not in copied_:
+                level.hold(level.roots[target.value], target.buffer, target.offset, target.allocation)
+        yield from self._steps(level)
+        for target in copied_:
+            yield target.allocation
+            yield from self._copy(level, target.value, Address(Space.DYNAMIC, target.offset, target.buffer), name)
 
     def _copy(self, level: _Level, value: Value, to: Address, name: str) -> Iterator[Step]:
         group = copied(value, value in level.graph.constants, self._threads)

@@ -178,18 +178,21 @@ class Module:
             self._failed(context)
         for number, buffer in enumerate(self._results):
             if buffer is not None:
-                _, dtype, shape = self._out[number]
-                outputs[number] = context.result(buffer, context.shape(number, len(shape)), dtype)
+                outputs[number] = context.result(buffer, self._shape(context, number), self._out[number][1])
         amounts = context.amounts if stamps is None and wait else {}
         self._contexts.append(context)
         return outputs, amounts
 
     def _output(self, context: Context, number: int) -> Array:
         """Memory for an output; none where its shape is only known when the run ends."""
-        _, dtype, shape = self._out[number]
-        if self._results[number] is not None:
-            return np.empty(0, dtype)
-        return np.empty(context.shape(number, len(shape)) if any(isinstance(dim, str) for dim in shape) else shape, dtype)
+        given = self._results[number] is None
+        return np.empty(self._shape(context, number) if given else 0, self._out[number][1])
+
+    def _shape(self, context: Context, number: int) -> tuple[int, ...]:
+        """The shape of an output, once it is known."""
+        shape = tuple(dim for dim in self._out[number][2] if isinstance(dim, int))
+        rank = len(self._out[number][2])
+        return shape if len(shape) == rank else context.shape(number, rank)
 
     def _failed(self, context: Context) -> None:
         """Raises UserError for what a run reported; the context can be used again."""

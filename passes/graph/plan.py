@@ -30,7 +30,8 @@ class PlanMemory:
     ``dynamic`` is how many there are, ``results`` has the buffer of each of its outputs, or None for memory that the caller gives.
 
     The arena of a region lies in the one around it, at its node's ``offset``. The results of an ``if`` or ``loop`` are in buffers: ``dynamic``
-    is a tuple of their numbers. A loop's ``following`` has the buffers of its body's outputs but the scans, which a swap or copy takes on.
+    is a tuple of their numbers. A loop's ``following`` has those of the condition and of what the body carries on. The outputs of a region
+    that groups make have no place of their own: they go to the buffers of its node.
     """
 
     effort: int = 400_000
@@ -146,7 +147,7 @@ class _Planner:
 
     def _regions(self, node: Node, number: int) -> tuple[_Slot, tuple[Graph, ...]]:
         """The planned regions of a node, and memory for the arena of whichever runs."""
-        levels = [(region, self._level(region, {memory_roots(region)[v] for v in region.outputs}, {})) for region in node.regions]
+        levels = [(region, self._level(region, direct_outputs(region), {})) for region in node.regions]
         arena: Dim = 0
         for _, level in levels:
             arena = maximum(arena, level.arena)
@@ -214,6 +215,12 @@ class _Planner:
             self._named[value] = sym(symbol)
             self._add(symbol, value)
         return self._named[value]
+
+
+def direct_outputs(region: Graph) -> set[Value]:
+    """The roots of a region's outputs that groups make, which write them where its node wants them."""
+    branching = {value for node in region.nodes if node.op in BRANCHING for value in node.outputs}
+    return {root for root in map(memory_roots(region).__getitem__, region.outputs) if root not in branching}
 
 
 def _highest(ends: Iterable[Dim]) -> Dim:
