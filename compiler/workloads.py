@@ -11,7 +11,7 @@ from compiler.ir.graph import Constant, Node, Value
 from compiler.ir.half import compute_dtype, widen
 from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, Const, Scalar, substitute
-from compiler.ir.types import TensorType
+from compiler.ir.types import TensorType, is_coded
 from compiler.ir.verify import is_elementwise
 from compiler.kernels.base import Operand, Workload
 
@@ -51,7 +51,10 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     inputs = anchor.present_inputs if anchor is not None else ()
     computes = anchor is not None and lookup(anchor.op).computes
     reads = [Operand(v.type, outer[v] in constants) for v in inputs]
-    extra = [_widened(Operand(_ranked(v.type, result.rank), outer[v] in constants)) for v in operands]
+    stored = exprs[region.outputs[0]]
+    extra = [Operand(_ranked(v.type, result.rank), outer[v] in constants) for v in operands]
+    if not isinstance(stored, Arg):
+        extra = [operand if is_coded(operand.type.dtype) else _widened(operand) for operand in extra]
     arrives = {1 + i: Arg(1 + i, operand.type.dtype) for i, operand in enumerate(extra)}
     first = result if anchor is None else anchor.output.type
     if computes:
@@ -63,7 +66,7 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
         inputs=tuple(_widened(operand) if computes else operand for operand in reads),
         anchor=first,
         output=result,
-        epilogue=widen(exprs[region.outputs[0]], arrives),
+        epilogue=widen(stored, arrives),
         operands=tuple(extra),
         threads=threads,
     )
