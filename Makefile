@@ -3,7 +3,6 @@
 SHELL := bash
 PYTHON ?= python3
 VENV ?= .venv
-TENSORSMITH_SHARED ?= ../shared
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
@@ -15,7 +14,7 @@ help:
 	@echo "make test         all tests"
 	@echo "make lint         ruff (rules and format), mypy, import contracts"
 	@echo "make bench        machine peak, MobileNetV2 by kernel, compile times, oversubscription"
-	@echo "make conformance  the ONNX backend test cases (needs $(TENSORSMITH_SHARED)/tools)"
+	@echo "make conformance  the test cases of the onnx package, against tests/conformance/expected_failures.txt"
 	@echo "make clean        remove what these made"
 
 # A stamp per extra: $(VENV)/.installed-test means that `pip install -e .[test]` has run since pyproject.toml changed.
@@ -46,8 +45,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.oversubscription
 
 conformance: $(VENV)/.installed-test
-	@test -f $(TENSORSMITH_SHARED)/tools/conformance.py || { echo "no $(TENSORSMITH_SHARED)/tools/conformance.py: set TENSORSMITH_SHARED"; exit 1; }
-	$(BIN)/python $(TENSORSMITH_SHARED)/tools/conformance.py --engine tensorsmith
+	$(BIN)/python -m tests.conformance
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache digits.png

@@ -1,0 +1,1 @@
+"""The onnx package's own test cases, run on the compiler."""
