@@ -11,6 +11,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import IntExpr, floordiv, maximum, minimum, mod
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.run_time import lower_bound
 from compiler.ir.scalar import Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import (
@@ -157,13 +158,18 @@ def _dims(function: Callable[..., object]) -> DimFunction:
 
 
 def _compare(function: Callable[[int], bool]) -> DimFunction:
-    """A comparison of dims, decided by their difference; None while that is unknown."""
+    """A comparison of dims, decided by their difference, or by what is known of its sign; None while that is not enough."""
 
     def decide(a: object, b: object) -> object:
         if not isinstance(a, (int, IntExpr)) or not isinstance(b, (int, IntExpr)):
             return None
         difference = a - b
-        return function(difference) if isinstance(difference, int) else None
+        if isinstance(difference, int):
+            return function(difference)
+        least, most = lower_bound(difference, 0), lower_bound(-difference, 0)
+        possible = {sign for sign, bound in ((1, least), (-1, most)) if bound is not None and bound >= 0}
+        answers = {function(sign) for sign in possible} | {function(0) for bound in (least, most) if bound == 0}
+        return answers.pop() if len(answers) == 1 else None
 
     return decide
 
