@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -61,6 +62,19 @@ def test_run_writes_every_output(saved: Path, tmp_path: Path) -> None:
     output = call("run", saved, "--input", f"x={tmp_path / 'x.npy'}", "--output-dir", tmp_path / "out")
     assert output.startswith("y: float32[4, 24], from ")
     assert np.array_equal(np.load(tmp_path / "out" / "y.npy"), toy.expected(x))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4", "float8_e5m2"])
+def test_run_reads_and_writes_types_that_numpy_lacks(dtype: str, tmp_path: Path) -> None:
+    x = np.arange(-4, 4).astype(np.dtype(getattr(ml_dtypes, dtype)))
+    number = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
+    infos = [onnx.helper.make_tensor_value_info(name, number, [8]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "copy", infos[:1], infos[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)]), tmp_path / "copy.onnx")
+    np.save(tmp_path / "x.npy", x.view(f"V{x.itemsize}"))
+    output = call("run", tmp_path / "copy.onnx", "--input", f"x={tmp_path / 'x.npy'}", "--output-dir", tmp_path / "out")
+    assert output.startswith(f"y: {dtype}[8], from -4 to 3")
+    assert np.load(tmp_path / "out" / "y.npy").tobytes() == x.tobytes()
 
 
 def test_output_file_names_are_safe_and_distinct() -> None:

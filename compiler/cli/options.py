@@ -96,6 +96,15 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=None if stream.isatty() else _FILE_COLUMNS)
 
 
+def as_declared(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given``, with plain bytes taken as what the model declares: .npy files do not name the types that numpy lacks (``bfloat16``, ``int4``)."""
+    from runtime.module import numpy_dtype
+
+    declared = {info.name: numpy_dtype(info.dtype) for info in infos}
+    nameless = {name for name, array in given.items() if array.dtype.kind == "V" and name in declared and declared[name].itemsize == array.itemsize}
+    return {name: array.view(declared[name]) if name in nameless else array for name, array in given.items()}
+
+
 def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` and, for what is not there, normal floats and zeros of other types (zero is a valid index)."""
     import numpy as np
@@ -103,7 +112,7 @@ def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict
     from runtime.module import numpy_dtype
 
     random = np.random.default_rng(0)
-    feeds = dict(given)
+    feeds = as_declared(infos, given)
     for info in infos:
         if info.name not in feeds:
             shape = [dim for dim in info.shape if isinstance(dim, int)]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, open_module, parse_shapes, read_inputs
+from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, as_declared, open_module, parse_shapes, read_inputs
 from compiler.errors import UserError
 
 OutputDir = Annotated[Path | None, typer.Option(help="Folder for the outputs, one .npy file each.", show_default=False)]
@@ -23,7 +23,7 @@ def run_command(
     feeds = read_inputs(inputs)
     shapes = parse_shapes(input_shape)
     opened = open_module(module, threads, shapes)
-    outputs = opened.run(feeds)
+    outputs = opened.run(as_declared(opened.inputs, feeds))
     for index, (info, (name, array)) in enumerate(zip(opened.outputs, outputs.items(), strict=True)):
         numbers = array.astype(np.float64)
         values = f", from {numbers.min():.6g} to {numbers.max():.6g}, mean {numbers.mean():.6g}" if array.size else ""
@@ -32,7 +32,8 @@ def run_command(
             file = output_dir / file_name(name, index)
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
-                np.save(file, array, allow_pickle=False)
+                named = array.dtype.isbuiltin == 1
+                np.save(file, array if named else array.view(f"V{array.itemsize}"), allow_pickle=False)
             except OSError as error:
                 raise UserError(f"cannot write: {error.strerror}", where=str(file), hint="name a folder that can be written") from error
 
