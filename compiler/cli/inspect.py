@@ -19,13 +19,19 @@ def inspect_command(module: ModuleFile, input_shape: InputShapes = None) -> None
     for label, infos in (("input", opened.inputs), ("output", opened.outputs)):
         for info in infos:
             out.print(f"{label:7} {info}")
-    arena = f"arena {memory.arena / 1e6:.2f} MB (bound {memory.arena_bound / 1e6:.2f} MB)"
+    bound = "" if memory.arena_bound is None else f" (bound {memory.arena_bound / 1e6:.2f} MB)"
+    arena = "arena by the inputs' shapes" if memory.arena is None else f"arena {memory.arena / 1e6:.2f} MB{bound}"
     sizes = f"weights {memory.weights / 1e6:.2f} MB, code {memory.code / 1e3:.0f} kB, {arena}"
     out.print(sizes)
     table = kernel_table("MFLOP", "kB")
     for kernel in opened.kernels:
-        table.add_row(kernel.name, kernel.family, f"{kernel.flops / 1e6:.2f}", f"{kernel.nbytes / 1e3:.1f}", kernel.schedule)
+        table.add_row(kernel.name, kernel.family, _amount(kernel.flops, 1e6), _amount(kernel.nbytes, 1e3), kernel.schedule)
     out.print(table)
+
+
+def _amount(amount: int | str, unit: float) -> str:
+    """An amount in that unit; one that depends on the inputs' shapes is not known here."""
+    return "by shape" if isinstance(amount, str) else f"{amount / unit:.2f}"
 
 
 def kernel_table(*figures: str) -> Table:
