@@ -64,7 +64,7 @@ def compile_step(model: Path, saved: Path, threads: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     module.save(saved)
     memory = module.memory
-    return {"seconds": seconds, "weights": memory.weights, "arena": memory.arena, "arena_bound": memory.arena_bound}
+    return {"seconds": seconds, "weights": memory.weights, "arena": memory.arena or 0, "arena_bound": memory.arena_bound or 0}
 
 
 def stages_step(model: Path, saved: Path, threads: int) -> dict[str, float]:

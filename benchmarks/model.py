@@ -36,7 +36,8 @@ def main(
     times = repeat(lambda: module.run(feeds), seconds)
     peaks.append(fma_gflops(threads))
     peak, bandwidth = max(peaks), read_gbytes(threads)
-    gflop = sum(kernel.flops for kernel in module.kernels) / 1e9
+    profile = module.profile(feeds, peak_gflops=peak / threads)
+    gflop = sum(row.flops for row in profile.rows) / 1e9
     best, middle = min(times), sorted(times)[len(times) // 2]
     console = Console(width=200)
     console.print(f"{model}, {threads} thread{'s' if threads > 1 else ''}, compiled in {compile_s:.2f} s")
@@ -44,15 +45,14 @@ def main(
     speed = gflop / best
     console.print(f"{gflop:.3f} GFLOP, {speed:.1f} GFLOP/s, {100 * speed / peak:.1f} % of the measured peak {peak:.1f}; memory {bandwidth:.1f} GB/s")
 
-    profile = module.profile(feeds, peak_gflops=peak / threads)
     table = Table("kernel", "family", "µs", "% time", "GFLOP/s", "% peak", "FLOP/byte", "% roof", "schedule")
     by_family: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for row, kernel in zip(profile.rows, module.kernels, strict=True):
+    for row in profile.rows:
         # The roof is the slower of computing at the peak and reading from memory; data still in a cache can be faster than that.
-        roof_us = max(kernel.flops / peak, kernel.nbytes / bandwidth) / 1e3
-        intensity = kernel.flops / kernel.nbytes if kernel.nbytes else 0.0
+        roof_us = max(row.flops / peak, row.nbytes / bandwidth) / 1e3
+        intensity = row.flops / row.nbytes if row.nbytes else 0.0
         by_family[row.family][0] += row.us
-        by_family[row.family][1] += kernel.flops
+        by_family[row.family][1] += row.flops
         share, roof = 100 * row.us / profile.total_us, 100 * roof_us / row.us if row.us else 0.0
         cells = [f"{row.us:.1f}", f"{share:.1f}", f"{row.gflops:.1f}", f"{row.percent_of_peak:.0f}", f"{intensity:.1f}", f"{roof:.0f}"]
         table.add_row(row.name, row.family, *cells, row.schedule)

@@ -91,9 +91,9 @@ class Module:
         peak = (peak_gflops or profile.peak_gflops(self._peak, self._artifact.manifest.peak_flops)) * self.threads
         rows = []
         for kernel, us in zip(self.kernels, each, strict=True):
-            flops = amounts[kernel.flops] if isinstance(kernel.flops, str) else kernel.flops
+            flops, nbytes = (amounts[amount] if isinstance(amount, str) else amount for amount in (kernel.flops, kernel.nbytes))
             gflops = flops / us / 1e3 if us > 0 else 0.0
-            rows.append(profile.KernelProfile(kernel.name, kernel.family, kernel.schedule, us, gflops, 100 * gflops / peak))
+            rows.append(profile.KernelProfile(kernel.name, kernel.family, kernel.schedule, us, gflops, 100 * gflops / peak, flops, nbytes))
         return profile.Profile(tuple(rows), total, self.threads, peak)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -244,7 +244,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, name))
+        dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+        return dtype
 
 
 def _shape(shape: tuple[int | str, ...]) -> str:

@@ -11,7 +11,10 @@ from statistics import median
 
 @dataclass(frozen=True)
 class KernelProfile:
-    """One kernel call: its median time in microseconds, its speed, and that as a share of the peak of all workers."""
+    """One kernel call: its median time in microseconds, its speed, and that as a share of the peak of all workers.
+
+    ``flops`` and ``nbytes`` (read and written) are of one call; 0 where they depend on data.
+    """
 
     name: str
     family: str
@@ -19,6 +22,8 @@ class KernelProfile:
     us: float
     gflops: float
     percent_of_peak: float
+    flops: int
+    nbytes: int
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def _print_program(program: Program, stage: Stage) -> None:
 
         typer.echo(print_program(program))
     else:
-        from backends.llvm.engine import kernel_text, main_text
+        from backends.llvm.engine import kernel_text
+        from backends.llvm.main import main_text
 
         for text in [*map(kernel_text, program.functions), main_text(program)]:
             typer.echo(text)

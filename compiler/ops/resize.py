@@ -111,7 +111,8 @@ def _positions(transform: str, scale: float, length: int, resized: int) -> Array
 
 
 def _linear(x: Array) -> Array:
-    return np.clip(1 - np.abs(x), 0.0, None)
+    weights: Array = np.clip(1 - np.abs(x), 0.0, None)
+    return weights
 
 
 def _cubic(a: float) -> Callable[[Array], Array]:
