@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import defs, helper
 from test_ops import expected, feeds_of, one_node_model
 from zoo_models import load, needs_zoo, onnxruntime_outputs, relative_difference
 
@@ -22,6 +22,7 @@ from compiler.ir.scalar import Arg, Call, Const, Scalar, call, cast
 from compiler.ir.types import DType, TensorType
 from compiler.pipeline import optimize
 from compiler.target import native
+from frontend.onnx.schema import schema_of
 
 F16, BF16, F32 = DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32
 HALF_ULP = {F16: 2.0**-11, BF16: 2.0**-8}
@@ -29,7 +30,9 @@ ROUNDINGS = 5
 """Most kernels in a row that an operator of the samples becomes, each of which rounds its result."""
 
 OTHER_RESULTS = {
+    "BitCast": "it takes the bits, not the number",
     "Cast": "its attribute names the result's type",
+    "MelWeightMatrix": "its attribute names the result's type",
     "GridSample": "positions follow from an input, and their rounding moves what is read",
     "RoiAlign": "positions follow from an input, and their rounding moves what is read",
     "QLinearConv": "an error of the scale's rounding moves a step",
@@ -48,6 +51,20 @@ def rounded(array: np.ndarray | None, dtype: DType, to: DType) -> np.ndarray | N
 def in_type(sample: Sample, dtype: DType, to: DType) -> Sample:
     attrs = {key: rounded(value, dtype, to) if isinstance(value, np.ndarray) else value for key, value in sample.attrs.items()}
     return replace(sample, inputs=tuple(rounded(x, dtype, to) for x in sample.inputs), attrs=attrs)
+
+
+def first_opset(sample: Sample, dtype: DType) -> int | None:
+    """The first opset, from the sample's on, in which the operator takes its float32 inputs as dtype; None: there is none.
+
+    The standard does not know every operator; others are taken as they are.
+    """
+    name = f"tensor({dtype.numpy.name})"
+    floats = [i for i, x in enumerate(sample.inputs) if isinstance(x, np.ndarray) and x.dtype == np.float32]
+    for opset in range(sample.opset, defs.onnx_opset_version() + 1):
+        schema = schema_of(sample.op_type, opset, sample.domain)
+        if schema is None or (not schema.deprecated and all(name in schema.inputs[min(i, len(schema.inputs) - 1)].types for i in floats)):
+            return opset
+    return None
 
 
 def float_samples() -> Iterator[Sample]:
@@ -73,10 +90,12 @@ def merged(samples: list[Sample]) -> onnx.ModelProto:
 def test_operators_in_half_precision_are_the_rounded_float32_ones(dtype: DType, target: str) -> None:
     by_opset: dict[int, list[Sample]] = {}
     for sample in float_samples():
-        by_opset.setdefault(sample.opset, []).append(sample)
+        opset = first_opset(sample, dtype)
+        if opset is not None:
+            by_opset.setdefault(opset, []).append(sample)
     failures = []
-    for samples in by_opset.values():
-        half = [in_type(sample, dtype, dtype) for sample in samples]
+    for opset, samples in by_opset.items():
+        half = [replace(in_type(sample, dtype, dtype), opset=opset) for sample in samples]
         feeds = {f"s{k}/{name}": array for k, sample in enumerate(half) for name, array in feeds_of(sample).items()}
         got = ts.compile(merged(half), target=target, threads=1, opt_level=1, cache=False).run(feeds)
         for k, sample in enumerate(samples):
@@ -168,7 +187,7 @@ def test_convolutions_round_once(case: str, dtype: DType, target: str) -> None:
     rng = np.random.default_rng(1)
     x, w = (rng.standard_normal(s).astype(dtype.numpy) for s in (shape, weights_shape))
     bias = rng.standard_normal(weights_shape[0]).astype(dtype.numpy)
-    sample = Sample("Conv", (x, w, bias), {"group": group, "pads": list(pads)}, constant=(1, 2))
+    sample = Sample("Conv", (x, w, bias), {"group": group, "pads": list(pads)}, opset=22, constant=(1, 2))
     wide = in_type(replace(sample, inputs=tuple(a.astype(np.float32) for a in (x, w, bias))), dtype, F32)
     (want,) = expected(one_node_model(wide), wide)
     got = ts.compile(one_node_model(sample), target=target, threads=2, cache=False).run(feeds_of(sample))["y0"]
