@@ -67,6 +67,7 @@ class Gather(Op):
         Sample("CumProd", (_X + 1, np.array(2, np.int64)), opset=26, constant=(1,)),
         Sample("CumProd", (_X[0] + 1, np.array(-2, np.int32)), {"exclusive": 1, "reverse": 1}, opset=26),
         Sample("CumSum", (_X, np.array(-1, np.int64)), {"exclusive": 1, "reverse": 1}, constant=(1,)),
+        Sample("CumSum", (_X[:0], np.array(0, np.int64)), {"exclusive": 1}, constant=(1,)),
         Sample("Trilu", (_X,), {"upper": 0}),
         Sample("Trilu", (_X, np.array(1, np.int64)), constant=(1,)),
     )
@@ -226,6 +227,8 @@ def _cumulative(op: str, identity: int) -> FormBuild:
 def _running(context: FormContext, x: Value, axis: int, op: str, identity: int) -> Value:
     """log2(n) steps that each add a copy shifted by twice as far as the one before (Hillis and Steele, 1986)."""
     length = known(x.type.shape[axis], "the summed dim")
+    if length == 0:
+        return x
     reverse = bool(context.attrs.get("reverse", 0))
     total = _shifted(context, x, axis, 1, reverse, identity) if context.attrs.get("exclusive", 0) else x
     distance = 1
