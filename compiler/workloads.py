@@ -8,10 +8,10 @@ from typing import Any
 
 from compiler.errors import InternalError
 from compiler.ir.graph import Constant, Node, Value
-from compiler.ir.half import compute_dtype, widen
+from compiler.ir.narrow import widen
 from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, Const, Scalar, substitute
-from compiler.ir.types import TensorType, is_coded
+from compiler.ir.types import TensorType, compute_dtype, is_coded
 from compiler.ir.verify import is_elementwise
 from compiler.kernels.base import Operand, Workload
 

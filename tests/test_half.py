@@ -15,8 +15,8 @@ from zoo_models import load, needs_zoo, onnxruntime_outputs, relative_difference
 
 import tensorsmith as ts
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.half import widen
 from compiler.ir.interp import interpret
+from compiler.ir.narrow import widen
 from compiler.ir.op import Sample, all_ops
 from compiler.ir.scalar import Arg, Call, Const, Scalar, call, cast
 from compiler.ir.types import DType, TensorType

@@ -13,11 +13,10 @@ import numpy as np
 from compiler.errors import InternalError, UserError
 from compiler.ir.control import If, Loop, names
 from compiler.ir.graph import Array, Attr, Graph, Node, Region, Value
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, IntExpr, Sym, evaluate, substitute
 from compiler.ir.op import lookup
 from compiler.ir.printer import print_node
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ir.verify import is_elementwise
 
 

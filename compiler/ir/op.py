@@ -16,8 +16,8 @@ import numpy as np
 
 from compiler.errors import InternalError
 from compiler.ir.graph import Attr, Node, Region, Value
-from compiler.ir.half import widen
 from compiler.ir.intexpr import Dim
+from compiler.ir.narrow import widen
 from compiler.ir.run_time import depends_on_run
 from compiler.ir.scalar import Arg as ScalarArg
 from compiler.ir.scalar import Array, Scalar, evaluate

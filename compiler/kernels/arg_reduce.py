@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.loops import Axis, Chunk, coordinates, expression_dtypes, load_as, offset, pack_plain, vector_lanes, vector_nest
 from compiler.kernels.reduce import reduced_axes

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, product
 from compiler.ir.loop import Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Workload, declare_buffers, register_family
 from compiler.kernels.loops import load_as, pack_plain
 from compiler.target import Target

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType, pack_physical
+from compiler.ir.types import DType, compute_dtype, pack_physical
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
 from compiler.kernels.loops import load_as
 from compiler.kernels.windows import Axis, TileRun, spatial_axes, tile_runs

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, minimum
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
 from compiler.kernels.gemm import Section, register_rows, sections
 from compiler.kernels.loops import load_as

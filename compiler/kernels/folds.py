@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim, ceildiv, floordiv
 from compiler.ir.loop import Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.loops import Axis, used_lanes
 
 _LONGEST_FLOAT32_CHAIN = 32

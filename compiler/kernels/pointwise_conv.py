@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
 from compiler.target import Target

@@ -8,10 +8,9 @@ from math import prod
 import numpy as np
 
 from compiler.ir.graph import Array, Value
-from compiler.ir.half import compute_dtype
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.binary import same_dtype
 from compiler.ops.index import slice_axis
 from compiler.ops.support import (

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from compiler.ir.graph import Array, Value
-from compiler.ir.half import compute_dtype
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.index import slice_axis
 from compiler.ops.reduce import mean, reduce
 from compiler.ops.support import (

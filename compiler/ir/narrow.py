@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compiler.ir.scalar import Arg, Call, Const, Scalar, cast
-from compiler.ir.types import compute_dtype as compute_dtype
+from compiler.ir.types import compute_dtype
 
 
 def widen(expr: Scalar, args: Mapping[int, Arg] | None = None) -> Scalar:
