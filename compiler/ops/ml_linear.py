@@ -1,4 +1,4 @@
-"""LinearRegressor, LinearClassifier, SVMRegressor, and how models of the domain ``ai.onnx.ml`` turn scores into results."""
+"""LinearRegressor and LinearClassifier, and how models of the domain ``ai.onnx.ml`` turn scores into results."""
 
 from __future__ import annotations
 
