@@ -161,7 +161,7 @@ class GraphBuilder:
 
     def dims(self, value: Value) -> tuple[Dim, ...] | None:
         """The integers in a value of rank 0 or 1, symbolic ones included; None when they are not known."""
-        known = self._known(value)
+        known = self.content(value)
         if known is None or known.ndim > 1 or known.dtype.kind not in "iuO":
             return None
         return tuple(d if isinstance(d, IntExpr) else int(d) for d in known.reshape(-1).tolist())
@@ -174,7 +174,8 @@ class GraphBuilder:
         """The finished graph."""
         return Graph(self.name, tuple(self.inputs), tuple(outputs), tuple(self.nodes), dict(self.constants))
 
-    def _known(self, value: Value) -> Array | None:
+    def content(self, value: Value) -> Array | None:
+        """What is known of a value's elements: its data where it is constant, or an object array of dims; None where it is computed."""
         return self._dims.get(value, self.array(value))
 
     def _add(self, node: Node) -> None:
@@ -196,7 +197,7 @@ class GraphBuilder:
             return self.constant(result, name=op)
         if types[0].dtype not in (DType.INT64, DType.INT32, DType.BOOL):
             return None
-        known = [None if v is None else self._known(v) for v in inputs]
+        known = [None if v is None else self.content(v) for v in inputs]
         content = lookup(op).known_content([None if v is None else v.type for v in inputs], known, attrs)
         if content is None:
             return None

@@ -31,7 +31,7 @@ from enum import Enum
 from compiler.errors import InternalError
 from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, own_symbols, type_symbols, verify_branching
 from compiler.ir.graph import Graph, Node, Value, captured
-from compiler.ir.intexpr import symbols
+from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, UnsupportedForm, lookup
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
@@ -160,6 +160,7 @@ class _Verifier:
     def _branching(self, node: Node, symbols_: set[str], where: str, *, grouped: bool) -> None:
         verify_branching(node, where)
         inside: tuple[str, ...] = ()
+        merged: list[tuple[Dim, ...]]
         if node.op == "loop":
             loop = Loop.of(node)
             inside = (loop.iteration, *(merge.symbol for merge in loop.merges))

@@ -195,7 +195,8 @@ def _gather_nd(context: FormContext) -> Value:
 
 
 def _one_hot(context: FormContext) -> Value:
-    indices, (depth,), values = context.input(0), context.require_dims(1, "the depth"), context.input(2)
+    indices, values = context.input(0), context.input(2)
+    (depth,) = context.builder.bind(cast_to(context, reshape(context, context.input(1), ()), DType.INT64))
     rank = indices.type.rank + 1
     axis = normalize_axis(int(context.attrs.get("axis", -1)), rank)
     context.check(0, depth, None, "its depth is {value}")

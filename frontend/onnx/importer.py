@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from compiler.errors import UnsupportedError, UserError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import FormContext, OnnxForm, UnsupportedForm, all_ops
+from frontend.onnx.control import BRANCHES, import_if, import_loop, import_map
 from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
 from frontend.onnx.inputs import input_types, static_shapes
-from frontend.onnx.order import ordered
+from frontend.onnx.order import names_read, ordered
 from frontend.onnx.reading import TensorReader, read_model
+from frontend.onnx.scan import import_scan
 from frontend.onnx.schema import check_node
+from frontend.onnx.scope import Entry, Scope
+from frontend.onnx.sequences import SEQUENCE_OPS, Call
 from frontend.onnx.texts import check_texts
 
 
@@ -66,63 +70,53 @@ _NODES_OF_ONE = 4096
 """Nodes that one node may become: an attribute such as a window's length must not decide how long compilation takes."""
 
 
-@dataclass
-class _Scope:
-    """One graph or function body being imported. ``values`` maps names to values, absent optional ones to None."""
-
-    opsets: Mapping[str, int]
-    values: dict[str, Value | None] = field(default_factory=dict)
-    tensors: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
-    declared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)
-    broken: set[str] = field(default_factory=set)
-    prefix: str = ""
-    calls: tuple[tuple[str, str, str], ...] = ()
-
-
 class _Importer:
     def __init__(self, proto: onnx.ModelProto, folder: Path | None, where: str) -> None:
         self._proto = proto
-        self._where = where
+        self.where = where
         self._reader = TensorReader(folder, where)
         self._builder = GraphBuilder(proto.graph.name or "model")
         self._functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
         self._nested_calls = 0
-        self._failures: list[str] = []
+        self.failures: list[str] = []
         self._cause: Exception | None = None
 
     def run(self, input_shapes: Mapping[str, Sequence[int]] | None) -> Graph:
         graph = self._proto.graph
         declared = static_shapes((*graph.value_info, *graph.output))
-        scope = _Scope(self._opsets(self._proto.opset_import), tensors={t.name: t for t in graph.initializer}, declared=declared)
+        scope = Scope(self._opsets(self._proto.opset_import), self._builder, tensors={t.name: t for t in graph.initializer}, declared=declared)
         inputs = [value for value in graph.input if value.name not in scope.tensors]
         names = [value.name for value in inputs]
         for name, count in (Counter(names) + Counter(t.name for t in graph.initializer)).items():
             if count > 1:
-                raise UserError(f"input or initializer {name!r} is defined twice", where=self._where, hint="export the model again")
+                raise UserError(f"input or initializer {name!r} is defined twice", where=self.where, hint="export the model again")
         outputs = [value.name for value in graph.output]
         for name, count in Counter(outputs).items():
             if count > 1:
-                raise UserError(f"output {name!r} is listed twice", where=self._where, hint="give each output a name of its own")
-        nodes = ordered(graph.node, (*names, *scope.tensors), outputs, self._where)
+                raise UserError(f"output {name!r} is listed twice", where=self.where, hint="give each output a name of its own")
+        nodes = ordered(graph.node, (*names, *scope.tensors), outputs, self.where)
         try:
-            types = input_types(inputs, input_shapes, self._where)
+            types = input_types(inputs, input_shapes, self.where)
         except UnsupportedForm as error:
             raise self._unsupported([str(error)]) from error
         for value in inputs:
             scope.values[value.name] = self._builder.input(value.name, types[value.name])
         reserved = [self._builder.unique(name) for name in outputs]
-        self._nodes(nodes, outputs, scope)
+        self.nodes(nodes, outputs, scope)
         if graph.sparse_initializer:
-            self._failures.append("sparse initializers: only dense ones are supported")
-        if self._failures:
-            raise self._unsupported(self._failures) from self._cause
-        return self._finish([self._value(name, scope) for name in outputs], reserved, outputs, [v.name for v in inputs])
+            self.failures.append("sparse initializers: only dense ones are supported")
+        if self.failures:
+            raise self._unsupported(self.failures) from self._cause
+        try:
+            values = [self._value(name, scope) for name in outputs]
+        except UnsupportedForm as error:
+            raise self._unsupported([str(error)]) from error
+        return self._finish(values, reserved, outputs, [v.name for v in inputs])
 
     def _unsupported(self, items: Sequence[str]) -> UnsupportedError:
         return UnsupportedError(
             "the model needs what is not supported:",
-            where=self._where,
+            where=self.where,
             hint="replace these nodes before export, or report the operators you need",
             items=tuple(items),
         )
@@ -133,7 +127,7 @@ class _Importer:
         if opsets.get("", 0) > newest:
             raise UserError(
                 f"the model uses opset {opsets['']}; the onnx package here knows opsets up to {newest}",
-                where=self._where,
+                where=self.where,
                 hint="install a newer onnx package, or convert the model with onnx.version_converter",
             )
         return opsets
@@ -157,21 +151,32 @@ class _Importer:
         self._builder.append(Node("identity", (value,), (copy,)))
         return copy
 
-    def _value(self, name: str, scope: _Scope) -> Value:
+    def entry(self, name: str, scope: Scope) -> Entry:
+        """What a name stands for in scope: it is looked up there, then in the scopes around."""
         if name not in scope.values:
-            scope.values[name] = self._builder.constant(self._reader.array(scope.tensors[name]), name)
-        value = scope.values[name]
+            if name in scope.tensors:
+                scope.values[name] = scope.builder.constant(self._reader.array(scope.tensors[name]), name)
+            elif scope.around is None:
+                raise UnsupportedForm(f"value {name!r} is read, but it is not made")
+            else:
+                scope.values[name] = scope.take(self.entry(name, scope.around))
+        return scope.values[name]
+
+    def _value(self, name: str, scope: Scope) -> Value:
+        value = self.entry(name, scope)
         if value is None:
             raise UnsupportedForm(f"value {name!r} is read, but it is an optional input that is absent")
+        if isinstance(value, tuple):
+            raise UnsupportedForm(f"value {name!r} is a sequence; sequences can be used inside a model, not handed out")
         return value
 
-    def _nodes(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: _Scope) -> None:
+    def nodes(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> None:
         """Import nodes in order; what fails is recorded, and what depends on it is only asked whether it could be imported at all."""
-        used = set(outputs).union(*(node.input for node in nodes))
+        used = set(outputs).union(*(names_read(node) for node in nodes))
         for node in nodes:
             count = max((position + 1 for position, name in enumerate(node.output) if name in used), default=1)
             try:
-                if scope.broken.intersection(node.input):
+                if scope.broken.intersection(names_read(node)):
                     self._check_known(node, scope)
                     scope.broken.update(node.output)
                     continue
@@ -193,22 +198,24 @@ class _Importer:
                 self._fail(node, scope, f"it does not make as many results as are read of it: {', '.join(map(repr, unmade))}")
                 scope.broken.update(unmade)
 
-    def _fail(self, node: onnx.NodeProto, scope: _Scope, reason: str) -> None:
+    def _fail(self, node: onnx.NodeProto, scope: Scope, reason: str) -> None:
         domain = _domain(node.domain)
         place = f" (opset {scope.opsets[domain]})" if domain in scope.opsets else ""
         operator = f"{domain}.{node.op_type}" if domain else node.op_type
         name = f"{node.name!r}" if node.name else f"that makes {next(iter(node.output), '')!r}"
-        self._failures.append(f"{operator}{place}, node {scope.prefix}{name}: {reason}")
+        self.failures.append(f"{operator}{place}, node {scope.prefix}{name}: {reason}")
 
-    def _check_known(self, node: onnx.NodeProto, scope: _Scope) -> None:
+    def _check_known(self, node: onnx.NodeProto, scope: Scope) -> None:
         domain = _domain(node.domain)
         if (domain, node.op_type, node.overload) in self._functions:
             return
         opset = self._opset(domain, scope)
+        if domain == "" and (node.op_type in BRANCHES or node.op_type in SEQUENCE_OPS):
+            return
         if self._form(node, domain, opset) is None and not has_body(node.op_type, opset, domain):
             raise UnsupportedForm(unknown_operator(node.op_type, opset, domain))
 
-    def _opset(self, domain: str, scope: _Scope) -> int:
+    def _opset(self, domain: str, scope: Scope) -> int:
         opset = scope.opsets.get(domain)
         if opset is None:
             raise UnsupportedForm(f"the model does not import the opset of domain {domain or 'ai.onnx'!r}")
@@ -218,25 +225,33 @@ class _Importer:
     def _form(node: onnx.NodeProto, domain: str, opset: int) -> OnnxForm | None:
         return next((form for form in _forms().get((domain, node.op_type), ()) if form.accepts(opset)), None)
 
-    def _node(self, node: onnx.NodeProto, outputs: int, scope: _Scope) -> Mapping[str, Value] | None:
-        """The results of one node by name; None where the body of a function of the model failed, which is recorded already."""
+    def _node(self, node: onnx.NodeProto, outputs: int, scope: Scope) -> Mapping[str, Entry] | None:
+        """The results of one node by name; None where a function or a subgraph of the model failed, which is recorded already."""
         domain = _domain(node.domain)
-        inputs = tuple(self._value(name, scope) if name and not self._absent(name, scope) else None for name in node.input)
+        entries = tuple(self.entry(name, scope) if name else None for name in node.input)
         local = self._functions.get((domain, node.op_type, node.overload))
         if local is not None:
-            return self._call(local, node, inputs, scope)
+            return self._call(local, node, entries, scope)
         opset = self._opset(domain, scope)
         given = resolved(node, scope.attributes)
+        inputs = tuple(entry if isinstance(entry, Value) else None for entry in entries)
         check_node(node.op_type, opset, domain, inputs, given)
+        if domain == "" and (node.op_type in BRANCHES or node.op_type in SEQUENCE_OPS):
+            found = self._structure(node, entries, {a.name: self._attribute(a) for a in given}, opset, scope)
+            return None if found is None else dict(zip(node.output, found, strict=False))
+        if any(isinstance(entry, tuple) for entry in entries):
+            if node.op_type == "Identity":
+                return {node.output[0]: entries[0]}
+            raise UnsupportedForm("an operand is a sequence of tensors")
         form = self._form(node, domain, opset)
         refusal: UnsupportedForm | None = None
         if form is not None:
             attrs = {a.name: self._attribute(a) for a in given}
             name = scope.prefix + (node.name or next(iter(node.output), ""))
-            self._builder.node_limit = len(self._builder.nodes) + _NODES_OF_ONE
+            scope.builder.node_limit = len(scope.builder.nodes) + _NODES_OF_ONE
             try:
                 declared = tuple(scope.declared.get(output) for output in node.output)
-                results = form.build(FormContext(node.op_type, inputs, attrs, opset, self._builder, outputs, name, declared))
+                results = form.build(FormContext(node.op_type, inputs, attrs, opset, scope.builder, outputs, name, declared))
             except UnsupportedForm as error:
                 refusal = error
             except KeyError as error:
@@ -248,12 +263,23 @@ class _Importer:
             raise refusal or UnsupportedForm(unknown_operator(node.op_type, opset, domain))
         return self._standard_call(body, node, inputs, scope, refusal)
 
-    @staticmethod
-    def _absent(name: str, scope: _Scope) -> bool:
-        return name in scope.values and scope.values[name] is None
+    def _structure(self, node: onnx.NodeProto, entries: Sequence[Entry], attrs: Mapping[str, Any], opset: int, scope: Scope) -> list[Entry] | None:
+        """The results of a node that has subgraphs, or works on sequences and optional values."""
+        scope.builder.node_limit = None
+        match node.op_type:
+            case "If":
+                condition = self._value(node.input[0], scope)
+                return import_if(self, node, condition, attrs["then_branch"].g, attrs["else_branch"].g, scope)
+            case "Loop":
+                return import_loop(self, node, entries, attrs["body"].g, scope)
+            case "Scan":
+                return import_scan(self, node, entries, attrs, opset, scope)
+            case "SequenceMap":
+                return import_map(self, node, entries, attrs["body"].g, scope)
+        return [SEQUENCE_OPS[node.op_type](Call(scope.builder, entries, attrs))]
 
     @staticmethod
-    def _standalone(node: onnx.NodeProto, scope: _Scope) -> onnx.NodeProto:
+    def _standalone(node: onnx.NodeProto, scope: Scope) -> onnx.NodeProto:
         """The node with references to a function's attributes replaced by their values."""
         if not any(attribute.ref_attr_name for attribute in node.attribute):
             return node
@@ -264,43 +290,44 @@ class _Importer:
         return copy
 
     def _standard_call(
-        self, body: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope, refusal: UnsupportedForm | None
-    ) -> Mapping[str, Value]:
+        self, body: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: Scope, refusal: UnsupportedForm | None
+    ) -> Mapping[str, Entry]:
         """The standard's body of an operator; its own failures become one of the node."""
-        before, self._failures = self._failures, []
+        before, self.failures = self.failures, []
         try:
             results = self._call(body, node, inputs, scope)
-            failures = self._failures
+            failures = self.failures
         finally:
-            self._failures = before
+            self.failures = before
         if results is None:
             raise refusal or UnsupportedForm(f"its standard definition needs {'; '.join(failures)}")
         return results
 
-    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Value | None], scope: _Scope) -> Mapping[str, Value] | None:
+    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Entry], scope: Scope) -> Mapping[str, Entry] | None:
         """A function's body in the place of the node that calls it; None where something in it failed."""
         key = (_domain(function.domain), function.name, function.overload)
         if key in scope.calls:
-            raise UserError(f"function {function.name!r} calls itself", where=self._where, hint="export the model without recursion")
+            raise UserError(f"function {function.name!r} calls itself", where=self.where, hint="export the model without recursion")
         self._nested_calls += bool(scope.calls)
         if len(scope.calls) == _CALL_DEPTH or self._nested_calls > _NESTED_CALLS:
             what = f"more than {_CALL_DEPTH} calls within each other" if len(scope.calls) == _CALL_DEPTH else f"more than {_NESTED_CALLS} calls"
-            raise UserError(f"its functions unfold to {what}", where=self._where, hint="export the model with its functions inlined")
+            raise UserError(f"its functions unfold to {what}", where=self.where, hint="export the model with its functions inlined")
         arguments = dict.fromkeys(function.input) | dict(zip(function.input, inputs, strict=False))
-        inner = _Scope(
+        inner = Scope(
             {**scope.opsets, **self._opsets(function.opset_import)},
+            scope.builder,
             values=arguments,
             attributes=call_attributes(function, node, scope.opsets.get(_domain(node.domain)), scope.attributes),
             prefix=f"{scope.prefix}{node.name or node.op_type}/",
             calls=(*scope.calls, key),
         )
         outputs = [formal for formal, name in zip(function.output, node.output, strict=False) if name]
-        nodes = ordered(function.node, function.input, outputs, f"{self._where}, function {function.name}")
-        before = len(self._failures)
-        self._nodes(nodes, outputs, inner)
-        if len(self._failures) > before:
+        nodes = ordered(function.node, function.input, outputs, f"{self.where}, function {function.name}")
+        before = len(self.failures)
+        self.nodes(nodes, outputs, inner)
+        if len(self.failures) > before:
             return None
-        return dict(zip(filter(None, node.output), (self._value(name, inner) for name in outputs), strict=True))
+        return dict(zip(filter(None, node.output), (self.entry(name, inner) for name in outputs), strict=True))
 
     def _attribute(self, attribute: AttributeProto) -> Any:
         """An attribute's value: int, float, str, a tuple of these, or an array; subgraphs stay as they are."""

@@ -33,7 +33,7 @@ def ordered(nodes: Sequence[onnx.NodeProto], defined: Iterable[str], outputs: Se
     needs: list[set[int]] = []
     for node in nodes:
         needed = set()
-        for name in _names_read(node):
+        for name in names_read(node):
             if name in makers:
                 needed.add(makers[name])
             elif name not in before:
@@ -51,7 +51,8 @@ def ordered(nodes: Sequence[onnx.NodeProto], defined: Iterable[str], outputs: Se
     return [nodes[position] for position in order if position in live]
 
 
-def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+def names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """The names a node reads: its inputs, then what its subgraphs take from around them."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs) if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) else ():
@@ -61,7 +62,7 @@ def _names_read(node: onnx.NodeProto) -> Iterator[str]:
 def captured(graph: onnx.GraphProto) -> set[str]:
     """The names a subgraph reads from around it."""
     own = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
-    read = {name for node in graph.node for name in _names_read(node)} | {v.name for v in graph.output}
+    read = {name for node in graph.node for name in names_read(node)} | {v.name for v in graph.output}
     return read - own - {""}
 
 
