@@ -89,6 +89,24 @@ def _graph(text: str) -> Graph:
     return graph.with_(attrs=names)
 
 
+STACKED = """
+graph @stacked {
+  input %x: f32[1, 2]
+  input %n: i64[]
+  bind(%n) {symbols = ["u1"]}
+  %y: f32[1, u2] = loop(none, %x)
+      {trips = <u1>, iteration = "u4", carried = 1, has_condition = false, symbols = [["u2", 2, <u2 + 1>]], count = "u3"}
+    region @body {
+      input %a: f32[1, u2]
+      const %one: f32[1, 1] = [1.0]
+      %next: f32[1, u2 + 1] = concat(%a, %one) {axis = 1}
+      return %next
+    }
+  return %y
+}
+"""
+
+
 @cache
 def _program(text: str) -> Program:
     target = native()
@@ -155,6 +173,10 @@ def test_one_region_of_a_branch_runs(folder: Path) -> None:
 @pytest.mark.parametrize(("trips", "limit"), [(3, 99), (0, 99), (9, 3), (1, -1), (300, 1e9)])
 def test_loops_grow_what_they_carry_and_stack(folder: Path, trips: int, limit: float) -> None:
     _check(LOOP, folder, x=[0.5, 1], n=trips, limit=limit)
+
+
+def test_shapes_that_are_known_in_part(folder: Path) -> None:
+    assert _check(STACKED, folder, x=[[3, 4]], n=3)["y"].tolist() == [[3, 4, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("trips", [0, 1, 2, 7])

@@ -7,7 +7,7 @@ followed by a barrier. A symbol that a step defines lives in a variable of each 
 from __future__ import annotations
 
 from backends.llvm.indices import IndexWriter
-from compiler.ir.intexpr import IntExpr, sym, symbols
+from compiler.ir.intexpr import sym, symbols
 from compiler.ir.program import (
     WORKERS,
     Address,
@@ -398,11 +398,11 @@ class _Main:
     def _results(self) -> None:
         """The dims of outputs that are known only now go where the caller finds them."""
         writes = []
-        for value, at in zip(self._program.outputs, self._program.state.outputs, strict=True):
-            for axis, dim in enumerate(value.type.shape):
-                if isinstance(dim, IntExpr) and any(name in self._late for name in symbols(dim)):
-                    place = self._writer.ins(f"getelementptr i64, ptr %slot{STATE}, i64 {at + axis}")
-                    writes.append(f"store i64 {self._writer.value(dim)}, ptr {place}")
+        program = self._program
+        for value, at, buffer in zip(program.outputs, program.state.outputs, program.results or (None,) * len(program.outputs), strict=True):
+            for axis, dim in enumerate(value.type.shape if buffer is not None else ()):
+                place = self._writer.ins(f"getelementptr i64, ptr %slot{STATE}, i64 {at + axis}")
+                writes.append(f"store i64 {self._writer.value(dim)}, ptr {place}")
         if writes:
             self._first_only(writes)
 
