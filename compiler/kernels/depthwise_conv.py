@@ -1,6 +1,7 @@
 """Depthwise convolution over blocked channels: each vector is one channel block, the taps stay in registers.
 
 Borders cost nothing at run time: rows and columns are tiled at build time and each tile only has the taps that fall inside the input.
+Where sizes are known at run time only, tiles at the borders mask what they read.
 Kernels with many taps loop over their rows instead of unrolling them.
 """
 
@@ -17,8 +18,8 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype, pack_physical
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
-from compiler.kernels.loops import load_as
-from compiler.kernels.windows import Axis, TileRun, spatial_axes, tile_runs
+from compiler.kernels.loops import fewer, load_as
+from compiler.kernels.windows import Axis, Read, TileRun, mask, masked_read, spatial_axes, tile_runs
 from compiler.target import Target
 
 
@@ -39,7 +40,7 @@ class DepthwiseConv:
     def supports(self, workload: Workload, target: Target) -> bool:
         """Constant float32 weights, group == channels == filters, spatial rank 1 or 2, blocked input and output."""
         x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        if not (w.constant and x.is_static and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+        if not (w.constant and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
             return False
         group = workload.int("group")
         return group == x.shape[1] == out.shape[1] and x.block == out.block == workload.anchor.block == target.lanes
@@ -48,9 +49,10 @@ class DepthwiseConv:
         rows, columns = _axes(workload)
         kept = min(rows.kernel * columns.kernel, target.vector_registers // 2)
         budget = max(1, target.vector_registers - kept - 2)
-        tile_columns = min(columns.out, budget, 7)
-        tile_rows = max(1, min(2, budget // tile_columns, rows.out))
-        blocks = _blocks(workload) * workload.output.static_shape[0]
+        tile_columns = fewer(min(budget, 7), columns.out)
+        tile_rows = max(1, fewer(min(2, budget // tile_columns), rows.out))
+        batch = workload.output.shape[0]
+        blocks = _blocks(workload) * (batch if isinstance(batch, int) else 1)
         shared = "channels" if blocks % workload.threads == 0 or blocks >= 4 * workload.threads else "rows"
         return DepthwiseSchedule(tile_rows, tile_columns, shared)
 
@@ -83,12 +85,11 @@ class DepthwiseConv:
 
 
 def _blocks(workload: Workload) -> int:
-    return -(-workload.output.static_shape[1] // workload.output.block)
+    return -(-workload.inputs[1].type.static_shape[0] // workload.output.block)
 
 
 def _axes(workload: Workload) -> tuple[Axis, Axis]:
-    x, w = workload.inputs[0].type.static_shape[2:], workload.inputs[1].type.static_shape[2:]
-    axes = spatial_axes(x, workload.output.static_shape[2:], w, workload.ints("strides"), workload.ints("dilations"), workload.ints("pads"))
+    axes = spatial_axes(workload, workload.inputs[1].type.static_shape[2:])
     return (Axis(1, 1, 1, 1, 1, 0), axes[0]) if len(axes) == 1 else (axes[0], axes[1])
 
 
@@ -111,7 +112,7 @@ class _Writer:
         self._by_rows = schedule.parallel == "rows"
 
     def write(self) -> Function:
-        batch, b = self._workload.output.static_shape[0], self._builder
+        batch, b = self._workload.output.shape[0], self._builder
         images = batch * self._blocks
         if self._by_rows:
             for run in self._row_runs:
@@ -137,7 +138,7 @@ class _Writer:
     def _row(self, run: TileRun, tile: Dim, image: Dim, taps: list[Reg] | None) -> None:
         for columns in self._column_runs:
             with self._builder.loop("x", 0, columns.count) as x:
-                self._tile(run, tile * run.size + run.start, columns, x.var * columns.size + columns.start, image, taps)
+                self._tile(run, run.position(tile), columns, columns.position(x.var), image, taps)
 
     def _tile(self, rows: TileRun, y0: Dim, columns: TileRun, x0: Dim, image: Dim, taps: list[Reg] | None) -> None:
         b, lanes, row_axis, column_axis = self._builder, self._lanes, self._rows, self._columns
@@ -145,11 +146,16 @@ class _Writer:
         type_ = VecType(DType.FLOAT32, lanes)
         places = {(r, c): self._place(image, y0 + r, x0 + c) for r in range(rows.size) for c in range(columns.size)}
         accs = {at: self._epilogue.initial(place, type_, loads) for at, place in places.items()}
-        first_row, first_column = y0 * row_axis.stride - row_axis.pad, x0 * column_axis.stride - column_axis.pad
-        base = ((image * row_axis.size + first_row) * column_axis.size + first_column) * lanes
+        found = _uses(rows, columns, row_axis, column_axis)
+        reads = [
+            self._reads(axis, run, axis.first(start), sorted({at[n] for at in found}))
+            for n, (axis, run, start) in enumerate(((row_axis, rows, y0), (column_axis, columns, x0)))
+        ]
         weights: dict[int, Reg] = {}
-        for (dy, dx), uses in _uses(rows, columns, row_axis, column_axis).items():
-            value = load_as(b, type_.dtype, self._x, base + (dy * column_axis.size + dx) * lanes, lanes)
+        for (dy, dx), uses in found.items():
+            row, column = reads[0][dy], reads[1][dx]
+            index = ((image * row_axis.size + row.place) * column_axis.size + column.place) * lanes
+            value = mask(b, load_as(b, type_.dtype, self._x, index, lanes), [row.inside, column.inside])
             for r, c, tap in uses:
                 if taps is not None:
                     weight = taps[tap]
@@ -160,6 +166,11 @@ class _Writer:
                 accs[r, c] = b.fma(value, weight, accs[r, c])
         for at, place in places.items():
             self._epilogue.store(self._out, accs[at], place, None, loads)
+
+    def _reads(self, axis: Axis, run: TileRun, first: Dim, offsets: Sequence[int]) -> dict[int, Read]:
+        """The positions that a tile reads, by how far they are from its first."""
+        b, lanes = self._builder, self._lanes
+        return {offset: masked_read(b, axis, first + offset, lanes) if run.masked else Read(first + offset) for offset in offsets}
 
     def _place(self, image: Dim, y: Dim, x: Dim) -> tuple[Dim, ...]:
         batch: Dim = image // self._blocks if self._workload.output.shape[0] != 1 else 0

@@ -69,8 +69,8 @@ class Gemm:
     dtype: DType
     a_row: Dim
     k_block: int
-    a_block: int
-    a_lane: int
+    a_block: Dim
+    a_lane: Dim
     b_row: Dim | None
     coordinates: Callable[[Sequence[Dim], Dim, Dim], tuple[Dim, ...]]
 
@@ -80,7 +80,7 @@ class Gemm:
         return ceildiv(self.n, self.lanes)
 
 
-def _supposed(extent: Dim) -> int:
+def supposed(extent: Dim) -> int:
     """extent for choosing a schedule."""
     return extent if isinstance(extent, int) else _SUPPOSED
 
@@ -124,7 +124,7 @@ def _tiles(found: Sequence[Section]) -> list[Tiles]:
     return [Tiles(section.start, section.count, section.size) for section in found]
 
 
-def _row_tiles(total: Dim, largest: int) -> list[Tiles]:
+def row_tiles(total: Dim, largest: int) -> list[Tiles]:
     """Rows as tiles; where their number is known at run time only, the largest and then what is left in powers of two."""
     if isinstance(total, int):
         return _tiles(sections(total, largest))
@@ -183,7 +183,7 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
     With few steps of k, small tiles let the epilogue of one overlap with the sums of the next (16 to 96 channels at 112 x 112:
     95 % of peak with 5 x 2, 85 % with 6 x 4; AMD EPYC, Zen 4).
     """
-    if _supposed(gemm.k) <= _SHORT_SUM:
+    if supposed(gemm.k) <= _SHORT_SUM:
         return min(register_rows(target, nv), max(1, -(-10 // nv)))
     return min(register_rows(target, nv), 14)
 
@@ -191,16 +191,16 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance."""
     roomy = target.vector_registers >= 32
-    m, vectors = _supposed(gemm.m), -(-_supposed(gemm.n) // gemm.lanes)
+    m, vectors = supposed(gemm.m), -(-supposed(gemm.n) // gemm.lanes)
     if m < 4:
         candidates: tuple[int, ...] = (8,) if roomy else (6,)
-    elif _supposed(gemm.k) <= _SHORT_SUM:
+    elif supposed(gemm.k) <= _SHORT_SUM:
         candidates = (2,) if vectors % 2 == 0 else (2, 3)
     else:
         candidates = (1, 2, 3, 4) if roomy else (1, 2, 3)
     nv = min(candidates, key=lambda v: _tile_cost(gemm, v, tile_limit(gemm, target, v)))
     mr = tile_limit(gemm, target, nv)
-    batches = prod(_supposed(batch.extent) for batch in gemm.batches)
+    batches = prod(batch.extent for batch in gemm.batches if isinstance(batch.extent, int))
     shares = {
         "m": [s.count for s in sections(m, mr)],
         "n": [s.count for s in sections(vectors, nv)],
@@ -215,7 +215,7 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
     """The heuristic, then every tile that fits the registers in both orders and with either loop shared."""
     first = heuristic(gemm, target, threads)
     found = [first]
-    for nv in (1, 2, 3, 4) if _supposed(gemm.m) >= 4 else (4, 6, 8, 12, 16):
+    for nv in (1, 2, 3, 4) if supposed(gemm.m) >= 4 else (4, 6, 8, 12, 16):
         limit = min(register_rows(target, nv), 14)
         for mr in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
             for order in ("m", "n"):
@@ -229,8 +229,8 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
 def _tile_cost(gemm: Gemm, nv: int, mr: int) -> float:
     """Cycles per k of the whole output by issue slots: two multiply-adds or two loads a cycle, and their latency of 4 cycles."""
     cost = 0.0
-    for rows in sections(_supposed(gemm.m), mr):
-        for panels in sections(-(-_supposed(gemm.n) // gemm.lanes), nv):
+    for rows in sections(supposed(gemm.m), mr):
+        for panels in sections(-(-supposed(gemm.n) // gemm.lanes), nv):
             fma, loads = rows.size * panels.size, rows.size + panels.size
             cost += rows.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / max(fma, 1))
     return cost
@@ -258,7 +258,7 @@ class GemmWriter:
         if self._converts:
             self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * fewer(schedule.mr, gemm.m), Access.SCRATCH)
         self._epilogue = epilogue
-        self._rows = _row_tiles(gemm.m, schedule.mr)
+        self._rows = row_tiles(gemm.m, schedule.mr)
         self._panels = _panel_tiles(gemm, schedule.nv, padded=epilogue.padded)
         self._tail = None if epilogue.padded or not isinstance(gemm.n, int) else gemm.n % gemm.lanes or None
 

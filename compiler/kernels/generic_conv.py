@@ -38,11 +38,11 @@ class GenericConv:
     name = "generic_conv"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Known shapes, row-major, one dtype of 32 or 64 bits."""
+        """Weights of a known shape, row-major, one dtype of 32 or 64 bits."""
         x, w = workload.inputs[0].type, workload.inputs[1].type
         dtypes = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64)
         same = compute_dtype(x.dtype) is compute_dtype(w.dtype) is workload.anchor.dtype and workload.anchor.dtype in dtypes
-        return same and x.is_static and w.is_static and x.block == w.block == workload.output.block == 1
+        return same and w.is_static and x.block == w.block == workload.output.block == 1
 
     def heuristic(self, workload: Workload, target: Target) -> GenericSchedule:
         lanes = target.vector_bits // (8 * workload.anchor.dtype.itemsize)
@@ -86,7 +86,7 @@ class _Steps:
 
 class _Writer:
     def __init__(self, workload: Workload, schedule: GenericSchedule, name: str) -> None:
-        x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
+        x, w = workload.inputs[0].type, workload.inputs[1].type.static_shape
         self._builder = LoopBuilder(name)
         self._workload = workload
         self._schedule = schedule
@@ -94,9 +94,7 @@ class _Writer:
         self._filters, self._channels = w[0] // self._group, w[1]
         self._kernel = w[2:]
         self._padded = -(-self._filters // schedule.lanes) * schedule.lanes
-        self._axes = spatial_axes(
-            x.static_shape[2:], out.static_shape[2:], w[2:], workload.ints("strides"), workload.ints("dilations"), workload.ints("pads")
-        )
+        self._axes = spatial_axes(workload, w[2:])
         taps = prod(self._kernel)
         if workload.inputs[1].constant:
             sizes = {1: self._group * self._channels * taps * self._padded}
@@ -109,7 +107,7 @@ class _Writer:
         self._epilogue = Epilogue(self._builder, workload, operands)
 
     def write(self) -> Function:
-        b, out = self._builder, self._workload.output.static_shape
+        b, out = self._builder, self._workload.output.shape
         rows = out[2] if len(out) > 2 else 1
         with b.loop("i", 0, out[0] * self._group * rows, parallel=True) as i:
             images, y = i.var // rows, i.var % rows
@@ -152,7 +150,7 @@ class _Writer:
             right = [self._weights(w_at + v * lanes * self._steps.filter, count) for v, count in enumerate(counts)]
             return [b.fma(left, r, acc) for r, acc in zip(right, accs, strict=True)]
         axis = self._axes[depth]
-        first = place[depth] * axis.stride - axis.pad
+        first = axis.first(place[depth])
         low, high = tap_bounds(axis, first)
         step = prod(self._kernel[depth + 1 :]) * self._steps.tap
         with b.loop("w", low, high, carried=accs) as tap:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
+from compiler.kernels.windows import window_pads
 from compiler.target import Target
 
 
@@ -29,14 +30,18 @@ class PointwiseConv:
         out = workload.output
         if not (
             w.constant
-            and x.is_static
             and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32
             and out.block == target.lanes
             and out.block == workload.anchor.block
         ):
             return False
         aligned = group == 1 or (w.type.static_shape[0] // group % out.block == 0 and w.type.static_shape[1] % out.block == 0)
-        return aligned and all(k == 1 for k in w.type.static_shape[2:]) and not any(workload.ints("pads")) and x.block in (1, out.block)
+        return (
+            aligned
+            and all(k == 1 for k in w.type.static_shape[2:])
+            and not any(pad != 0 for pad in window_pads(workload))
+            and x.block in (1, out.block)
+        )
 
     def heuristic(self, workload: Workload, target: Target) -> g.GemmSchedule:
         return g.heuristic(_gemm(workload), target, workload.threads)
@@ -68,10 +73,9 @@ class PointwiseConv:
 def _gemm(workload: Workload) -> g.Gemm:
     x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
     block, group = out.block, workload.int("group")
-    batch, *spatial = x.static_shape[:1] + x.static_shape[2:]
-    outputs = out.static_shape[2:]
+    batch, outputs = x.shape[0], out.shape[2:]
     channels, filters = w[1], w[0] // group
-    strides = [s for s in physical_strides(x) if isinstance(s, int)]
+    strides = physical_strides(x)
     blocked = x.block != 1
     channel_block, lane = (strides[1], 1) if blocked else (strides[1] * block, strides[1])
     group_step = channels // block * strides[1] if blocked else channels * strides[1]
@@ -80,13 +84,11 @@ def _gemm(workload: Workload) -> g.Gemm:
     walk = flat_axis(workload, row_axes) if all(s == 1 for s in workload.ints("strides")) else None
     merged = walk is not None
     row_extents = [] if merged else list(outputs[:-1])
-    steps = [s * stride for s, stride in zip(workload.ints("strides"), strides[2 : 2 + len(spatial)], strict=True)]
+    steps = [s * stride for s, stride in zip(workload.ints("strides"), strides[2 : 2 + len(outputs)], strict=True)]
     vectors = -(-filters // block)
     batches = [g.Batch(batch, strides[0], 0), g.Batch(group, group_step, channels * vectors * block)]
     batches += [g.Batch(extent, step, 0) for extent, step in zip(row_extents, steps, strict=False)]
-    inner = 1
-    for extent in outputs if merged else outputs[-1:]:
-        inner *= extent
+    inner = product(outputs if merged else outputs[-1:])
 
     def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
         rows: list[Dim] = [m if axis == walk else 0 for axis in row_axes] if merged else [*indices[2:], m]

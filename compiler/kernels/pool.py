@@ -1,8 +1,8 @@
 """Max and average pooling over one to three spatial axes.
 
 Blocked tensors have channels in the lanes and a tile of neighbouring outputs in registers; row-major ones have neighbouring outputs in
-the lanes. Taps along the innermost axis are unrolled, with those of border outputs known here; the loops over the other
-axes of the window are cut to what lies inside the input.
+the lanes. Taps along the innermost axis are unrolled, with those of border outputs known here, or masked where sizes are known at run time
+only; the loops over the other axes of the window are cut to what lies inside the input.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
-from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
 from compiler.kernels.loops import Chunk, expression_dtypes, load_used_lanes, pack_plain, parallel_nest, vector_lanes, vector_loop
-from compiler.kernels.windows import Axis, spatial_axes, tap_bounds, tile_runs
+from compiler.kernels.windows import Axis, Read, masked_read, spatial_axes, static_taps, tap_bounds, tile_runs, window_pads
 from compiler.target import Target
 
 _MOST_UNROLLED_TAPS = 32
@@ -36,12 +36,16 @@ class PoolSchedule:
 
 @dataclass(frozen=True)
 class _Unit:
-    """One output vector: its position along the innermost spatial axis, lanes in use, and taps inside the input."""
+    """One output vector: its position along the innermost spatial axis, lanes in use, and taps inside the input, or perhaps inside if ``masked``.
+
+    ``divisor`` is what an average of its window's extent along that axis is divided by.
+    """
 
     position: Dim
     count: Dim
     taps: Sequence[int]
-    divisor: int
+    divisor: Dim
+    masked: bool = False
 
 
 class Pool:
@@ -50,9 +54,9 @@ class Pool:
     name = "pool"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static shapes in one layout; averages of floats."""
+        """One layout; averages of floats."""
         x, output = workload.inputs[0].type, workload.output
-        return x.is_static and x.rank >= 3 and x.block == output.block and (workload.attrs["kind"] == "max" or x.dtype.is_float)
+        return x.rank >= 3 and x.block == output.block and (workload.attrs["kind"] == "max" or x.dtype.is_float)
 
     def heuristic(self, workload: Workload, target: Target) -> PoolSchedule:
         return PoolSchedule(max(1, min(4, _MOST_UNROLLED_TAPS // workload.ints("kernel_shape")[-1])))
@@ -71,7 +75,7 @@ class Pool:
             writer = _PoolWriter(b, workload, (x, out), Epilogue(b, workload, operands))
             if workload.output.block == 1:
                 dtypes = [x.dtype, writer.fold.dtype, *expression_dtypes(workload.epilogue)]
-                writer.row_major(vector_lanes(target, dtypes, workload.output.static_shape[-1]), schedule.tile)
+                writer.row_major(vector_lanes(target, dtypes, workload.output.shape[-1]), schedule.tile)
             else:
                 writer.blocked(schedule.tile)
         return b.function()
@@ -86,10 +90,9 @@ class _PoolWriter:
         self._workload = workload
         self._x, self._out = buffers
         self._epilogue = epilogue
-        x, output = workload.inputs[0].type, workload.output
-        kernel, pads = workload.ints("kernel_shape"), workload.ints("pads")
-        strides, dilations = workload.ints("strides"), workload.ints("dilations")
-        self._axes = spatial_axes(x.static_shape[2:], output.static_shape[2:], kernel, strides, dilations, pads)
+        x = workload.inputs[0].type
+        kernel, pads = workload.ints("kernel_shape"), window_pads(workload)
+        self._axes = spatial_axes(workload, kernel)
         include = bool(workload.attrs.get("count_include_pad"))
         self._reach = [axis.size + pad for axis, pad in zip(self._axes, pads[len(kernel) :], strict=True)] if include else None
         self._steps = physical_strides(x)
@@ -103,41 +106,49 @@ class _PoolWriter:
         with self._outer() as at:
             for run in tile_runs(last, tile):
                 with self._b.loop("t", 0, run.count) as loop:
-                    first = loop.var * run.size + run.start
-                    units = [_Unit(first + i, block, taps, self._divisor(run.start + i, taps)) for i, taps in enumerate(run.taps)]
+                    first = run.position(loop.var)
+                    units = [
+                        _Unit(first + i, block, taps, self._divisor(first + i if run.masked else run.start + i, taps, run.masked), run.masked)
+                        for i, taps in enumerate(run.taps)
+                    ]
                     self._windows(at, units, block)
 
     def row_major(self, lanes: int, tile: int) -> None:
         """Lanes are neighbouring outputs whose taps are all inside the input; the others are computed one by one."""
         last = self._axes[-1]
         every = tuple(range(last.kernel))
-        inside = [position for position in range(last.out) if last.taps(position) == every]
-        start, stop = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        start = minimum(last.start, last.out) if last.cut else 0
+        stop = maximum(start, minimum(last.stop, last.out)) if last.cut else last.out
         with self._outer() as at:
 
             def interior(chunks: list[Chunk]) -> None:
                 self._windows(at, [_Unit(position + start, count, every, last.kernel) for position, count in chunks], lanes)
 
             vector_loop(self._b, stop - start, lanes, tile, interior)
-            for position in (*range(start), *range(stop, last.out)):
-                taps = last.taps(position)
-                self._windows(at, [_Unit(position, 1, taps, self._divisor(position, taps))], 1)
+            if isinstance(start, int) and isinstance(stop, int) and isinstance(last.out, int):
+                for position in (*range(start), *range(stop, last.out)):
+                    taps = static_taps(last, position)
+                    self._windows(at, [_Unit(position, 1, taps, self._divisor(position, taps))], 1)
+                return
+            for begin, end in ((0, start), (stop, last.out)):
+                with self._b.loop("t", begin, end) as loop:
+                    self._windows(at, [_Unit(loop.var, 1, every, self._divisor(loop.var, every, masked=True), masked=True)], 1)
 
     @contextmanager
     def _outer(self) -> Iterator[list[Dim]]:
         """Loops over everything but the innermost spatial axis and the lanes: physical output coordinates."""
         extents = self._workload.output.physical_shape[: 2 + len(self._axes) - 1]
-        with parallel_nest(self._b, [extent for extent in extents if isinstance(extent, int)], self._workload.threads) as at:
+        with parallel_nest(self._b, extents, self._workload.threads) as at:
             yield at
 
     def _windows(self, at: Sequence[Dim], units: Sequence[_Unit], lanes: int) -> None:
         """Fold the windows of several outputs and store them; ``at`` are the outer coordinates."""
         rows = at[2:]
-        firsts = [row * axis.stride - axis.pad for row, axis in zip(rows, self._axes, strict=False)]
+        firsts = [axis.first(row) for row, axis in zip(rows, self._axes, strict=False)]
         bounds = [tap_bounds(axis, first) for axis, first in zip(self._axes, firsts, strict=False)]
         base = at[0] * self._steps[0] + at[1] * self._steps[1]
         accumulators = self._taps(units, lanes, base, list(zip(self._axes, firsts, bounds, strict=False)), 0, [self.fold.start(lanes)] * len(units))
-        divisor = self._outer_divisor(firsts, bounds)
+        divisor = product([self._divisor_along(axis, first) for axis, first in enumerate(firsts)])
         for unit, value in zip(units, accumulators, strict=True):
             result = self._divided(value, divisor * unit.divisor) if self._average else value
             result = self._b.cast(result, self._workload.anchor.dtype)
@@ -160,31 +171,34 @@ class _PoolWriter:
         folded = list(accumulators)
         for number, unit in enumerate(units):
             for tap in unit.taps:
-                place = index + (unit.position * last.stride + (tap * last.dilation - last.pad)) * step
+                position = last.first(unit.position) + tap * last.dilation
+                read = masked_read(self._b, last, position, lanes) if unit.masked else Read(position)
                 between = last.stride if self._workload.output.block == 1 else 1
-                value = load_used_lanes(self._b, self._x, _spaced(place, between), unit.count, lanes, loads)
-                folded[number : number + 1] = self.fold.combine([folded[number]], [self._b.cast(value, self.fold.dtype)])
+                value = load_used_lanes(self._b, self._x, _spaced(index + read.place * step, between), unit.count, lanes, loads)
+                value = self._b.cast(value, self.fold.dtype)
+                if read.inside is not None:
+                    inside = self._b.op("ne", read.inside, self._b.const(0, read.inside.type))
+                    value = self._b.op("select", inside, value, self.fold.start(lanes))
+                folded[number : number + 1] = self.fold.combine([folded[number]], [value])
         return folded
 
-    def _divisor(self, position: int, taps: Sequence[int]) -> int:
+    def _divisor(self, position: Dim, taps: Sequence[int], masked: bool = False) -> Dim:
         """What an average is divided by for its window's extent along the innermost axis."""
-        if self._reach is None:
+        if not masked and (self._reach is None or len(taps) == self._axes[-1].kernel):
             return max(1, len(taps))
-        axis, reach = self._axes[-1], self._reach[-1]
-        first = position * axis.stride - axis.pad
-        return max(1, sum(first + k * axis.dilation < reach for k in range(axis.kernel)))
+        return self._divisor_along(len(self._axes) - 1, self._axes[-1].first(position))
 
-    def _outer_divisor(self, firsts: Sequence[Dim], bounds: Sequence[tuple[Dim, Dim]]) -> Dim:
-        total: Dim = 1
-        for k, (first, (low, high)) in enumerate(zip(firsts, bounds, strict=True)):
-            axis = self._axes[k]
-            if self._reach is None:
-                total = total * maximum(high - low, 1)
-            elif (axis.out - 1) * axis.stride - axis.pad + (axis.kernel - 1) * axis.dilation < self._reach[k]:
-                total = total * axis.kernel
-            else:
-                total = total * maximum(minimum(axis.kernel, floordiv(self._reach[k] - 1 - first, axis.dilation) + 1), 1)
-        return total
+    def _divisor_along(self, number: int, first: Dim) -> Dim:
+        """What an average is divided by for the extent, along an axis, of the window whose tap 0 reads ``first``: its taps inside the input,
+        or inside the input and its padding."""
+        axis = self._axes[number]
+        if self._reach is None:
+            low, high = tap_bounds(axis, first)
+            return maximum(high - low, 1)
+        beyond = self._reach[number] + axis.pad - (axis.out - 1) * axis.stride - (axis.kernel - 1) * axis.dilation
+        if isinstance(beyond, int) and beyond > 0:
+            return axis.kernel
+        return maximum(minimum(axis.kernel, floordiv(self._reach[number] - 1 - first, axis.dilation) + 1), 1)
 
     def _divided(self, value: Reg, divisor: Dim) -> Reg:
         b, lanes = self._b, value.type.lanes

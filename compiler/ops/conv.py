@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from compiler.ir.graph import Array, Value
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, floordiv, maximum
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.binary import same_dtype
@@ -18,6 +18,7 @@ from compiler.ops.support import (
     Attrs,
     Types,
     array,
+    attr_dims,
     attr_int,
     attr_ints,
     first_type,
@@ -68,14 +69,15 @@ class Conv(Op):
         same_dtype(inputs)
         x, w, group = first_type(inputs), given(inputs[1]), attr_int(attrs, "group")
         channels, outputs = x.shape[1], known(w.shape[0], "the number of filters")
-        if x.rank != w.rank or channels != w.shape[1] * group or outputs % group:
+        fits = channels == w.shape[1] * group or not isinstance(channels, int)
+        if x.rank != w.rank or not fits or outputs % group:
             raise UnsupportedForm(f"weights {w} with group {group} do not fit input {x}")
         return (TensorType(x.dtype, (x.shape[0], outputs, *self._windows(x, w, attrs))),)
 
     @staticmethod
     def _windows(x: TensorType, w: TensorType, attrs: Attrs) -> list[Dim]:
-        pads, strides, dilations = (attr_ints(attrs, name) for name in ("pads", "strides", "dilations"))
-        axes = x.rank - 2
+        pads, axes = attr_dims(attrs, "pads"), x.rank - 2
+        strides, dilations = (attr_ints(attrs, name) for name in ("strides", "dilations"))
         return [
             output_dim(x.shape[2 + a], known(w.shape[2 + a], "a kernel dim"), strides[a], pads[a], pads[axes + a], dilations[a]) for a in range(axes)
         ]
@@ -93,6 +95,10 @@ class Conv(Op):
             pixels = view.reshape(*view.shape[:3], prod(out[2:]))
             total += at * pixels if w.shape[1] == 1 else np.matmul(at, pixels)
         return (total.reshape(out).astype(x.dtype),)
+
+    def assumes(self, inputs: Types, attrs: Attrs) -> Sequence[tuple[Dim, Dim]]:
+        wanted = given(inputs[1]).shape[1] * attr_int(attrs, "group")
+        return [(first_type(inputs).shape[1], wanted)]
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         x, w, group = first_type(inputs), given(inputs[1]), attr_int(attrs, "group")
@@ -118,28 +124,28 @@ def conv(context: FormContext) -> Value:
     kernel = known_shape(w, "the weights")[2:]
     strides, dilations = spatial(context, "strides", axes, 1), spatial(context, "dilations", axes, 1)
     pads = window_pads(context, x.type.shape[2:], kernel, strides, dilations)
-    if min(pads) < 0:
+    if any(isinstance(pad, int) and pad < 0 for pad in pads):
         x = context.emit("pad", x, begins=(0, 0, *pads[:axes]), ends=(0, 0, *pads[axes:]), mode="constant", value=0.0)
         pads = (0,) * 2 * axes
     return _with_bias(context, context.emit("conv", x, w, strides=strides, pads=pads, dilations=dilations, group=int(context.attrs.get("group", 1))))
 
 
 def _transposed_pads(
-    context: FormContext, shape: Sequence[int], extents: Sequence[int], strides: Sequence[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    context: FormContext, shape: Sequence[Dim], extents: Sequence[int], strides: Sequence[int]
+) -> tuple[tuple[Dim, ...], tuple[Dim, ...]]:
     """Where the result begins in the full one, and its spatial shape."""
     axes = len(shape)
     more = spatial(context, "output_padding", axes, 0)
     full = [(dim - 1) * stride + extent + extra for dim, stride, extent, extra in zip(shape, strides, extents, more, strict=True)]
     auto = context.attrs.get("auto_pad", "NOTSET")
-    wanted = tuple(int(v) for v in context.attrs["output_shape"])[-axes:] if "output_shape" in context.attrs else None
+    wanted: tuple[Dim, ...] | None = tuple(int(v) for v in context.attrs["output_shape"])[-axes:] if "output_shape" in context.attrs else None
     if wanted is None and auto.startswith("SAME"):
         wanted = tuple(dim * stride for dim, stride in zip(shape, strides, strict=True))
     if wanted is None:
         pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes)) if auto in ("NOTSET", "") else (0,) * 2 * axes
         return pads[:axes], tuple(size - pads[a] - pads[axes + a] for a, size in enumerate(full))
-    totals = [max(size - want, 0) for size, want in zip(full, wanted, strict=True)]
-    return tuple(total // 2 if auto == "SAME_UPPER" else total - total // 2 for total in totals), wanted
+    totals = [maximum(size - want, 0) for size, want in zip(full, wanted, strict=True)]
+    return tuple(floordiv(total, 2) if auto == "SAME_UPPER" else total - floordiv(total, 2) for total in totals), wanted
 
 
 def _conv_transpose(context: FormContext) -> Value:
@@ -149,27 +155,24 @@ def _conv_transpose(context: FormContext) -> Value:
     strides, dilations = spatial(context, "strides", axes, 1), spatial(context, "dilations", axes, 1)
     kernel = known_shape(w, "the weights")[2:]
     extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    shape = tuple(known(dim, "a spatial dim") for dim in x.type.shape[2:])
-    begins, out = _transposed_pads(context, shape, extents, strides)
+    begins, out = _transposed_pads(context, x.type.shape[2:], extents, strides)
     weights = context.constant(1)
     if weights is not None:
         full = _by_phases(context, x, weights, group, strides, dilations, extents)
     else:
         full = _by_zero_stuffing(context, x, w, group, strides, dilations)
-    have = known_shape(full, "the result")[2:]
-    ends = tuple(want + begin - size for want, begin, size in zip(out, begins, have, strict=True))
-    if any(begins) or any(ends):
-        before = tuple(-begin for begin in begins)
-        full = _crop_and_pad(context, full, before, ends)
+    ends = tuple(want + begin - size for want, begin, size in zip(out, begins, full.type.shape[2:], strict=True))
+    if any(end != 0 for end in (*begins, *ends)):
+        full = _crop_and_pad(context, full, tuple(-begin for begin in begins), ends)
     return _with_bias(context, full)
 
 
-def _crop_and_pad(context: FormContext, x: Value, begins: Sequence[int], ends: Sequence[int]) -> Value:
+def _crop_and_pad(context: FormContext, x: Value, begins: Sequence[Dim], ends: Sequence[Dim]) -> Value:
     for axis, (begin, end) in enumerate(zip(begins, ends, strict=True), 2):
-        dim = known(x.type.shape[axis], "a dim")
-        x = slice_axis(context, x, axis, max(0, -begin), dim - max(0, -begin) - max(0, -end))
-    more_begins, more_ends = tuple(max(0, b) for b in begins), tuple(max(0, e) for e in ends)
-    if not any(more_begins) and not any(more_ends):
+        start = maximum(0, -begin)
+        x = slice_axis(context, x, axis, start, x.type.shape[axis] - start - maximum(0, -end))
+    more_begins, more_ends = tuple(maximum(0, b) for b in begins), tuple(maximum(0, e) for e in ends)
+    if all(more == 0 for more in (*more_begins, *more_ends)):
         return x
     return context.emit("pad", x, begins=(0, 0, *more_begins), ends=(0, 0, *more_ends), mode="constant", value=0.0)
 

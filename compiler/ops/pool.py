@@ -10,8 +10,9 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.dims import iota, number
 from compiler.ops.roi_align import ROI_SAMPLES, roi_align
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_type, known, known_shape, scalar_like
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_dims, attr_ints, first_type, reshape, scalar_like
 from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
 
 _X = (np.sin(np.arange(2 * 3 * 7 * 6) * 1.3) * 4).astype(np.float32).reshape(2, 3, 7, 6)
@@ -45,8 +46,8 @@ class Pool(Op):
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         x = first_type(inputs)
-        kernel, strides, pads, dilations = (attr_ints(attrs, n) for n in ("kernel_shape", "strides", "pads", "dilations"))
-        axes = len(kernel)
+        kernel, strides, dilations = (attr_ints(attrs, n) for n in ("kernel_shape", "strides", "dilations"))
+        axes, pads = len(kernel), attr_dims(attrs, "pads")
         dims: list[Dim] = [
             output_dim(x.shape[2 + a], kernel[a], strides[a], pads[a], pads[axes + a], dilations[a], ceil=bool(attrs["ceil_mode"]))
             for a in range(axes)
@@ -106,13 +107,12 @@ def _max_pool(context: FormContext) -> Value | Sequence[Value]:
 def _max_pool_with_positions(context: FormContext) -> Sequence[Value]:
     """The maxima and their flat positions in x: the elements of a window compared one after another, the first of equal ones kept."""
     x = context.input(0)
-    batch, channels, *dims = known_shape(x, "the input")
+    batch, channels, *dims = x.type.shape
     axes = len(dims)
     kernel, strides, dilations = (spatial(context, name, axes, 1) for name in ("kernel_shape", "strides", "dilations"))
     pads = window_pads(context, dims, kernel, strides, dilations)
     ceil = bool(context.attrs.get("ceil_mode", 0))
-    found = (output_dim(dims[a], kernel[a], strides[a], pads[a], pads[axes + a], dilations[a], ceil=ceil) for a in range(axes))
-    windows = [known(dim, "a dim of the output") for dim in found]
+    windows = [output_dim(dims[a], kernel[a], strides[a], pads[a], pads[axes + a], dilations[a], ceil=ceil) for a in range(axes)]
     reach = [(windows[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 for a in range(axes)]
     ends = tuple(reach[a] - dims[a] - pads[a] for a in range(axes))
     dtype = x.type.dtype.numpy
@@ -120,14 +120,18 @@ def _max_pool_with_positions(context: FormContext) -> Sequence[Value]:
     padded = context.emit("pad", x, begins=(0, 0, *pads[:axes]), ends=(0, 0, *ends), mode="constant", value=lowest)
     # Column-major order counts the first spatial axis fastest.
     order = range(axes) if context.attrs.get("storage_order", 0) else reversed(range(axes))
-    steps, size = [0] * axes, 1
+    steps: list[Dim] = [0] * axes
+    size: Dim = 1
     for axis in order:
         steps[axis], size = size, size * dims[axis]
     best: Value | None = None
     for tap in np.ndindex(*kernel):
         starts = (0, 0, *(t * d for t, d in zip(tap, dilations, strict=True)))
         value = context.emit("slice", padded, starts=starts, sizes=(batch, channels, *windows), steps=(1, 1, *strides))
-        place = context.const(np.array(sum(t * d * s for t, d, s in zip(tap, dilations, steps, strict=True)), np.int64))
+        distance: Dim = 0
+        for t, d, s in zip(tap, dilations, steps, strict=True):
+            distance = distance + s * (t * d)
+        place = number(context, distance)
         if best is None:
             best, offset = value, place
             continue
@@ -136,11 +140,13 @@ def _max_pool_with_positions(context: FormContext) -> Sequence[Value]:
         best = context.emit("where", better, value, best)
     if best is None:
         raise UnsupportedForm("the windows are empty")
-    origin = np.arange(batch * channels, dtype=np.int64).reshape(batch, channels, *(1,) * axes) * size
+    images = reshape(context, iota(context, batch * channels), (batch, channels, *(1,) * axes))
+    positions = context.emit("add", offset, context.emit("mul", images, number(context, size)))
     for a in range(axes):
-        along = (np.arange(windows[a], dtype=np.int64) * strides[a] - pads[a]) * steps[a]
-        origin = origin + along.reshape((-1,) + (1,) * (axes - 1 - a))
-    return [best, context.emit("add", offset, context.const(origin))]
+        first = context.emit("mul", iota(context, windows[a]), number(context, strides[a]))
+        along = context.emit("mul", context.emit("sub", first, number(context, pads[a])), number(context, steps[a]))
+        positions = context.emit("add", positions, reshape(context, along, (windows[a], *(1,) * (axes - 1 - a))))
+    return [best, positions]
 
 
 def _power(context: FormContext, x: Value, exponent: float) -> Value:

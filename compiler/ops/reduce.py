@@ -10,9 +10,10 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType, TensorType, compute_dtype
+from compiler.ops.dims import number
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -161,11 +162,15 @@ def reduce(context: FormContext, x: Value, kind: str, axes: tuple[int, ...], *, 
 
 
 def mean(context: FormContext, x: Value, axes: tuple[int, ...], *, keepdims: bool = True) -> Value:
-    """The arithmetic mean along axes: a sum times a constant (for integers, divided by it)."""
-    count = prod(known(x.type.shape[axis], "a reduced dim") for axis in axes)
+    """The arithmetic mean along axes: a sum times a constant, or divided by a number (for integers, or where a run knows it)."""
+    count = product([x.type.shape[axis] for axis in axes])
     total = reduce(context, x, "sum", axes, keepdims=keepdims)
     if count == 1:
         return total
+    if not isinstance(count, int):
+        wide = compute_dtype(x.type.dtype)
+        quotient = context.emit("div", cast_to(context, total, wide), cast_to(context, number(context, count), wide))
+        return cast_to(context, quotient, x.type.dtype)
     if not x.type.dtype.is_float:
         return context.emit("div", total, scalar_like(context, x, count))
     return context.emit("mul", total, scalar_like(context, x, 1 / count if count else np.nan))

@@ -8,9 +8,8 @@ from itertools import product as cartesian
 import numpy as np
 
 from compiler.ir.graph import Array
-from compiler.ir.intexpr import Dim, ceildiv, floordiv
+from compiler.ir.intexpr import Dim, ceildiv, floordiv, maximum, minimum
 from compiler.ir.op import FormContext, UnsupportedForm
-from compiler.ops.support import known
 
 
 def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[int, ...]:
@@ -25,8 +24,18 @@ def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[i
 
 def window_pads(
     context: FormContext, shape: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[int, ...]:
-    """Padding of the spatial axes, begins then ends, from ``pads`` or ``auto_pad``."""
+) -> tuple[Dim, ...]:
+    """Padding of the spatial axes, begins then ends, from ``pads`` or ``auto_pad``. A run checks what is not known of a window's size."""
+    pads = _pads(context, shape, kernel, strides, dilations)
+    for axis, dim in enumerate(shape):
+        extent = (kernel[axis] - 1) * dilations[axis] + 1
+        if not isinstance(dim, int):
+            context.check(1, dim, None, "a spatial axis of its input has {value} elements, where a window needs at least one")
+            context.check(extent, dim + pads[axis] + pads[len(shape) + axis], None, "a window of {low} does not fit in {value} elements")
+    return pads
+
+
+def _pads(context: FormContext, shape: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> tuple[Dim, ...]:
     axes = len(shape)
     auto = context.attrs.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", ""):
@@ -38,30 +47,29 @@ def window_pads(
         return (0,) * 2 * axes
     if auto not in ("SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedForm(f"auto_pad {auto!r} is not known")
-    begins: list[int] = []
-    ends: list[int] = []
+    begins: list[Dim] = []
+    ends: list[Dim] = []
     for dim, size, stride, dilation in zip(shape, kernel, strides, dilations, strict=True):
         extent = (size - 1) * dilation + 1
-        if stride == 1:
-            total = extent - 1
-        else:
-            length = known(dim, "a padded dim")
-            total = max((-(-length // stride) - 1) * stride + extent - length, 0)
-        begin = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        total = (ceildiv(dim, stride) - 1) * stride + extent - dim
+        if extent < stride:
+            total = maximum(total, 0)
+        begin = floordiv(total, 2) if auto == "SAME_UPPER" else total - floordiv(total, 2)
         begins.append(begin)
         ends.append(total - begin)
     return (*begins, *ends)
 
 
-def output_dim(dim: Dim, kernel: int, stride: int, begin: int, end: int, dilation: int, *, ceil: bool = False) -> Dim:
+def output_dim(dim: Dim, kernel: int, stride: int, begin: Dim, end: Dim, dilation: int, *, ceil: bool = False) -> Dim:
     """Windows along one axis; with ``ceil`` a last partial one counts if it starts before the end padding."""
     room = dim + (begin + end - (kernel - 1) * dilation - 1)
     if isinstance(room, int) and room < 0:
         raise UnsupportedForm(f"a window of {(kernel - 1) * dilation + 1} does not fit in {dim} + {begin} + {end} elements")
     if not ceil:
         return floordiv(room, stride) + 1
-    count = ceildiv(room, stride) + 1
-    return count - 1 if isinstance(count, int) and isinstance(dim, int) and (count - 1) * stride >= dim + begin else count
+    count, starts = ceildiv(room, stride) + 1, floordiv(dim + begin - 1, stride) + 1
+    shorter = room + stride - (dim + begin)
+    return count if isinstance(shorter, int) and shorter <= 0 else minimum(count, starts)
 
 
 def taps(

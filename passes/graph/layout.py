@@ -96,12 +96,13 @@ class _Cut:
         return {Layouts.SAME: number, Layouts.BLOCKED_OUT: _BLOCKED}.get(self.kinds[number], _ROW_MAJOR)
 
     def _kind(self, node: Node) -> Layouts:
-        """``Op.layouts``, or PLAIN where weights are not known now or a value on a free side could not be blocked."""
+        """``Op.layouts``, or PLAIN where weights or channels are not known now or a value on a free side could not be blocked."""
         if node.regions:
             return Layouts.PLAIN
         kind = lookup(node.op).layouts([None if v is None else v.type for v in node.inputs], node.attrs, self.block)
-        if kind is Layouts.BLOCKED_OUT and any(v is not None and v not in self._graph.constants for v in node.inputs[1:]):
-            return Layouts.PLAIN
+        if kind is Layouts.BLOCKED_OUT:
+            x, *weights = node.present_inputs
+            return kind if _blockable(x.type) and all(v in self._graph.constants for v in weights) else Layouts.PLAIN
         if kind is not Layouts.SAME:
             return kind
         results = [v.type for v in node.outputs]

@@ -1,0 +1,164 @@
+"""Convolution and pooling over sizes that only a run knows: compiled once, they give at every size what ONNX Runtime gives."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from symbolic_models import check, compiled, model_of
+
+from compiler.errors import UserError
+
+STEM = """
+g (float[n, 3, height, width] x) => (float[n, o, p, q] y) {
+  a = Conv<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(x, w1, b1)
+  b = Relu(a)
+  c = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1], group = 24>(b, w2)
+  d = Clip(c, low, high)
+  e = Conv<kernel_shape = [1, 1]>(d, w3)
+  f = Conv<kernel_shape = [5, 5], strides = [2, 2], pads = [2, 2, 2, 2], group = 40>(e, w4)
+  h = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(f, w5)
+  y = Add(h, f)
+}
+"""
+
+GROUPS = """
+g (float[n, 32, height, width] x) => (float[n, o, p, q] y, float[n, r, s, t] z, float[n, u, v, ww] k) {
+  a = Conv<kernel_shape = [3, 2], strides = [1, 3], pads = [2, 0, 1, 1], group = 2>(x, w1)
+  y = Sigmoid(a)
+  z = Conv<kernel_shape = [3, 3], dilations = [2, 3], pads = [2, 3, 2, 3]>(x, w2)
+  k = Conv<kernel_shape = [2, 3], strides = [2, 3], auto_pad = "SAME_LOWER", group = 4>(x, w3, b3)
+}
+"""
+
+POINTS = """
+g (float[n, 20, height, width] x) => (float[n, o, p, q] y, float[n, 40, height, width] s) {
+  a = Conv<kernel_shape = [1, 1]>(x, w1, b1)
+  r = Relu(a)
+  s = Conv<kernel_shape = [1, 1], group = 5>(r, w2)
+  b = Conv<kernel_shape = [1, 1], strides = [2, 3]>(r, w3)
+  m = GlobalAveragePool(b)
+  g = Sigmoid(m)
+  y = Mul(b, g)
+}
+"""
+
+OTHER_RANKS = """
+g (float[n, 4, length] x, float[n, 2, depth, height, width] v, float[8, 4, 3] w) => (
+    float[n, 8, o] y, float[n, c, p] d, float[n, 16, q, r, s] z, float[n, 8, p] t) {
+  y = Conv<kernel_shape = [3], strides = [2], pads = [2, 1]>(x, w)
+  d = Conv<kernel_shape = [5], pads = [4, 0], group = 4>(x, w1)
+  z = Conv<kernel_shape = [2, 3, 3], strides = [1, 2, 1], pads = [1, 1, 1, 0, 1, 1]>(v, w2)
+  t = Conv<kernel_shape = [3], pads = [1, 1]>(x, w3)
+}
+"""
+
+TRANSPOSED = """
+g (float[n, 8, height, width] x) => (float[n, 12, p, q] y, float[n, 6, r, s] z) {
+  y = ConvTranspose<kernel_shape = [2, 2], strides = [2, 2]>(x, w1, b1)
+  z = ConvTranspose<kernel_shape = [3, 4], strides = [2, 3], pads = [1, 0, 1, 2], output_padding = [1, 0]>(x, w2)
+}
+"""
+
+POOLS = """
+g (float[n, c, height, width] x) => (float[n, c, a1, a2] a, float[n, c, b1, b2] b, float[n, c, c1, c2] c0, float[n, c, d1, d2] d,
+    float[n, c, e1, e2] e, float[n, c, f1, f2] f, float[n, c, 1, 1] g0, float[n, c, 1, 1] h, float[n, c, i1, i2] i, int64[n, c, i1, i2] j) {
+  a = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(x)
+  b = MaxPool<kernel_shape = [3, 2], strides = [2, 3], ceil_mode = 1, pads = [1, 0, 0, 1]>(x)
+  c0 = AveragePool<kernel_shape = [3, 3], strides = [1, 2], pads = [1, 1, 1, 1], count_include_pad = 1>(x)
+  d = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [0, 1, 1, 0], ceil_mode = 1>(x)
+  e = AveragePool<kernel_shape = [2, 3], strides = [1, 2], auto_pad = "SAME_UPPER">(x)
+  f = MaxPool<kernel_shape = [2, 2], dilations = [2, 1], auto_pad = "VALID">(x)
+  g0 = GlobalAveragePool(x)
+  h = GlobalMaxPool(x)
+  i, j = MaxPool<kernel_shape = [2, 3], strides = [2, 1], pads = [0, 1, 1, 1]>(x)
+}
+"""
+
+
+def _wave(*shape: int) -> np.ndarray:
+    return np.sin(np.arange(np.prod(shape)) * 1.7).astype(np.float32).reshape(shape)
+
+
+@cache
+def _stem() -> bytes:
+    weights = {"w1": _wave(24, 3, 3, 3), "b1": _wave(24), "w2": _wave(24, 1, 3, 3), "w3": _wave(40, 24, 1, 1), "w4": _wave(40, 1, 5, 5)}
+    return model_of(STEM, 17, **weights, w5=_wave(40, 40, 3, 3), low=np.float32(0), high=np.float32(6))
+
+
+@cache
+def _groups() -> bytes:
+    return model_of(GROUPS, 17, w1=_wave(16, 16, 3, 2), w2=_wave(17, 32, 3, 3), w3=_wave(12, 8, 2, 3), b3=_wave(12))
+
+
+@cache
+def _points() -> bytes:
+    return model_of(POINTS, 17, w1=_wave(40, 20, 1, 1), b1=_wave(40), w2=_wave(40, 8, 1, 1), w3=_wave(11, 40, 1, 1))
+
+
+@cache
+def _other_ranks() -> bytes:
+    return model_of(OTHER_RANKS, 17, w1=_wave(4, 1, 5), w2=_wave(16, 2, 2, 3, 3), w3=_wave(8, 4, 3))
+
+
+@cache
+def _transposed() -> bytes:
+    return model_of(TRANSPOSED, 17, w1=_wave(8, 12, 2, 2), b1=_wave(12), w2=_wave(8, 6, 3, 4))
+
+
+@cache
+def _pools() -> bytes:
+    return model_of(POOLS, 17)
+
+
+BATCH, SIZE = st.integers(0, 3), st.integers(1, 45)
+THREADS = st.sampled_from([1, 3])
+sizes = settings(max_examples=25, deadline=None)
+
+
+def _random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@sizes
+@given(BATCH, SIZE, SIZE, THREADS)
+def test_a_stem_and_separable_convolutions(n: int, height: int, width: int, threads: int) -> None:
+    check(_stem(), {"x": _random(n, 3, height, width)}, threads)
+
+
+@sizes
+@given(BATCH, st.integers(5, 30), st.integers(7, 30), THREADS)
+def test_groups_dilations_and_uneven_pads(n: int, height: int, width: int, threads: int) -> None:
+    check(_groups(), {"x": _random(n, 32, height, width)}, threads)
+
+
+@sizes
+@given(BATCH, SIZE, SIZE, THREADS)
+def test_pointwise_convolutions(n: int, height: int, width: int, threads: int) -> None:
+    check(_points(), {"x": _random(n, 20, height, width)}, threads)
+
+
+@sizes
+@given(BATCH, st.integers(3, 40), st.integers(2, 5), st.integers(2, 9), st.integers(2, 20), THREADS)
+def test_one_and_three_spatial_axes(n: int, length: int, depth: int, height: int, width: int, threads: int) -> None:
+    check(_other_ranks(), {"x": _random(n, 4, length), "v": _random(n, 2, depth, height, width), "w": _random(8, 4, 3)}, threads)
+
+
+@sizes
+@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), THREADS)
+def test_transposed_convolutions(n: int, height: int, width: int, threads: int) -> None:
+    check(_transposed(), {"x": _random(n, 8, height, width)}, threads)
+
+
+@sizes
+@given(st.integers(1, 3), st.sampled_from([1, 5, 16]), st.integers(3, 30), st.integers(3, 40), THREADS)
+def test_pools(n: int, channels: int, height: int, width: int, threads: int) -> None:
+    check(_pools(), {"x": _random(n, channels, height, width)}, threads)
+
+
+def test_a_window_that_does_not_fit() -> None:
+    with pytest.raises(UserError, match="window of 3 does not fit in 2"):
+        compiled(_pools(), 1).run({"x": _random(1, 1, 2, 9)})
