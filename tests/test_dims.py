@@ -65,11 +65,18 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], int]] = {
     "scatter nd": ("ScatterND", [X, np.array([[1]], np.int64), X[:1] * 2], {}, 1),
     "scatter elements": ("ScatterElements", [X, np.array([[[2, -1]]], np.int64), X[:1, :1, :2] * 2], {"axis": 1}, 1),
     "reverse sequence": ("ReverseSequence", [X, ints(1, 3)], {"batch_axis": 0, "time_axis": 1}, 1),
+    "cumsum": ("CumSum", [X, np.array(-1, np.int64)], {"exclusive": 1}, 1),
+    "cumsum of a known axis": ("CumSum", [X, np.array(1, np.int64)], {"reverse": 1}, 1),
+    "nonzero": ("NonZero", [X % 3], {}, 1),
+    "compress": ("Compress", [X, np.array([True, False, True])], {"axis": 1}, 1),
+    "unique": ("Unique", [X % 5], {}, 4),
+    "unique in order": ("Unique", [X.reshape(-1) % 5], {"sorted": 0}, 4),
+    "unique of nothing": ("Unique", [X[:0]], {}, 4),
     "concat": ("Concat", [X, X[:, :1], X], {"axis": 1}, 1),
     "matmul": ("MatMul", [X, X[0].T.copy()], {}, 1),
     "add": ("Add", [X, X[:1]], {}, 1),
 }
-FIXED = {"slice": (3,), "slice of nothing": (3,), "slice from the end": (3,)}
+FIXED = {"cumsum of a known axis": (1,), "slice": (3,), "slice of nothing": (3,), "slice from the end": (3,)}
 """Inputs that must be constants."""
 
 

@@ -150,7 +150,7 @@ def simplified(graph: Graph) -> Graph:
     replaced: dict[Value, Value] = {v: builder.adopt(v, c) for v, c in graph.constants.items()}
     for node in graph.nodes:
         inputs = tuple(None if v is None else replaced.get(v, v) for v in node.inputs)
-        moved = Node(node.op, inputs, node.outputs, node.attrs, name=node.name)
+        moved = Node(node.op, inputs, node.outputs, node.attrs, node.regions, node.name)
         better = lookup(node.op).simplify(moved, builder)
         if better is None:
             builder.append(moved)

@@ -107,12 +107,12 @@ class GraphBuilder:
         """A new symbol; ``natural`` for what is never negative."""
         return f"{'n' if natural else 'u'}{next(self._numbers)}"
 
-    def bind(self, value: Value) -> tuple[Dim, ...]:
-        """Symbols for the elements of an integer value of rank 0 or 1 and static length."""
+    def bind(self, value: Value, *, natural: bool = False) -> tuple[Dim, ...]:
+        """Symbols for the elements of an integer value of rank 0 or 1 and static length; ``natural`` where none can be negative."""
         known = self.dims(value)
         if known is not None:
             return known
-        symbols = tuple(self.symbol(natural=value.type.dtype in _UNSIGNED) for _ in range(prod(value.type.static_shape)))
+        symbols = tuple(self.symbol(natural=natural or value.type.dtype in _UNSIGNED) for _ in range(prod(value.type.static_shape)))
         self.emit_multi("bind", (value,), {"symbols": symbols})
         content = np.empty(len(symbols), object)
         content[:] = [sym(name) for name in symbols]

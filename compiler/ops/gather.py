@@ -8,9 +8,10 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.intexpr import Dim, product
+from compiler.ir.intexpr import Dim, minimum, product
 from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.control import repeat
 from compiler.ops.dims import iota, number
 from compiler.ops.grid_sample import GRID_SAMPLES, grid_sample
 from compiler.ops.index import slice_axis
@@ -214,24 +215,29 @@ def _cumulative(op: str, identity: int) -> FormBuild:
     def build(context: FormContext) -> Value:
         x, dims = context.input(0), context.dims(1)
         if dims is not None:
-            return _running(context, x, normalize_axis(known(dims[0], "the axis"), x.type.rank), op, identity)
+            return running(context, x, normalize_axis(known(dims[0], "the axis"), x.type.rank), op, identity)
         axis = wrapped(context, cast_to(context, context.input(1), DType.INT64), x.type.rank)
-        chosen = _running(context, x, 0, op, identity)
+        chosen = running(context, x, 0, op, identity)
         for other in range(1, x.type.rank):
             wanted = context.emit("equal", axis, context.const(np.array(other, np.int64)))
-            chosen = context.emit("where", wanted, _running(context, x, other, op, identity), chosen)
+            chosen = context.emit("where", wanted, running(context, x, other, op, identity), chosen)
         return chosen
 
     return build
 
 
-def _running(context: FormContext, x: Value, axis: int, op: str, identity: int) -> Value:
-    """log2(n) steps that each add a copy shifted by twice as far as the one before (Hillis and Steele, 1986)."""
-    length = known(x.type.shape[axis], "the summed dim")
+def running(context: FormContext, x: Value, axis: int, op: str, identity: int) -> Value:
+    """``op`` of all elements up to each, with the node's attributes ``exclusive`` and ``reverse``.
+
+    log2(n) steps that each add a copy shifted by twice as far as the one before (Hillis and Steele, 1986).
+    """
+    length = x.type.shape[axis]
     if length == 0:
         return x
     reverse = bool(context.attrs.get("reverse", 0))
-    total = _shifted(context, x, axis, 1, reverse, identity) if context.attrs.get("exclusive", 0) else x
+    total = _shifted(context, x, axis, minimum(length, 1), reverse, identity) if context.attrs.get("exclusive", 0) else x
+    if not isinstance(length, int):
+        return _running_loop(context, total, axis, op, identity)
     distance = 1
     while distance < length:
         total = context.emit(op, total, _shifted(context, total, axis, distance, reverse, identity))
@@ -239,9 +245,25 @@ def _running(context: FormContext, x: Value, axis: int, op: str, identity: int) 
     return total
 
 
-def _shifted(context: FormContext, x: Value, axis: int, distance: int, towards_begin: bool, fill: int) -> Value:
+def _running_loop(context: FormContext, x: Value, axis: int, op: str, identity: int) -> Value:
+    """The steps of ``running`` as a loop, where only a run knows how many there are."""
+    reverse, length = bool(context.attrs.get("reverse", 0)), x.type.shape[axis]
+
+    def step(inner: FormContext, _: Dim, carried: Sequence[Value], __: Sequence[Value]) -> tuple[Value, Sequence[Value]]:
+        total, distance = carried
+        (moved,) = inner.builder.bind(distance, natural=True)
+        following = inner.emit(op, total, _shifted(inner, total, axis, minimum(moved, length), reverse, identity))
+        twice = inner.emit("add", distance, distance)
+        return inner.emit("less", twice, number(inner, length)), [following, twice]
+
+    one = context.const(np.array(1, np.int64))
+    return repeat(context, None, context.emit("less", one, number(context, length)), (x, one), (), step)[0]
+
+
+def _shifted(context: FormContext, x: Value, axis: int, distance: Dim, towards_begin: bool, fill: int) -> Value:
     """x moved along an axis, ``fill`` moving in."""
-    forward, backward = [0] * x.type.rank, [0] * x.type.rank
+    forward: list[Dim] = [0] * x.type.rank
+    backward: list[Dim] = [0] * x.type.rank
     forward[axis], backward[axis] = distance, -distance
     begins, ends = (backward, forward) if towards_begin else (forward, backward)
     return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode="constant", value=fill)
