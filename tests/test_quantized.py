@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from test_ops import feeds_of, one_node_model
 
@@ -12,6 +14,7 @@ import tensorsmith as ts
 from compiler.ir.interp import interpret
 from compiler.ir.op import Sample, all_ops
 from frontend.onnx.importer import import_model
+from passes.graph.integer_products import IntegerProducts
 
 OPS = ("quantize", "dequantize", "requantize")
 SAMPLES = [
@@ -70,3 +73,74 @@ def test_quantized_convolution_is_integer_arithmetic(per_channel: bool) -> None:
     total = np.einsum("nchwij,ocij->nohw", windows, w.astype(np.int64)) + bias[:, None, None]
     multiplier = np.asarray(x_scale * w_scale / y_scale).reshape(-1, 1, 1)
     np.testing.assert_array_equal(got, np.clip(np.rint(total.astype(np.float32) * multiplier) - 5, -128, 127).astype(np.int8))
+
+
+@st.composite
+def quantized_layers(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A quantised layer between DequantizeLinear and QuantizeLinear, with its input: any kind, scales, zero points, bias and activation."""
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 16)))
+    kind = draw(st.sampled_from(["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool"]))
+    types = [draw(st.sampled_from([np.uint8, np.int8])) for _ in range(3)]
+    rows, inner, columns = (draw(st.integers(1, 5)) for _ in range(3))
+    shape = (rows, inner, 3, 4) if kind in ("Conv", "GlobalAveragePool") else (rows, inner)
+    other = {"Conv": (columns, inner, 2, 2), "Gemm": (columns, inner), "MatMul": (inner, columns), "Add": shape}.get(kind, ())
+    channels = {"Conv": 0, "Gemm": 0, "MatMul": 1}.get(kind)
+
+    def of(dtype: type, size: tuple[int, ...]) -> np.ndarray:
+        return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, size, dtype, endpoint=True)
+
+    x_scale, y_scale = (np.float32(draw(st.sampled_from([0.5, 0.01, 0.037]))) for _ in range(2))
+    w_scale = np.float32(0.02) if channels is None or draw(st.booleans()) else rng.uniform(0.001, 0.1, other[channels]).astype(np.float32)
+    arrays = {"xs": x_scale, "xz": of(types[0], ()), "w": of(types[1], other), "ws": w_scale, "ys": y_scale, "yz": of(types[2], ())}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["real"]),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["weights"], axis=channels or 0),
+    ]
+    operands = ["real"] if kind == "GlobalAveragePool" else ["real", "weights"]
+    bias = draw(st.sampled_from(["", "float", "int32"])) if kind in ("Conv", "Gemm") else ""
+    if bias == "float":
+        arrays["bias"] = rng.uniform(-3, 3, columns).astype(np.float32)
+    elif bias == "int32":
+        arrays |= {"b": rng.integers(-3000, 3000, columns, np.int32), "bs": x_scale * w_scale}
+        nodes.append(helper.make_node("DequantizeLinear", ["b", "bs"], ["bias"], axis=0))
+    attrs = {"alpha": draw(st.sampled_from([1.0, 0.3])), "transB": 1} if kind == "Gemm" else {}
+    nodes.append(helper.make_node(kind, [*operands, *(["bias"] if bias else [])], ["sum"], **attrs))
+    activation = draw(st.sampled_from(["", "Relu", "Clip"]))
+    if activation:
+        arrays |= {"low": np.float32(-0.4), "high": np.float32(6)} if activation == "Clip" else {}
+        nodes.append(helper.make_node(activation, ["sum", *(["low", "high"] if activation == "Clip" else [])], ["active"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["active" if activation else "sum", "ys", "yz"], ["y"]))
+    value = helper.make_tensor_value_info("x", helper.np_dtype_to_tensor_dtype(np.dtype(types[0])), shape)
+    initializers = [numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items()]
+    graph = helper.make_graph(nodes, "layer", [value], [onnx.ValueInfoProto(name="y")], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), {"x": of(types[0], shape)}
+
+
+@settings(max_examples=120, deadline=None)
+@given(quantized_layers())
+def test_integers_give_what_real_numbers_do(case: tuple[onnx.ModelProto, dict[str, np.ndarray]]) -> None:
+    model, feeds = case
+    graph = import_model(model)
+    integers = IntegerProducts().run(graph)
+    assert integers.changed
+    (want,), (got,) = interpret(graph, feeds).values(), interpret(integers.graph, feeds).values()
+    assert got.dtype == want.dtype
+    assert np.abs(got.astype(np.int32) - want.astype(np.int32)).max(initial=0) <= 1
+
+
+@pytest.mark.parametrize("to", [onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.INT4])
+def test_other_results_keep_real_arithmetic(to: int) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["x", "s"], ["a"]),
+        helper.make_node("Add", ["a", "a"], ["b"]),
+        helper.make_node("QuantizeLinear", ["b", "s"], ["y"], output_dtype=to),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.INT8, [4])],
+        [onnx.ValueInfoProto(name="y")],
+        [numpy_helper.from_array(np.float32(0.5).reshape(()), "s")],
+    )
+    imported = import_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11))
+    assert not IntegerProducts().run(imported).changed

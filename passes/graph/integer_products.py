@@ -10,16 +10,19 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Graph, Node, Value
+from compiler.ir.intexpr import product
 from compiler.ir.op import lookup
 from compiler.ir.types import DType
 from compiler.ir.verify import Stage
 from compiler.ops.integer import Parameters, requantized_sum
-from compiler.ops.quantize import target_type
+from compiler.ops.support import attr_ints
 from passes.base import PassResult, register_pass
 from passes.rewrite import rewrite, single_use
 
 _MOVES = ("transpose", "reshape")
 _CLAMPS = ("relu", "clip")
+_OPERANDS = (DType.INT8, DType.UINT8)
+_RESULTS = (*_OPERANDS, DType.INT16, DType.UINT16)
 _SAME = 1e-6
 """How far from 1 a ratio of scales may be that is 1 but for the rounding of the scales; relative."""
 
@@ -86,11 +89,11 @@ class _Sum:
 
 
 def _requantized(node: Node, builder: GraphBuilder, alone: set[Value]) -> Value | None:
-    if node.op != "quantize":
+    if node.op != "quantize" or node.output.type.dtype not in _RESULTS:
         return None
     x, *parameters = node.present_inputs
     y_scale, *y_zero = (builder.array(v) for v in parameters)
-    if y_scale is None or any(zero is None for zero in y_zero):
+    if y_scale is None or y_scale.dtype != np.float32 or any(zero is None for zero in y_zero):
         return None
     clamps: list[Node] = []
     while (clamp := _producer(builder, x, *_CLAMPS)) is not None and x in alone:
@@ -113,7 +116,8 @@ def _of_products(node: Node, builder: GraphBuilder, x: Value, y_scale: Array, al
     total = builder.emit(found.core.op, *(part.integers(builder) for part in found.operands), name=found.core.name, **found.core.attrs)
     if found.bias is not None:
         total = builder.emit("add", total, builder.constant(found.bias))
-    multiplier = np.asarray(found.scale / (y_scale * np.float32(found.count)), np.float32)
+    with np.errstate(all="ignore"):
+        multiplier = np.asarray(found.scale / (y_scale * np.float32(found.count)), np.float32)
     return builder.emit("requantize", total, builder.constant(multiplier), *node.present_inputs[2:], name=node.name, to=node.attrs["to"])
 
 
@@ -127,7 +131,7 @@ def _of_two(node: Node, builder: GraphBuilder, x: Value, alone: set[Value]) -> V
         return None
     parts = [part.integers(builder, centered=False) for part in (a, b)]
     y = node.present_inputs[1], node.present_inputs[2] if len(node.present_inputs) > 2 else None
-    return requantized_sum(builder.emit, parts[0], a.parameters, parts[1], b.parameters, y, target_type(node.attrs))
+    return requantized_sum(builder.emit, parts[0], a.parameters, parts[1], b.parameters, y, node.output.type.dtype)
 
 
 def _bounds(clamps: Iterable[Node]) -> Iterator[tuple[str, float]]:
@@ -166,10 +170,18 @@ def _sum(builder: GraphBuilder, x: Value, alone: set[Value]) -> _Sum | None:
     scale = _scale(core, known) if len(known) == len(operands) else None
     if scale is None:
         return None
-    count = round(1 / float(factor)) if core.op == "reduce" and factor > 0 else 1
-    if abs(float(factor) * count - 1) > _SAME:
+    count = _count(core)
+    if not abs(float(factor) * count - 1) <= _SAME:
         scale, count = factor * scale, 1
     return _Sum(core, known, scale, count, None if bias is None else _in_units(bias, scale / np.float64(count)))
+
+
+def _count(core: Node) -> int:
+    """How many elements of its operand each result is the sum of; 1 for products."""
+    if core.op != "reduce":
+        return 1
+    count = product(tuple(core.present_inputs[0].type.shape[axis] for axis in attr_ints(core.attrs, "axes")))
+    return count if isinstance(count, int) else 1
 
 
 def _constant(builder: GraphBuilder, value: Value) -> Array | None:
@@ -192,9 +204,10 @@ def _constant(builder: GraphBuilder, value: Value) -> Array | None:
 
 def _in_units(bias: Array, scale: Array) -> Array:
     """A bias divided by a scale, in float32: integers where it is some but for the rounding of its own scale."""
-    exact = bias / scale.astype(np.float64)
-    nearest = np.rint(exact)
-    return np.where(np.abs(exact - nearest) <= _SAME * np.abs(nearest), nearest, exact).astype(np.float32)
+    with np.errstate(all="ignore"):
+        exact = bias / scale.astype(np.float64)
+        nearest = np.rint(exact)
+        return np.where(np.abs(exact - nearest) <= _SAME * np.abs(nearest), nearest, exact).astype(np.float32)
 
 
 def _operand(builder: GraphBuilder, value: Value) -> _Operand | None:
@@ -204,8 +217,9 @@ def _operand(builder: GraphBuilder, value: Value) -> _Operand | None:
         return None
     if node.op == "dequantize":
         scale = builder.array(node.present_inputs[1])
-        fits = node.present_inputs[0].type.dtype.itemsize == 1 and node.output.type.dtype is DType.FLOAT32
-        return _Operand(node, (), _ranked(scale.astype(np.float32), value.type.rank)) if fits and scale is not None else None
+        if scale is None or node.present_inputs[0].type.dtype not in _OPERANDS or node.output.type.dtype is not DType.FLOAT32:
+            return None
+        return _Operand(node, (), _ranked(scale.astype(np.float32), value.type.rank))
     inner = _operand(builder, node.present_inputs[0])
     if inner is None:
         return None
