@@ -98,9 +98,9 @@ def test_every_code_is_the_value_that_ml_dtypes_says(dtype: DType) -> None:
     wide = codes.astype(np.float32)
     for target, got in zip(targets, converted(codes, targets), strict=True):
         told = defined(wide, target)
-        same(got[told], cast_array(wide[told], target), f"{dtype.value} to {target.value}")
         inside = told if target.is_float or target is DType.BOOL else told & (np.abs(wide) <= integer_range(target)[1])
         with np.errstate(over="ignore"):
+            same(got[told], cast_array(wide[told], target), f"{dtype.value} to {target.value}")
             same(got[inside], wide[inside].astype(target.numpy), f"{dtype.value} to {target.value}")
 
 
@@ -124,6 +124,17 @@ def test_numbers_wrap_in_integers_below_a_byte(dtype: DType) -> None:
     for source in (np.int8, np.int64, np.float32, np.float16, np.float64, ml_dtypes.bfloat16):
         (got,) = converted(numbers.astype(source), [dtype])
         np.testing.assert_array_equal(got.astype(np.int64), wanted)
+
+
+def test_float64_is_rounded_to_float16_once() -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    middles = (halves[1:] + halves[:-1]) / 2
+    special = np.array([65519.999, 65520.0, 1e300, np.inf, np.nan, 5e-324, 2.0**-25, np.nextafter(2.0**-25, 1)])
+    x = padded(np.concatenate([halves, middles, np.nextafter(middles, 0), np.nextafter(middles, 1e9), special]))
+    with np.errstate(over="ignore"):
+        for numbers in (x, -x):
+            (got,) = converted(numbers, [DType.FLOAT16])
+            np.testing.assert_array_equal(got, numbers.astype(np.float16))
 
 
 def test_bits_above_the_width_are_ignored() -> None:

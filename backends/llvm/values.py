@@ -241,7 +241,8 @@ class ValueEmitter:
             return w.binary("fcmp une" if a.is_float else "icmp ne", from_, value, w.constant(0, from_))
         if b in _HALF and a is not DType.FLOAT32:
             wide = VecType(DType.FLOAT32, to.lanes)
-            return self.cast(self.cast(value, from_, wide), wide, to)
+            single = self._rounded_to_odd(value, from_) if a is DType.FLOAT64 and b is DType.FLOAT16 else self.cast(value, from_, wide)
+            return self.cast(single, wide, to)
         if b is DType.BFLOAT16:
             return self._to_bfloat16(value, to)
         if a.is_float and b.is_float:
@@ -255,6 +256,21 @@ class ValueEmitter:
         if a is DType.BOOL or a.itemsize < b.itemsize:
             return w.ins(f"{'sext' if a.is_signed else 'zext'} {source} {value} to {target}")
         return w.ins(f"trunc {source} {value} to {target}")
+
+    def _rounded_to_odd(self, value: str, from_: VecType) -> str:
+        """A float64 as one of the two float32 around it, of which the one with an odd last bit, so that rounding that again rounds value once.
+
+        Boldo and Melquiond, Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd, 2008.
+        """
+        w = self.writer
+        single, word = VecType(DType.FLOAT32, from_.lanes), VecType(DType.UINT32, from_.lanes)
+        nearest = w.ins(f"fptrunc {llvm_type(from_)} {value} to {llvm_type(single)}")
+        back = w.ins(f"fpext {llvm_type(single)} {nearest} to {llvm_type(from_)}")
+        bits = w.bitcast(single, word, nearest)
+        beyond = w.binary("fcmp ogt", from_, w.intrinsic("fabs", from_, back), w.intrinsic("fabs", from_, value))
+        below = w.select(word, beyond, w.binary("sub", word, bits, w.constant(1, word)), bits)
+        odd = w.binary("or", word, below, w.constant(1, word))
+        return w.bitcast(word, single, w.select(word, w.binary("fcmp one", from_, back, value), odd, bits))
 
     def _to_bfloat16(self, value: str, to: VecType) -> str:
         """The upper half of a float32, rounded to nearest even; x86 before AVX512-BF16 has no instruction, and LLVM calls a library for it."""

@@ -9,7 +9,7 @@ from math import inf
 from compiler.ir.intexpr import Dim, ceildiv, floordiv
 from compiler.ir.loop import Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.types import DType, compute_dtype
+from compiler.ir.types import DType, compute_dtype, integer_range
 from compiler.kernels.loops import Axis, used_lanes
 
 _LONGEST_FLOAT32_CHAIN = 32
@@ -41,8 +41,8 @@ def identity(kind: str, dtype: DType) -> float | int | bool:
         return -inf if lowest else inf
     if dtype is DType.BOOL:
         return not lowest
-    bits = 8 * dtype.itemsize - dtype.is_signed
-    return (-(1 << bits) if dtype.is_signed else 0) if lowest else (1 << bits) - 1
+    low, high = integer_range(dtype)
+    return low if lowest else high
 
 
 def accumulator_dtype(kind: str, dtype: DType, chain: Dim) -> DType:
