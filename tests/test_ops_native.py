@@ -48,10 +48,8 @@ NOT_TOLD_BY_SHAPES: dict[str, str] = {
     "DFT": "the axis is not seen in the shape",
     "MatMulNBits": NEED_CONSTANTS["MatMulNBits"],
     "Pad": "padding before and after make the same shape",
-    "Resize": "lengths are scaled and rounded",
     "STFT": "frames of several steps make the same shape",
     "Slice": "every start makes the same shape",
-    "Upsample": "lengths are scaled and rounded",
 }
 """Those of them that are refused, for some samples, even where the model declares the result's shape."""
 
