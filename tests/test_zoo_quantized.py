@@ -95,7 +95,7 @@ def test_every_product_with_packed_weights_is_onnxruntimes() -> None:
     nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     given = list(dict.fromkeys(node.input[0] for node in nodes))
     for name, got, want in layer_by_layer(model, feeds, given, [node.output[0] for node in nodes]):
-        assert relative_difference(got, want) <= 1e-6, name
+        assert relative_difference(got, want) <= 3e-6, name
 
 
 @needs_zoo

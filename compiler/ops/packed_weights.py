@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from compiler.ir.graph import Array, Value
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
-from compiler.ir.types import DType
+from compiler.ops.index import slice_axis
 from compiler.ops.matmul import MatMul
 from compiler.ops.quantize import MICROSOFT
 from compiler.ops.reduce import reduce
-from compiler.ops.support import cast_to, known, reshape, scalar_like, transpose
+from compiler.ops.support import cast_to, known, reshape, scalar_like
 
 _INT8_ACTIVATIONS = 4
 """The value of attribute ``accuracy_level`` that asks for activations of 8 bits."""
@@ -31,12 +29,13 @@ def _unpacked(data: Array, bits: int) -> Array:
     return np.asarray(values.reshape(*data.shape[:-1], data.shape[-1] * len(shifts)))
 
 
-def _weights(context: FormContext, bits: int, columns: int, blocks: int) -> tuple[Array, Array]:
-    """The weights' integers less their zero points, ``[columns, blocks, block_size]``, and the scales, ``[columns, blocks]``; both float32."""
+def _weights(context: FormContext, bits: int, columns: int, depth: int) -> Array:
+    """The weights ``[depth, columns]`` in the scales' type, each ``(q - zero_point) * scale`` of its block."""
     packed, scales, zeros = (context.constant(i) for i in (1, 2, 3))
     if packed is None or scales is None or (zeros is None and context.optional(3) is not None):
         raise UnsupportedForm("packed weights, scales and zero points must be constants")
     block = int(context.attrs["block_size"])
+    blocks = -(-depth // block)
     codes = _unpacked(packed.reshape(columns, blocks, -1), bits)[:, :, :block].astype(np.float32)
     if zeros is None:
         points = np.full((columns, blocks), 1 << (bits - 1), np.float32)
@@ -44,34 +43,26 @@ def _weights(context: FormContext, bits: int, columns: int, blocks: int) -> tupl
         points = _unpacked(zeros.reshape(columns, -1), bits)[:, :blocks].astype(np.float32)
     else:
         points = zeros.reshape(columns, blocks).astype(np.float32)
-    return codes - points[:, :, None], scales.reshape(columns, blocks).astype(np.float32)
+    real = (codes - points[:, :, None]) * scales.reshape(columns, blocks, 1).astype(np.float32)
+    return np.ascontiguousarray(real.reshape(columns, blocks * block)[:, :depth].T.astype(scales.dtype))
 
 
-def _real_product(context: FormContext, x: Value, codes: Array, scales: Array, stored: np.dtype[Any]) -> Value:
-    """x times the weights as real numbers, rounded to the scales' type as they are stored."""
-    columns, blocks, block = codes.shape
-    depth = known(x.type.shape[-1], "the depth of a product")
-    real = (codes * scales[:, :, None]).reshape(columns, blocks * block)[:, :depth].T.astype(stored)
-    return context.emit("matmul", x, cast_to(context, context.const(np.ascontiguousarray(real)), x.type.dtype))
+def _rounded(context: FormContext, x: Value, block: int) -> Value:
+    """x in steps of 1/127 of the greatest magnitude of its block: what products with 8-bit activations compute, in real numbers.
 
-
-def _integer_product(context: FormContext, x: Value, codes: Array, scales: Array) -> Value:
-    """x rounded to integers in steps of 1/127 of the greatest magnitude of each block, times the weights' integers.
-
-    The products of one block are summed exactly: they are integers that float32 holds. The two scales of the block multiply that sum.
+    The steps are counted with the factor ``127 / greatest`` that ONNX Runtime uses: its rounding decides values near a tie.
     """
-    blocks, block = codes.shape[1:]
-    rank, rest = x.type.rank, blocks * block - known(x.type.shape[-1], "the depth of a product")
-    ends = (0,) * (rank - 1) + (rest,)
-    whole = context.emit("pad", x, begins=(0,) * rank, ends=ends, mode="constant", value=0.0) if rest else x
+    depth = known(x.type.shape[-1], "the depth of a product")
+    blocks = -(-depth // block)
+    ends = (0,) * (x.type.rank - 1) + (blocks * block - depth,)
+    whole = context.emit("pad", x, begins=(0,) * x.type.rank, ends=ends, mode="constant", value=0.0) if ends[-1] else x
     split = reshape(context, whole, (*x.type.shape[:-1], blocks, block))
-    split = transpose(context, split, (*range(rank - 2), rank - 1, rank - 2, rank))
-    greatest, zero, full = reduce(context, context.emit("abs", split), "max", (rank,)), scalar_like(context, x, 0), scalar_like(context, x, 127)
-    inverse = context.emit("where", context.emit("equal", greatest, zero), zero, context.emit("div", full, greatest))
-    integers = context.emit("round", context.emit("mul", split, inverse))
-    sums = context.emit("matmul", integers, context.const(np.ascontiguousarray(codes.transpose(1, 2, 0))))
-    scale = context.emit("mul", context.emit("div", greatest, full), context.const(np.ascontiguousarray(scales.T[:, None])))
-    return reduce(context, context.emit("mul", sums, scale), "sum", (rank - 2,), keepdims=False)
+    greatest = reduce(context, context.emit("abs", split), "max", (x.type.rank,))
+    zero, most = scalar_like(context, x, 0), scalar_like(context, x, 127)
+    factor = context.emit("where", context.emit("equal", greatest, zero), zero, context.emit("div", most, greatest))
+    steps = context.emit("round", context.emit("mul", split, factor))
+    real = context.emit("mul", steps, context.emit("div", greatest, most))
+    return slice_axis(context, reshape(context, real, whole.type.shape), x.type.rank - 1, 0, depth)
 
 
 def _matmul_n_bits(context: FormContext) -> Value:
@@ -79,11 +70,10 @@ def _matmul_n_bits(context: FormContext) -> Value:
     if bits not in (2, 4, 8) or context.optional(4) is not None:
         raise UnsupportedForm("weights of 2, 4 or 8 bits in the order of their columns (no g_idx) are supported")
     x, bias = context.input(0), context.optional(5)
-    codes, scales = _weights(context, bits, columns, -(-depth // int(context.attrs["block_size"])))
-    if int(context.attrs.get("accuracy_level", 0)) == _INT8_ACTIVATIONS and x.type.rank > 1:
-        result = cast_to(context, _integer_product(context, cast_to(context, x, DType.FLOAT32), codes, scales), x.type.dtype)
-    else:
-        result = _real_product(context, x, codes, scales, context.input(2).type.dtype.numpy)
+    weights = cast_to(context, context.const(_weights(context, bits, columns, depth)), x.type.dtype)
+    if int(context.attrs.get("accuracy_level", 0)) == _INT8_ACTIVATIONS:
+        x = _rounded(context, x, int(context.attrs["block_size"]))
+    result = context.emit("matmul", x, weights)
     return result if bias is None else context.emit("add", result, bias)
 
 
