@@ -275,3 +275,32 @@ def test_powers_of_two(mode: str, saturate: int) -> None:
     beyond = np.where(wide < 1, 0, 254) if saturate else 255
     want = np.where(np.isnan(wide), 255, np.where(inside, code, beyond))
     np.testing.assert_array_equal(got, want.astype(np.uint8))
+
+
+@pytest.mark.parametrize("dtype", [DType.INT4, DType.UINT4, DType.FLOAT8E4M3FN, DType.FLOAT8E5M2])
+def test_products_with_narrow_weights_agree_with_onnxruntime(dtype: DType) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="the oracle")
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((4, 32)).astype(np.float32)
+    weights = cast_array(rng.uniform(0, 15, (32, 24)).astype(np.float32), dtype)
+    blocked = not dtype.is_float
+    scale = rng.uniform(0.01, 0.1, (4, 24) if blocked else ()).astype(np.float32)
+    attrs = {"axis": 0, "block_size": 8} if blocked else {}
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s"], ["real"], **attrs), helper.make_node("MatMul", ["x", "real"], ["y"])]
+    model = model_of(nodes, x, ["y"], [tensor("w", weights, dtype), numpy_helper.from_array(scale, "s")])
+    model.opset_import[0].version, model.ir_version = 21, 10
+    (want,) = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    np.testing.assert_allclose(run(model, x)["y"], want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+def test_views_by_bits_between_kernels() -> None:
+    x = np.linspace(-3, 3, 64, dtype=np.float32)
+    nodes = [
+        helper.make_node("Neg", ["x"], ["negative"]),
+        helper.make_node("BitCast", ["negative"], ["bits"], to=TensorProto.INT32),
+        helper.make_node("Add", ["bits", "one"], ["next"]),
+        helper.make_node("BitCast", ["next"], ["y"], to=TensorProto.FLOAT),
+    ]
+    got = run(model_of(nodes, x, ["bits", "y"], [numpy_helper.from_array(np.array(1, np.int32), "one")]), x)
+    same(got["bits"], (-x).view(np.int32))
+    same(got["y"], ((-x).view(np.int32) + 1).view(np.float32))
