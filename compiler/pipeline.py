@@ -11,6 +11,7 @@ from passes.base import Observer, Pass, PassManager, PassReport
 from passes.graph.canonicalize import EqualizeRanks, GatherConstants
 from passes.graph.common_subexpressions import CommonSubexpressions
 from passes.graph.constant_fold import ConstantFold
+from passes.graph.control_flow import SimplifyControlFlow
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.fold_affine import FoldAffine
 from passes.graph.group import Group
@@ -36,7 +37,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
     """Canonical graph to canonical graph, the same for every target."""
     clean: tuple[Pass, ...] = (ConstantFold(), EliminateDeadCode())
     if opt_level >= 1:
-        clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), EliminateDeadCode())
+        clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), SimplifyControlFlow(), EliminateDeadCode())
     if opt_level >= 2:
         clean = (IntegerProducts(), *clean, FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
     return clean

@@ -16,6 +16,7 @@ from compiler.ir.printer import print_graph
 from compiler.ir.verify import Stage, verify_graph
 from passes.base import PassManager
 from passes.graph.common_subexpressions import CommonSubexpressions
+from passes.graph.control_flow import SimplifyControlFlow
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.group import Group
 from passes.graph.simplify import Simplify
@@ -149,3 +150,88 @@ def test_rules_are_checked(text: str, old: str, new: str, message: str) -> None:
     assert old in text
     with pytest.raises(InternalError, match=message):
         verify_graph(parse_graph(text.replace(old, new, 1)), Stage.CANONICAL)
+
+
+KNOWN = """
+graph @known {
+  input %x: f32[N]
+  const %c: bool[] = [false]
+  %y: f32[u1], %z: f32[N] = if(%c, %x) {symbols = [["u1", <N>, <2*N>]]}
+    region @then {
+      input %a: f32[N]
+      %p: f32[N] = neg(%a)
+      %q: f32[N] = exp(%a)
+      return %p, %q
+    }
+    region @else {
+      input %a: f32[N]
+      %p: f32[2*N] = concat(%a, %a) {axis = 0}
+      %q: f32[N] = neg(%a)
+      return %p, %q
+    }
+  %n: i64[1] = dims() {values = [<u1>], scalar = false}
+  return %y, %z, %n
+}
+"""
+
+IDLE = """
+graph @idle {
+  input %x: f32[N]
+  input %c: bool[]
+  input %n: i64[]
+  bind(%n) {symbols = ["u1"]}
+  %same: f32[N], %sum: f32[N], %unread: f32[N], %rows: f32[u3, N], %more: f32[u3, N] = loop(none, %x, %x, %x, %n, %x)
+      {trips = <u1>, iteration = "u2", carried = 3, has_condition = false, symbols = [], count = "u3"}
+    region @body {
+      input %a: f32[N]
+      input %b: f32[N]
+      input %d: f32[N]
+      input %m: i64[]
+      input %k: f32[N]
+      %e: f32[N] = identity(%a)
+      %f: f32[N] = add(%b, %a)
+      %g: f32[N] = neg(%k)
+      %h: f32[N] = abs(%f)
+      %i: f32[N] = exp(%f)
+      return %e, %f, %g, %h, %i
+    }
+  %p: f32[N], %q: f32[N] = if(%c, %same, %sum) {symbols = []}
+    region @then {
+      input %a: f32[N]
+      input %b: f32[N]
+      %s: f32[N] = neg(%a)
+      %t: f32[N] = exp(%b)
+      return %s, %t
+    }
+    region @else {
+      input %a: f32[N]
+      input %b: f32[N]
+      %s: f32[N] = abs(%a)
+      %t: f32[N] = neg(%b)
+      return %s, %t
+    }
+  return %p, %rows, %same
+}
+"""
+
+
+def test_a_known_branch_takes_the_place_of_its_if() -> None:
+    graph, _ = PassManager((SimplifyControlFlow(), EliminateDeadCode()), verify=True).run(parse_graph(KNOWN))
+    assert [node.op for node in graph.nodes] == ["concat", "neg", "define", "reshape", "identity", "identity", "dims"]
+    found = interpret(graph, _arrays(x=[1, 2]))
+    assert [found[name].tolist() for name in ("y", "z", "n")] == [[1, 2, 1, 2], [-1, -2], [4]]
+
+
+def test_what_control_flow_does_for_nothing_is_taken_out() -> None:
+    before = parse_graph(IDLE)
+    verify_graph(before, Stage.CANONICAL)
+    clean = (SimplifyControlFlow(), EliminateDeadCode())
+    after, _ = PassManager((*clean, *clean), verify=True).run(before)
+    loop, branch = (next(node for node in after.nodes if node.op == op) for op in ("loop", "if"))
+    assert [value.name for value in loop.outputs] == ["sum", "rows"]
+    assert [value.name for value in branch.outputs] == ["p"]
+    assert len(branch.inputs) == 2
+    for condition in (True, False):
+        feeds = _arrays(x=[1, 2], c=condition, n=3)
+        for wanted, got in zip(interpret(before, feeds).values(), interpret(after, feeds).values(), strict=True):
+            np.testing.assert_array_equal(got, wanted)
