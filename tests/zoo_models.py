@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,14 +32,19 @@ def load(name: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return zoo.load(name)
 
 
-def onnxruntime_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """What ONNX Runtime computes."""
+def session(model: onnx.ModelProto) -> Any:
+    """ONNX Runtime's, on the CPU and without its warnings."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(feeds))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def onnxruntime_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """What ONNX Runtime computes."""
+    outputs: list[np.ndarray] = session(model).run(None, dict(feeds))
+    return outputs
 
 
 def relative_difference(got: np.ndarray, want: np.ndarray) -> float:
