@@ -38,3 +38,13 @@ def check(model: bytes, feeds: dict[str, np.ndarray], threads: int, tolerance: f
         assert array.shape == expected.shape, name
         scale = max(1.0, float(np.abs(expected).max(initial=0)))
         np.testing.assert_allclose(array, expected, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def wave(*shape: int) -> np.ndarray:
+    """Float32 weights that are the same in every run."""
+    return np.asarray(np.sin(np.arange(np.prod(shape)) * 1.7), np.float32).reshape(shape)
+
+
+def random(*shape: int) -> np.ndarray:
+    """Float32 data that depends on the shape alone."""
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)

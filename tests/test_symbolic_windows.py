@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from symbolic_models import check, compiled, model_of
+from symbolic_models import check, compiled, model_of, random, wave
 
 from compiler.errors import UserError
 
@@ -79,34 +79,30 @@ g (float[n, c, height, width] x) => (float[n, c, a1, a2] a, float[n, c, b1, b2] 
 """
 
 
-def _wave(*shape: int) -> np.ndarray:
-    return np.sin(np.arange(np.prod(shape)) * 1.7).astype(np.float32).reshape(shape)
-
-
 @cache
 def _stem() -> bytes:
-    weights = {"w1": _wave(24, 3, 3, 3), "b1": _wave(24), "w2": _wave(24, 1, 3, 3), "w3": _wave(40, 24, 1, 1), "w4": _wave(40, 1, 5, 5)}
-    return model_of(STEM, 17, **weights, w5=_wave(40, 40, 3, 3), low=np.float32(0), high=np.float32(6))
+    weights = {"w1": wave(24, 3, 3, 3), "b1": wave(24), "w2": wave(24, 1, 3, 3), "w3": wave(40, 24, 1, 1), "w4": wave(40, 1, 5, 5)}
+    return model_of(STEM, 17, **weights, w5=wave(40, 40, 3, 3), low=np.float32(0), high=np.float32(6))
 
 
 @cache
 def _groups() -> bytes:
-    return model_of(GROUPS, 17, w1=_wave(16, 16, 3, 2), w2=_wave(17, 32, 3, 3), w3=_wave(12, 8, 2, 3), b3=_wave(12))
+    return model_of(GROUPS, 17, w1=wave(16, 16, 3, 2), w2=wave(17, 32, 3, 3), w3=wave(12, 8, 2, 3), b3=wave(12))
 
 
 @cache
 def _points() -> bytes:
-    return model_of(POINTS, 17, w1=_wave(40, 20, 1, 1), b1=_wave(40), w2=_wave(40, 8, 1, 1), w3=_wave(11, 40, 1, 1))
+    return model_of(POINTS, 17, w1=wave(40, 20, 1, 1), b1=wave(40), w2=wave(40, 8, 1, 1), w3=wave(11, 40, 1, 1))
 
 
 @cache
 def _other_ranks() -> bytes:
-    return model_of(OTHER_RANKS, 17, w1=_wave(4, 1, 5), w2=_wave(16, 2, 2, 3, 3), w3=_wave(8, 4, 3))
+    return model_of(OTHER_RANKS, 17, w1=wave(4, 1, 5), w2=wave(16, 2, 2, 3, 3), w3=wave(8, 4, 3))
 
 
 @cache
 def _transposed() -> bytes:
-    return model_of(TRANSPOSED, 17, w1=_wave(8, 12, 2, 2), b1=_wave(12), w2=_wave(8, 6, 3, 4))
+    return model_of(TRANSPOSED, 17, w1=wave(8, 12, 2, 2), b1=wave(12), w2=wave(8, 6, 3, 4))
 
 
 @cache
@@ -119,46 +115,42 @@ THREADS = st.sampled_from([1, 3])
 sizes = settings(max_examples=25, deadline=None)
 
 
-def _random(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
-
-
 @sizes
 @given(BATCH, SIZE, SIZE, THREADS)
 def test_a_stem_and_separable_convolutions(n: int, height: int, width: int, threads: int) -> None:
-    check(_stem(), {"x": _random(n, 3, height, width)}, threads)
+    check(_stem(), {"x": random(n, 3, height, width)}, threads)
 
 
 @sizes
 @given(BATCH, st.integers(5, 30), st.integers(7, 30), THREADS)
 def test_groups_dilations_and_uneven_pads(n: int, height: int, width: int, threads: int) -> None:
-    check(_groups(), {"x": _random(n, 32, height, width)}, threads)
+    check(_groups(), {"x": random(n, 32, height, width)}, threads)
 
 
 @sizes
 @given(BATCH, SIZE, SIZE, THREADS)
 def test_pointwise_convolutions(n: int, height: int, width: int, threads: int) -> None:
-    check(_points(), {"x": _random(n, 20, height, width)}, threads)
+    check(_points(), {"x": random(n, 20, height, width)}, threads)
 
 
 @sizes
 @given(BATCH, st.integers(3, 40), st.integers(2, 5), st.integers(2, 9), st.integers(2, 20), THREADS)
 def test_one_and_three_spatial_axes(n: int, length: int, depth: int, height: int, width: int, threads: int) -> None:
-    check(_other_ranks(), {"x": _random(n, 4, length), "v": _random(n, 2, depth, height, width), "w": _random(8, 4, 3)}, threads)
+    check(_other_ranks(), {"x": random(n, 4, length), "v": random(n, 2, depth, height, width), "w": random(8, 4, 3)}, threads)
 
 
 @sizes
 @given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 20), THREADS)
 def test_transposed_convolutions(n: int, height: int, width: int, threads: int) -> None:
-    check(_transposed(), {"x": _random(n, 8, height, width)}, threads)
+    check(_transposed(), {"x": random(n, 8, height, width)}, threads)
 
 
 @sizes
 @given(st.integers(1, 3), st.sampled_from([1, 5, 16]), st.integers(3, 30), st.integers(3, 40), THREADS)
 def test_pools(n: int, channels: int, height: int, width: int, threads: int) -> None:
-    check(_pools(), {"x": _random(n, channels, height, width)}, threads)
+    check(_pools(), {"x": random(n, channels, height, width)}, threads)
 
 
 def test_a_window_that_does_not_fit() -> None:
     with pytest.raises(UserError, match="window of 3 does not fit in 2"):
-        compiled(_pools(), 1).run({"x": _random(1, 1, 2, 9)})
+        compiled(_pools(), 1).run({"x": random(1, 1, 2, 9)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from compiler.ir.intexpr import Dim, floordiv, mod
 from compiler.ir.loop import Buffer, Function, Reg, VecType
@@ -36,8 +37,8 @@ class LinearAttentionSchedule:
 class _Shape:
     """The sizes of a workload: batch, steps, heads, queries of a head, rows (K) and columns (V) of its state."""
 
-    batch: int
-    steps: int
+    batch: Dim
+    steps: Dim
     heads: int
     queries: int
     rows: int
@@ -47,8 +48,10 @@ class _Shape:
 
 def _shape(workload: Workload) -> _Shape:
     names = workload.attrs["operands"]
-    batch, steps, queries, rows = workload.inputs[0].type.static_shape
-    heads, _, columns = workload.output.static_shape[1:]
+    batch, steps, queries, rows = workload.inputs[0].type.shape
+    heads, _, columns = workload.output.shape[1:]
+    known = [dim for dim in (heads, queries, rows, columns) if isinstance(dim, int)]
+    heads, queries, rows, columns = known
     return _Shape(batch, steps, heads, queries // max(heads, 1), rows, columns, tuple(map(str, names)) if isinstance(names, tuple) else ())
 
 
@@ -58,16 +61,20 @@ class LinearAttention:
     name = "linear_attention"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static float operands of one type. The kernel reads its own result, so nothing may change it at the store."""
+        """Float operands of one type; heads, rows and columns are known.
+
+        The kernel reads its own result, so nothing may change it at the store.
+        """
         dtype, types = workload.output.dtype, [*(o.type for o in workload.inputs), workload.output]
-        plain = all(t.is_static and t.block == 1 and t.dtype is dtype for t in types)
-        return plain and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
+        plain = all(t.block == 1 and t.dtype is dtype for t in types)
+        sizes = (*workload.inputs[0].type.shape[2:], workload.output.shape[1], workload.output.shape[3])
+        return plain and all(isinstance(size, int) for size in sizes) and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
 
     def heuristic(self, workload: Workload, target: Target) -> LinearAttentionSchedule:
         """As many vectors as keep every worker busy and leave the sums of one pass in registers."""
         shape, lanes = _shape(workload), _lanes(workload, target)
         vectors = max(1, -(-shape.columns // lanes))
-        share = max(1, vectors * shape.batch * shape.heads // workload.threads)
+        share = max(1, vectors * (shape.batch if isinstance(shape.batch, int) else 1) * shape.heads // workload.threads)
         nv = max(1, min(4, vectors, share))
         return LinearAttentionSchedule(nv, max(1, min(shape.queries, target.vector_registers // 2 // nv)), 2)
 
@@ -96,7 +103,7 @@ class LinearAttention:
                 head = floordiv(part.var, section.count)
                 first = (mod(part.var, section.count) * section.size + section.start) * lanes
                 counts = [tail if ends and v == section.size - 1 else None for v in range(section.size)]
-                _Writer(b, shape, schedule, buffers, out, head, [(first + v * lanes, count) for v, count in enumerate(counts)], lanes).write()
+                _Writer(b, workload, schedule, buffers, out, head, [(first + v * lanes, count) for v, count in enumerate(counts)], lanes).write()
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
@@ -119,7 +126,7 @@ class _Writer:
     def __init__(
         self,
         b: LoopBuilder,
-        shape: _Shape,
+        workload: Workload,
         schedule: LinearAttentionSchedule,
         buffers: Mapping[str, Buffer],
         out: Buffer,
@@ -128,7 +135,8 @@ class _Writer:
         lanes: int,
     ) -> None:
         self._b = b
-        self._shape = shape
+        self._shape = shape = _shape(workload)
+        self._types = dict(zip(shape.names, (operand.type for operand in workload.inputs), strict=True))
         self._schedule = schedule
         self._buffers = buffers
         self._out = out
@@ -228,14 +236,16 @@ class _Writer:
 
     def _width(self, name: str) -> int:
         """Elements of one head in one step of an operand; one where all heads share it."""
-        shape, size = self._shape, self._buffers[name].size
-        row = size // max(1, shape.batch * shape.steps) if isinstance(size, int) else 0
-        return max(1, row // max(1, shape.heads))
+        return max(1, self._row(name) // max(1, self._shape.heads))
+
+    def _row(self, name: str) -> int:
+        """Elements of all heads in one step of an operand."""
+        return prod(dim for dim in self._types[name].shape[2:] if isinstance(dim, int))
 
     def _at(self, name: str, time: Dim) -> Dim:
         """Where the head's elements of a step begin in an operand."""
-        shape, size, width = self._shape, self._buffers[name].size, self._width(name)
-        shared = size == shape.batch * shape.steps
+        shape, width = self._shape, self._width(name)
+        shared = self._row(name) == 1
         step = floordiv(self._head, shape.heads) * shape.steps + time
         return step if shared else (step * shape.heads + mod(self._head, shape.heads)) * width
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from compiler.errors import InternalError
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
@@ -19,8 +20,8 @@ from compiler.ir.recurrence import QUANTIZED_STEPS, Read, Stage, stages_from, st
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Workload, declare_buffers, register_family
-from compiler.kernels.gemm import Section, sections, split_last
-from compiler.kernels.loops import pack_plain, vector_lanes
+from compiler.kernels.gemm import Section, row_tiles, sections, split_last
+from compiler.kernels.loops import number, pack_plain, vector_lanes
 from compiler.target import Target
 
 _CHAINS = 8
@@ -41,9 +42,9 @@ class RecurrenceSchedule:
 class _Shape:
     """The sizes of a workload and what its params say."""
 
-    time: int
+    time: Dim
     directions: int
-    batch: int
+    batch: Dim
     size: int
     names: tuple[str, ...]
     steps: tuple[tuple[Stage, ...], ...]
@@ -62,16 +63,23 @@ class _Shape:
 
 def _shape(workload: Workload) -> _Shape:
     names, steps, reverse = (workload.attrs[key] for key in ("operands", "steps", "reverse"))
-    directions, batch, size = workload.output.static_shape[1:]
+    _, directions, batch, size = workload.output.shape
     return _Shape(
-        time=workload.inputs[0].type.static_shape[0],
-        directions=directions,
+        time=workload.inputs[0].type.shape[0],
+        directions=_known(directions),
         batch=batch,
-        size=size,
+        size=_known(size),
         names=tuple(map(str, names)) if isinstance(names, tuple) else (),
         steps=tuple(map(stages_from, steps)) if isinstance(steps, tuple) else (),
         reverse=tuple(map(bool, reverse)) if isinstance(reverse, tuple) else (),
     )
+
+
+def _known(dim: Dim) -> int:
+    """A size that ``supports`` asks to be known."""
+    if not isinstance(dim, int):
+        raise InternalError(f"a size of a recurrence is {dim}", where="compiler.kernels")
+    return dim
 
 
 class Recurrence:
@@ -80,17 +88,23 @@ class Recurrence:
     name = "recurrence"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static float32 or float64 operands. The kernel reads its own result, so nothing may change it at the store."""
+        """Float32 or float64 operands; directions, gates and units are known.
+
+        The kernel reads its own result, so nothing may change it at the store.
+        """
         dtype, types = workload.output.dtype, [*(o.type for o in workload.inputs), workload.output]
-        plain = all(t.is_static and t.block == 1 and (t.dtype is dtype or not t.dtype.is_float) for t in types)
-        return plain and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
+        plain = all(t.block == 1 and (t.dtype is dtype or not t.dtype.is_float) for t in types)
+        sizes = (workload.output.shape[1], workload.output.shape[3], workload.inputs[0].type.shape[2])
+        return plain and all(isinstance(size, int) for size in sizes) and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
 
     def heuristic(self, workload: Workload, target: Target) -> RecurrenceSchedule:
         """Four sums of each sequence, and as many sequences as the registers hold, for they share the weights."""
         shape, lanes = _shape(workload), _lanes(workload, target)
         nv = max(1, min(-(-shape.size // lanes), -(-4 // shape.gates)))
-        share = -(-shape.batch * shape.directions // workload.threads)
-        mr = 1 if "lengths" in shape.names else max(1, min(shape.batch, share, (target.vector_registers - 1) // (shape.gates * nv + 1)))
+        most = (target.vector_registers - 1) // (shape.gates * nv + 1)
+        if isinstance(shape.batch, int):
+            most = min(most, shape.batch, -(-shape.batch * shape.directions // workload.threads))
+        mr = 1 if "lengths" in shape.names else max(1, most)
         return RecurrenceSchedule(mr, nv, 4, lanes)
 
     def space(self, workload: Workload, target: Target) -> Sequence[RecurrenceSchedule]:
@@ -117,10 +131,10 @@ class Recurrence:
         elements = shape.directions * shape.columns * shape.size * -(-shape.size // schedule.lanes) * schedule.lanes
         inputs, _, out = declare_buffers(b, workload, {number: elements} if packed else None)
         buffers = dict(zip(shape.names, inputs, strict=True))
-        for section in sections(shape.batch if shape.size else 0, schedule.mr):
+        for section in row_tiles(shape.batch if shape.size else 0, schedule.mr):
             with b.loop("p", 0, shape.directions * section.count, parallel=True) as part:
                 for direction in range(shape.directions):
-                    writer = _Writer(b, shape, schedule, buffers, out, direction, packed=packed)
+                    writer = _Writer(b, workload, schedule, buffers, out, direction, packed=packed)
                     first = (part.var - direction * section.count) * section.size + section.start
                     if shape.directions == 1:
                         writer.write(first, section.size)
@@ -132,7 +146,7 @@ class Recurrence:
 
     def flops(self, workload: Workload) -> Dim:
         time, batch, columns = workload.inputs[0].type.shape
-        return time * batch * columns * (2 * workload.output.static_shape[-1])
+        return time * batch * columns * (2 * workload.output.shape[-1])
 
 
 def _lanes(workload: Workload, target: Target) -> int:
@@ -141,7 +155,7 @@ def _lanes(workload: Workload, target: Target) -> int:
     One sequence at a time is bound by the reading of weights, which 512-bit loads do 10 % faster even where they compute no faster
     (96 units: 63 to 70 µs for 49 steps of an LSTM, 47 to 53 for a GRU; AMD EPYC, Zen 4).
     """
-    size, dtype = workload.output.static_shape[-1], workload.output.dtype
+    size, dtype = _shape(workload).size, workload.output.dtype
     lanes = vector_lanes(target, [dtype], size)
     wide = 512 // (8 * dtype.itemsize)
     if not target.has("avx512f") or wide <= lanes:
@@ -170,7 +184,7 @@ class _Writer:
     def __init__(
         self,
         b: LoopBuilder,
-        shape: _Shape,
+        workload: Workload,
         schedule: RecurrenceSchedule,
         buffers: Mapping[str, Buffer],
         out: Buffer,
@@ -179,7 +193,8 @@ class _Writer:
         packed: bool,
     ) -> None:
         self._b = b
-        self._shape = shape
+        self._shape = shape = _shape(workload)
+        self._types = dict(zip(shape.names, (operand.type for operand in workload.inputs), strict=True))
         self._schedule = schedule
         self._buffers = buffers
         self._out = out
@@ -222,7 +237,7 @@ class _Writer:
             return self._shape.time
         b, index = self._b, VecType(DType.INT64, 1)
         value = b.cast(b.load(lengths, first), DType.INT64)
-        return b.bind(b.op("max", b.op("min", value, b.const(self._shape.time, index)), b.const(0, index)), "length")
+        return b.bind(b.op("max", b.op("min", value, number(b, self._shape.time, DType.INT64)), b.const(0, index)), "length")
 
     def _quantize(self, row: Dim) -> Reg:
         """Fills the quantised row of a sequence; its scale."""
@@ -330,9 +345,8 @@ class _Writer:
 
     def _width(self, name: str) -> int:
         """Elements of one direction in a row of an operand."""
-        rows = self._shape.time * self._shape.batch if name == "projection" else 1
-        size = self._buffers[name].size
-        return size // (rows * self._shape.directions) if isinstance(size, int) and rows else 0
+        width = _known(self._types[name].shape[-1])
+        return width // self._shape.directions if name == "projection" else width
 
     def _sums(
         self, stage: Stage, base: int, vector: Dim, section: Section, at: tuple[Dim, int], counts: Sequence[int | None], starts: Sequence[Reg]

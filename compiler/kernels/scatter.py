@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler.errors import InternalError
-from compiler.ir.intexpr import Dim, minimum
+from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum
 from compiler.ir.loop import Buffer, Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -35,10 +35,9 @@ class Scatter:
     name = "scatter"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Static row-major shapes, int64 positions, no epilogue."""
+        """Row-major tensors, int64 positions, no epilogue."""
         data, positions, updates = (operand.type for operand in workload.inputs)
-        static = data.is_static and updates.is_static
-        return static and positions.dtype is DType.INT64 and data.block == updates.block == 1 and not workload.has_epilogue
+        return positions.dtype is DType.INT64 and data.block == updates.block == 1 and not workload.has_epilogue
 
     def heuristic(self, workload: Workload, target: Target) -> ScatterSchedule:
         return ScatterSchedule(4)
@@ -52,13 +51,14 @@ class Scatter:
     def build(self, workload: Workload, schedule: ScatterSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
         (data, positions, updates), _, out = declare_buffers(b, workload)
-        rows, row = workload.output.static_shape
+        rows, row = workload.output.shape
         if rows * row == 0:
             return b.function()
         lanes = vector_lanes(target, [data.dtype], rows * row)
-        # Parts are whole vectors of rows, so that only the last part ends within a vector.
-        part = -(-rows // (workload.threads * lanes)) * lanes
-        with b.loop("part", 0, -(-rows // part), parallel=True) as loop:
+        # Parts are whole vectors of rows, so that only the last part that is not empty ends within a vector.
+        part = ceildiv(rows, workload.threads * lanes) * lanes
+        parts = ceildiv(rows, part) if isinstance(part, int) else workload.threads
+        with b.loop("part", 0, parts, parallel=True) as loop:
             first = loop.var * part
             last = minimum(first + part, rows)
             _copy(b, data, out, (first * row, last * row), rows * row, lanes)
@@ -76,7 +76,7 @@ class Scatter:
     ) -> None:
         """Apply the updates that fall into the rows of ``part``."""
         positions, updates, out = buffers
-        count, row = workload.inputs[2].type.static_shape
+        count, row = workload.inputs[2].type.shape
         lanes = vector_lanes(target, [out.dtype], row)
         kind = workload.attrs["kind"]
         if not isinstance(kind, str):
@@ -99,15 +99,14 @@ class Scatter:
         return 0 if workload.attrs["kind"] == "none" else workload.inputs[2].type.elements
 
 
-def _copy(b: LoopBuilder, source: Buffer, target: Buffer, part: tuple[Dim, Dim], total: int, lanes: int) -> None:
+def _copy(b: LoopBuilder, source: Buffer, target: Buffer, part: tuple[Dim, Dim], total: Dim, lanes: int) -> None:
     """Copy the elements of ``part``, which begins at a multiple of lanes and ends at one or at ``total``."""
-    whole = total - total % lanes
+    whole = floordiv(total, lanes) * lanes
     with b.loop("c", part[0], minimum(part[1], whole), lanes) as loop:
         b.store(target, loop.var, b.load(source, loop.var, lanes))
-    if whole < total:
-        with b.if_less(total - 1, part[1]):
-            count = total - whole
-            b.store(target, whole, b.load(source, whole, lanes, count=count), count=count)
+    if whole != total:
+        with b.if_less(total - 1, part[1]), b.if_less(part[0], total), b.if_less(whole, total):
+            b.store(target, whole, b.load(source, whole, lanes, count=total - whole), count=total - whole)
 
 
 register_family(Scatter())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from compiler.ir.graph import Array, Value
+from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.recurrence import QUANTIZED_STEPS, Read, Stage, stages_from, state_rows
 from compiler.ir.scalar import Arg, Const, Scalar, call, evaluate
@@ -350,9 +351,9 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
         operands["peepholes"] = _expect(context, 7, (directions, 3 * size), dtype)
     lengths, known_lengths = context.optional(4), context.constant(4)
     if lengths is not None and not (known_lengths is not None and isinstance(steps, int) and bool(np.all(known_lengths == steps))):
-        if lengths.type.shape != (batch,) or lengths.type.dtype.is_float:
+        if lengths.type.dtype.is_float:
             raise UnsupportedForm(f"the lengths (input 4) are {lengths.type}, where {batch} integers are needed")
-        operands["lengths"] = lengths
+        operands["lengths"] = _expect(context, 4, (batch,), lengths.type.dtype)
     packed = context.emit(
         "recurrence",
         *operands.values(),
@@ -391,11 +392,15 @@ def _cell_states(cell: _Cell) -> int:
     return 2 if cell.gates == 4 else 1
 
 
-def _expect(context: FormContext, index: int, shape: tuple[object, ...], dtype: DType) -> Value:
-    """Input ``index``, which must be of that shape, as dtype."""
+def _expect(context: FormContext, index: int, shape: tuple[Dim, ...], dtype: DType) -> Value:
+    """Input ``index``, which must be of that shape, as dtype; a run checks dims that are not known."""
     value = context.input(index)
-    if value.type.shape != shape:
+    met = value.type.shape
+    if len(met) != len(shape) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in zip(met, shape, strict=True)):
         raise UnsupportedForm(f"input {index} is {value.type}, where the shape [{', '.join(map(str, shape))}] is needed")
+    for axis, (dim, wanted) in enumerate(zip(met, shape, strict=True)):
+        if dim != wanted:
+            context.check(wanted, dim, wanted, f"axis {axis} of its input {index} has {{value}} elements, where {{low}} are needed")
     return cast_to(context, value, dtype)
 
 
