@@ -312,7 +312,7 @@ _LITERALS = {"value_float": np.float32, "value_floats": np.float32, "value_int":
 
 def _constant(context: FormContext) -> Value:
     for key, data in context.attrs.items():
-        if key == "value" and isinstance(data, np.ndarray):
+        if key in ("value", "sparse_value") and isinstance(data, np.ndarray):
             return context.const(data)
         if key in _LITERALS:
             return context.const(np.array(data, _LITERALS[key]))

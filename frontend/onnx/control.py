@@ -17,6 +17,7 @@ from compiler.ir.run_time import depends_on_run, natural
 from compiler.ir.types import DType, TensorType
 from frontend.onnx.inputs import static_shapes
 from frontend.onnx.order import captured, ordered
+from frontend.onnx.reading import initializers
 from frontend.onnx.scope import Entry, Scope
 
 FOREVER = 2**31 - 1
@@ -44,7 +45,7 @@ class Host(Protocol):
 
 def import_body(host: Host, graph: onnx.GraphProto, scope: Scope) -> list[Entry] | None:
     """The results of a subgraph whose inputs are in ``scope.values`` already; None where something in it failed, which is recorded."""
-    scope.tensors = {tensor.name: tensor for tensor in graph.initializer}
+    scope.tensors = initializers(graph)
     scope.declared = static_shapes((*graph.value_info, *graph.output))
     outputs = [value.name for value in graph.output]
     known = (*scope.values, *(name for name in scope.tensors if name not in scope.values), *captured(graph))

@@ -21,7 +21,7 @@ from frontend.onnx.control import BRANCHES, import_if, import_loop, import_map
 from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
 from frontend.onnx.inputs import input_types, static_shapes
 from frontend.onnx.order import names_read, ordered
-from frontend.onnx.reading import TensorReader, read_model
+from frontend.onnx.reading import TensorReader, initializers, read_model
 from frontend.onnx.scan import import_scan
 from frontend.onnx.schema import check_node
 from frontend.onnx.scope import Entry, Scope
@@ -84,10 +84,10 @@ class _Importer:
     def run(self, input_shapes: Mapping[str, Sequence[int]] | None) -> Graph:
         graph = self._proto.graph
         declared = static_shapes((*graph.value_info, *graph.output))
-        scope = Scope(self._opsets(self._proto.opset_import), self._builder, tensors={t.name: t for t in graph.initializer}, declared=declared)
+        scope = Scope(self._opsets(self._proto.opset_import), self._builder, tensors=initializers(graph), declared=declared)
         inputs = [value for value in graph.input if value.name not in scope.tensors]
         names = [value.name for value in inputs]
-        for name, count in (Counter(names) + Counter(t.name for t in graph.initializer)).items():
+        for name, count in (Counter(names) + Counter(t.name for t in (*graph.initializer, *(s.values for s in graph.sparse_initializer)))).items():
             if count > 1:
                 raise UserError(f"input or initializer {name!r} is defined twice", where=self.where, hint="export the model again")
         outputs = [value.name for value in graph.output]
@@ -103,8 +103,6 @@ class _Importer:
             scope.values[value.name] = self._builder.input(value.name, types[value.name])
         reserved = [self._builder.unique(name) for name in outputs]
         self.nodes(nodes, outputs, scope)
-        if graph.sparse_initializer:
-            self.failures.append("sparse initializers: only dense ones are supported")
         if self.failures:
             raise self._unsupported(self.failures) from self._cause
         try:
@@ -340,6 +338,8 @@ class _Importer:
                 return attribute.s.decode("utf-8", "replace")
             case AttributeProto.TENSOR:
                 return self._reader.array(attribute.t)
+            case AttributeProto.SPARSE_TENSOR:
+                return self._reader.array(attribute.sparse_tensor)
             case AttributeProto.FLOATS:
                 return tuple(attribute.floats)
             case AttributeProto.INTS:

@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heappush
 import onnx
 
 from compiler.errors import UserError
+from frontend.onnx.reading import initializers
 
 _INVALID = "the model is not valid ONNX; export it again, or mend it at the node named here"
 
@@ -61,7 +62,7 @@ def names_read(node: onnx.NodeProto) -> Iterator[str]:
 
 def captured(graph: onnx.GraphProto) -> set[str]:
     """The names a subgraph reads from around it."""
-    own = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
+    own = {v.name for v in graph.input} | set(initializers(graph)) | {name for node in graph.node for name in node.output}
     read = {name for node in graph.node for name in names_read(node)} | {v.name for v in graph.output}
     return read - own - {""}
 

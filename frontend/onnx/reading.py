@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from compiler.errors import UserError
 from compiler.ir.graph import Array
 from compiler.ir.op import UnsupportedForm
-from compiler.ir.types import DType
+from compiler.ir.types import ADDRESSABLE_BYTES, DType
 from compiler.ops.support import ONNX_DTYPES
 
 _EXPORT_AGAIN = "check that the file is complete (copy or download it again) and that it is an ONNX model"
@@ -64,6 +64,14 @@ def _checked(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     return model
 
 
+Tensor = onnx.TensorProto | onnx.SparseTensorProto
+
+
+def initializers(graph: onnx.GraphProto) -> dict[str, Tensor]:
+    """The tensors of a graph by name, sparse ones (whose name is that of their values) included."""
+    return {tensor.name: tensor for tensor in graph.initializer} | {tensor.values.name: tensor for tensor in graph.sparse_initializer}
+
+
 class TensorReader:
     """Turns TensorProtos into arrays: views of the model's own bytes, or of external files mapped into memory."""
 
@@ -72,8 +80,26 @@ class TensorReader:
         self._where = where
         self._files: dict[Path, mmap.mmap] = {}
 
-    def array(self, tensor: onnx.TensorProto) -> Array:
-        """The tensor's data. Raises UnsupportedForm for its element type, UserError where its bytes are not what it declares."""
+    def array(self, tensor: Tensor) -> Array:
+        """The tensor's data, a sparse one as a dense array. Raises UnsupportedForm for its element type, UserError where it contradicts itself."""
+        return self._spread(tensor) if isinstance(tensor, onnx.SparseTensorProto) else self._dense(tensor)
+
+    def _spread(self, tensor: onnx.SparseTensorProto) -> Array:
+        """A tensor of zeros with some elements given, at flat positions ``[N]`` or at coordinates ``[N, rank]``."""
+        values, places, shape = self._dense(tensor.values), self._dense(tensor.indices), tuple(tensor.dims)
+        name, rank = tensor.values.name or "(unnamed)", len(shape)
+        if values.ndim != 1 or places.dtype != np.int64 or places.shape not in ((values.size,), (values.size, rank)):
+            raise self._error(f"sparse tensor {name!r} has values of shape {list(values.shape)} and indices of shape {list(places.shape)}")
+        if any(dim < 0 for dim in shape) or prod(shape) * values.itemsize > ADDRESSABLE_BYTES:
+            raise self._error(f"sparse tensor {name!r} has dims that no memory holds: {list(shape)}")
+        limits = np.array(shape if places.ndim == 2 else prod(shape), np.int64)
+        if ((places < 0) | (places >= limits)).any():
+            raise self._error(f"sparse tensor {name!r} of shape {list(shape)} has an index beyond it")
+        dense = np.zeros(shape, values.dtype)
+        dense[tuple(places.T) if places.ndim == 2 else np.unravel_index(places, shape)] = values
+        return dense
+
+    def _dense(self, tensor: onnx.TensorProto) -> Array:
         dtype = ONNX_DTYPES.get(tensor.data_type)
         name = tensor.name or "(unnamed)"
         if dtype is None:

@@ -9,6 +9,7 @@ import onnx
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
+from frontend.onnx.reading import Tensor
 
 Entry = Value | tuple[Value, ...] | None
 """What a name stands for: a tensor, a sequence of tensors, or an optional value that is absent."""
@@ -25,7 +26,7 @@ class Scope:
     opsets: Mapping[str, int]
     builder: GraphBuilder
     values: dict[str, Entry] = field(default_factory=dict)
-    tensors: Mapping[str, onnx.TensorProto] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
     declared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
