@@ -18,26 +18,15 @@ from frontend.onnx.importer import import_model
 _SHAPE = "the result's shape follows from what the input holds"
 
 NEED_CONSTANTS: dict[str, str] = {
-    "AffineGrid": _SHAPE,
-    "CenterCropPad": _SHAPE,
     "Col2Im": _SHAPE,
-    "ConstantOfShape": _SHAPE,
     "DFT": "the factors follow from the axis",
-    "Expand": _SHAPE,
+    "ExpandDims": _SHAPE,
     "MelWeightMatrix": _SHAPE,
     "MatMulNBits": "weights are unpacked when they are packed for the kernel",
-    "OneHot": _SHAPE,
-    "Pad": _SHAPE,
-    "Range": _SHAPE,
     **{f"Reduce{kind}": _SHAPE for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
-    "Reshape": _SHAPE,
     "Resize": _SHAPE,
     "STFT": _SHAPE,
-    "Slice": _SHAPE,
-    "Split": _SHAPE,
     "Squeeze": _SHAPE,
-    "Tile": _SHAPE,
-    "TopK": _SHAPE,
     "Unsqueeze": _SHAPE,
     "Upsample": _SHAPE,
 }
@@ -46,10 +35,9 @@ NEED_CONSTANTS: dict[str, str] = {
 NOT_TOLD_BY_SHAPES: dict[str, str] = {
     "Col2Im": "blocks of several shapes make the same image",
     "DFT": "the axis is not seen in the shape",
+    "ExpandDims": "the axis is not seen in the shape",
     "MatMulNBits": NEED_CONSTANTS["MatMulNBits"],
-    "Pad": "padding before and after make the same shape",
     "STFT": "frames of several steps make the same shape",
-    "Slice": "every start makes the same shape",
 }
 """Those of them that are refused, for some samples, even where the model declares the result's shape."""
 

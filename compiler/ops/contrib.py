@@ -15,13 +15,16 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
 from compiler.ir.types import DType
 from compiler.ops.conv import Conv, conv
-from compiler.ops.gather import gather
-from compiler.ops.matmul import MatMul
+from compiler.ops.gather import Gather, gather, trilu
+from compiler.ops.grid_sample import grid_sample
+from compiler.ops.matmul import MatMul, gemm
 from compiler.ops.normalize import Normalize
 from compiler.ops.quantize import MICROSOFT
 from compiler.ops.reduce import mean, reduce
-from compiler.ops.support import cast_to, normalize_axis, scalar_like, transpose
+from compiler.ops.support import cast_to, known, normalize_axis, reshape, scalar_like, transpose
 from compiler.ops.unary import Gelu
+
+_GEMM_PARAMETERS = ("activation_alpha", "activation_beta", "activation_gamma")
 
 _X = (np.sin(np.arange(2 * 3 * 4) * 1.7) * 3).astype(np.float32).reshape(2, 3, 4)
 _Y = (np.cos(np.arange(2 * 3 * 4) * 1.3) * 2).astype(np.float32).reshape(2, 3, 4)
@@ -58,16 +61,18 @@ def _quick_gelu(context: FormContext) -> Value:
 
 
 def _fused_matmul(context: FormContext) -> Value:
-    """``alpha * a @ b`` with the last two axes of an operand exchanged on demand."""
-    if context.attrs.get("transBatchA", 0) or context.attrs.get("transBatchB", 0):
-        raise UnsupportedForm("transBatchA and transBatchB are not supported")
+    """``alpha * a @ b`` with an operand's first axis moved before its last, then its last two exchanged, on demand."""
     operands = []
-    for index, name in enumerate(("transA", "transB")):
+    for index, name in enumerate("AB"):
         x = context.input(index)
         if x.type.rank < 2:
             raise UnsupportedForm(f"operand {index} has rank {x.type.rank}; at least 2 is needed")
-        axes = range(x.type.rank)
-        operands.append(transpose(context, x, (*axes[:-2], axes[-1], axes[-2])) if context.attrs.get(name, 0) else x)
+        axes = tuple(range(x.type.rank))
+        if context.attrs.get(f"transBatch{name}", 0):
+            axes = (*axes[1:-1], 0, axes[-1])
+        if context.attrs.get(f"trans{name}", 0):
+            axes = (*axes[:-2], axes[-1], axes[-2])
+        operands.append(transpose(context, x, axes))
     result = context.emit("matmul", *operands)
     alpha = float(context.attrs.get("alpha", 1.0))
     return result if alpha == 1 else context.emit("mul", result, scalar_like(context, result, alpha))
@@ -86,6 +91,36 @@ def _activated(context: FormContext, x: Value) -> Value:
     if name == "HardSigmoid" and len(parameters) == 2:
         return context.emit("hard_sigmoid", x, alpha=parameters[0], beta=parameters[1])
     raise UnsupportedForm(f"activation {name!r} with {len(parameters)} parameters is not supported")
+
+
+def _fused_gemm(context: FormContext) -> Value:
+    parameters = tuple(float(context.attrs[name]) for name in _GEMM_PARAMETERS if name in context.attrs)
+    return _activated(replace(context, attrs={**context.attrs, "activation_params": parameters}), gemm(context))
+
+
+def _distances(context: FormContext) -> Value:
+    """Between every row of a and every row of b."""
+    a, b, metric = context.input(0), context.input(1), str(context.attrs.get("metric", "sqeuclidean"))
+    if metric not in ("euclidean", "sqeuclidean") or a.type.rank != 2 or b.type.rank != 2:
+        raise UnsupportedForm(f"metric {metric!r} of {a.type} and {b.type}; euclidean and sqeuclidean of matrices are possible")
+    difference = context.emit("sub", reshape(context, a, (a.type.shape[0], 1, a.type.shape[1])), b)
+    squared = reduce(context, context.emit("mul", difference, difference), "sum", (2,), keepdims=False)
+    return squared if metric == "sqeuclidean" else context.emit("sqrt", squared)
+
+
+def _expand_dims(context: FormContext) -> Value:
+    x, axes = context.input(0), context.require_dims(1, "the axis")
+    axis = normalize_axis(known(axes[0], "the axis"), x.type.rank + 1)
+    return reshape(context, x, (*x.type.shape[:axis], 1, *x.type.shape[axis:]))
+
+
+def _channels_last_conv(context: FormContext) -> Value:
+    """Conv of x, and of what is added to the result (input 3), whose channels are the last axis; the weights' are where they always are."""
+    rank = context.input(0).type.rank
+    first, last = (0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)
+    x, added = transpose(context, context.input(0), first), context.optional(3)
+    inputs = (x, *context.inputs[1:3], None if added is None else transpose(context, added, first))
+    return transpose(context, _fused_conv(replace(context, inputs=inputs)), last)
 
 
 def _fused_conv(context: FormContext) -> Value:
@@ -167,16 +202,36 @@ extend(
 )
 extend(
     MatMul,
-    forms=_forms(FusedMatMul=_fused_matmul),
-    samples=(_sample("FusedMatMul", _X, _Y, transB=1, alpha=0.125), _sample("FusedMatMul", _X, _Y, transA=1)),
+    forms=_forms(FusedMatMul=_fused_matmul, TransposeMatMul=_fused_matmul, FusedGemm=_fused_gemm, CDist=_distances),
+    samples=(
+        _sample("FusedMatMul", _X, _Y, transB=1, alpha=0.125),
+        _sample("FusedMatMul", _X, _Y, transA=1),
+        _sample("FusedMatMul", _X, _Y.transpose(1, 0, 2), transB=1, transBatchB=1),
+        _sample("FusedMatMul", _X.transpose(2, 0, 1), _Y.transpose(2, 0, 1), transA=1, transBatchA=1, transBatchB=1),
+        _sample("TransposeMatMul", _X, _Y, transB=1, alpha=2.0),
+        _sample("FusedGemm", _X[0], _Y[0], _ROW[:3], transB=1, alpha=0.5, activation="LeakyRelu", activation_alpha=0.25),
+        _sample("FusedGemm", _X[0], _Y[0], transB=1, activation="Relu"),
+        _sample("CDist", _X[0], _Y.reshape(6, 4), metric="euclidean"),
+        _sample("CDist", _X[0], _Y[1], metric="sqeuclidean"),
+    ),
 )
 extend(
     Conv,
-    forms=_forms(FusedConv=_fused_conv),
+    forms=_forms(FusedConv=_fused_conv, NhwcConv=_channels_last_conv, NhwcFusedConv=_channels_last_conv),
     samples=(
         _sample("FusedConv", _IMAGE, _FILTERS, _ROW[:3], activation="LeakyRelu", activation_params=[0.25], constant=(1, 2)),
         _sample("FusedConv", _IMAGE, _FILTERS, activation="Clip", activation_params=[-1.0, 1.0], pads=[1, 1, 1, 1], constant=(1,)),
         _sample("FusedConv", _IMAGE, _FILTERS, _ROW[:3], _FILTERS[:1, :1].repeat(3, 1), activation="Relu", constant=(1, 2)),
+    ),
+)
+extend(
+    Gather,
+    forms=_forms(GridSample=grid_sample, Trilu=trilu, ExpandDims=_expand_dims),
+    samples=(
+        _sample("GridSample", _IMAGE, _FILTERS[:1, :1, :2, :2].reshape(1, 1, 2, 2), mode="bilinear", align_corners=1),
+        _sample("Trilu", _X, np.array(1, np.int64), constant=(1,)),
+        _sample("Trilu", _X, upper=0),
+        _sample("ExpandDims", _X, np.array(-2, np.int32), constant=(1,)),
     ),
 )
 extend(

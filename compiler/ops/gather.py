@@ -288,7 +288,8 @@ def _reverse_sequence(context: FormContext) -> Value:
     return transpose(context, taken, tuple(int(a) for a in np.argsort(order)))
 
 
-def _trilu(context: FormContext) -> Value:
+def trilu(context: FormContext) -> Value:
+    """The elements on one side of a diagonal, zeros on the other."""
     x = context.input(0)
     rows, columns = x.type.shape[-2:]
     down, across = reshape(context, iota(context, rows), (rows, 1)), reshape(context, iota(context, columns), (1, columns))
@@ -308,5 +309,5 @@ Gather.forms = (
     OnnxForm("CumProd", _cumulative("mul", 1)),
     OnnxForm("ReverseSequence", _reverse_sequence),
     OnnxForm("GridSample", grid_sample),
-    OnnxForm("Trilu", _trilu),
+    OnnxForm("Trilu", trilu),
 )

@@ -90,7 +90,8 @@ def _matmul(context: FormContext) -> Value:
     return reshape(context, result, shape)
 
 
-def _gemm(context: FormContext) -> Value:
+def gemm(context: FormContext) -> Value:
+    """``alpha * a @ b + beta * c``, a and b transposed on demand."""
     a, b = context.input(0), context.input(1)
     if a.type.rank != 2 or b.type.rank != 2:
         raise UnsupportedForm(f"operands of rank 2 are needed, not {a.type} and {b.type}")
@@ -206,7 +207,7 @@ def _parse_equation(equation: str, values: Sequence[Value]) -> tuple[list[_Term]
 
 MatMul.forms = (
     OnnxForm("MatMul", _matmul),
-    OnnxForm("Gemm", _gemm),
+    OnnxForm("Gemm", gemm),
     OnnxForm("Einsum", _einsum),
     OnnxForm("DFT", dft),
     OnnxForm("STFT", stft),
