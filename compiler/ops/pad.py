@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Node, Region, Value
-from compiler.ir.intexpr import Dim, IntExpr
+from compiler.ir.intexpr import Dim, IntExpr, maximum, minimum
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, register
 from compiler.ir.run_time import natural
 from compiler.ir.types import TensorType
@@ -159,6 +159,9 @@ def _periodic(i: IntExpr, length: Dim, begin: Dim, end: Dim, mode: str) -> list[
     return runs
 
 
+_PERIODS = 256
+"""Times that reflected or wrapped elements may be repeated: code is made for each."""
+
 _PAD_MODES = ("constant", "edge", "reflect", "wrap")
 
 
@@ -191,14 +194,20 @@ def _pad(context: FormContext) -> Value:
 
 
 def _check_pads(context: FormContext, dim: Dim, begin: Dim, end: Dim, mode: str) -> None:
-    """What must hold of padding that only a run knows: something may be cut off, not more than there is; a mirror needs elements to show."""
-    if all(isinstance(d, int) for d in (dim, begin, end)):
+    """What must hold of padding: something may be cut off, not more than there is; what repeats elements needs some, and not too many times."""
+    kept = dim - natural(-begin) - natural(-end)
+    context.check(0, kept, None, "{value} elements are left where padding cuts off")
+    if mode == "constant":
         return
-    context.check(0, dim + begin + end, None, "its result has a dim of {value}")
-    if mode in ("reflect", "wrap"):
-        most = dim - 1 if mode == "reflect" else dim
-        for pad in (begin, end):
-            context.check(None, pad, most, f"padding of {{value}} elements in mode {mode}, where at most {{high}} are possible")
+    padding = maximum(natural(begin), natural(end))
+    context.check(minimum(padding, 1), kept, None, f"mode {mode} repeats elements, and there are none")
+    if mode == "edge":
+        return
+    if not (isinstance(kept, int) and isinstance(padding, int)):
+        most = kept - 1 if mode == "reflect" else kept
+        context.check(None, padding, most, f"padding of {{value}} elements in mode {mode}, where at most {{high}} are possible")
+    elif padding:
+        context.check(None, padding // max(kept - 1, 1), _PERIODS, "its padding repeats the elements {value} times; at most {high} are supported")
 
 
 def _filled(context: FormContext, x: Value, begins: tuple[Dim, ...], ends: tuple[Dim, ...], filler: Value) -> Value:
