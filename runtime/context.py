@@ -20,7 +20,7 @@ STATUS_WORDS = 4
 """Words at the beginning of the state: what went wrong, and three numbers to report. The sizes of inputs follow."""
 
 OUT_OF_MEMORY = 1 << 62
-"""The status of a run for which there was not enough memory; the first number reported is how many bytes it asked for."""
+"""The status of a run for which there was not enough memory, and a size that no memory has; the first number reported is what it asked for."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,7 +59,10 @@ class Context:
         self._sizes = None
         self.state[STATUS_WORDS : STATUS_WORDS + len(sizes)] = list(sizes)
         self._prepare(self.slots[STATE] or 0)
-        self._reserve(self.state[self._layout.arena], self.state[self._layout.scratch])
+        arena, scratch = self.state[self._layout.arena], self.state[self._layout.scratch]
+        if max(arena, scratch) >= OUT_OF_MEMORY:
+            raise MemoryError("more than can be addressed")
+        self._reserve(arena, scratch)
         self._sizes = sizes
 
     @property
@@ -100,6 +103,6 @@ class Context:
             self.slots[ARENA] = start + -start % ALIGNMENT
             self.arena_bytes = wanted
 
-    def __del__(self) -> None:
+    def __del__(self, free: Callable[[int | None], None] = _libc.free) -> None:
         for buffer in range(getattr(self, "_buffers", 0)):
-            _libc.free(self.slots[self._dynamic + 2 * buffer])
+            free(self.slots[self._dynamic + 2 * buffer])

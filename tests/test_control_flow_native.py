@@ -189,6 +189,26 @@ def test_carried_values_change_places(folder: Path, trips: int) -> None:
     _check(SWAPPED, folder, x=[1, 2, 3, 4], y=[5, 6, 7, 8], n=trips)
 
 
+FILLED = """
+graph @filled {
+  input %n: i64[2]
+  const %one: f32[1, 1] = [1.0]
+  bind(%n) {symbols = ["n1", "n2"]}
+  %y: f32[n1, n2] = expand(%one) {shape = [<n1>, <n2>]}
+  return %y
+}
+"""
+
+
+def test_sizes_that_no_memory_has(folder: Path) -> None:
+    assert _check(FILLED, folder, n=[2, 3])["y"].shape == (2, 3)
+    for sizes in ((1 << 40, 1 << 40), (1 << 32, 1 << 30), (1 << 31, 1 << 33)):
+        for threads in (1, 3):
+            with pytest.raises(UserError, match="more memory than there is"):
+                _module(FILLED, threads, folder).run({"n": np.array(sizes)})
+    assert _check(FILLED, folder, n=[5, 1])["y"].shape == (5, 1)
+
+
 def test_memory_does_not_grow_with_the_number_of_runs(folder: Path) -> None:
     module = _module(LOOP, 1, folder)
 

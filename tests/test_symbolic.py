@@ -124,6 +124,21 @@ def test_a_larger_size_after_a_smaller_one_and_back() -> None:
         _check(_norms(), {"x": np.full((2, 5, length), length, np.float32)}, 2)
 
 
+FULL = """
+agraph (float[n, 0] x, float[m, 0] y) => (float[n] s) {
+  t = Transpose<perm = [1, 0]>(y)
+  p = MatMul(x, t)
+  s = ReduceMax<axes = [1], keepdims = 0>(p)
+}
+"""
+
+
+def test_sizes_whose_products_no_number_holds() -> None:
+    feeds = {name: np.zeros((1 << 40, 0), np.float32) for name in "xy"}
+    with pytest.raises(UserError, match="more memory than there is"):
+        _compiled(_model(FULL, 17), 1).run(feeds)
+
+
 def test_dims_that_contradict_each_other_are_named() -> None:
     feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
     with pytest.raises(UserError, match="where batch = 2"):

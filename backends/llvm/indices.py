@@ -42,12 +42,23 @@ def _floordiv(emit: Emit, lhs: str, rhs: str) -> str:
     return emit(f"add i64 {quotient}, {one}", key)
 
 
+LIMIT = 1 << 62
+"""Stands for every size that memory cannot have; the computed one may have wrapped around."""
+
+_ADDRESSABLE = float(1 << 47)
+
+
 class IndexWriter(IrWriter):
-    """Writes expressions where they stand; ``load`` gives an operand that holds a symbol's value."""
+    """Writes expressions where they stand; ``load`` gives an operand that holds a symbol's value.
+
+    Products of sizes can be more than 64 bits hold: ``size`` is a value that tells, by an estimate of the same expression in floating point.
+    ``estimates`` has those of symbols whose value may have wrapped around already.
+    """
 
     def __init__(self, load: Callable[[str], str]) -> None:
         super().__init__()
         self._load = load
+        self.estimates: dict[str, str] = {}
 
     def value(self, expr: Dim) -> str:
         """expr as an i64 operand."""
@@ -61,6 +72,40 @@ class IndexWriter(IrWriter):
                 product = factor if product == "1" else self.ins(f"mul i64 {product}, {factor}")
             total = product if total == "0" else self.ins(f"add i64 {total}, {product}")
         return total
+
+    def size(self, expr: Dim) -> str:
+        """expr as an i64 operand, or ``LIMIT`` where it is more than can be addressed."""
+        value = self.value(expr)
+        if isinstance(expr, int):
+            return value
+        large = self.ins(f"fcmp ogt double {self.estimate(expr)}, {_ADDRESSABLE:e}")
+        return self.ins(f"select i1 {large}, i64 {LIMIT}, i64 {value}")
+
+    def estimate(self, expr: Dim) -> str:
+        """expr as a double, about right however large it is."""
+        if isinstance(expr, int):
+            return f"{float(expr):e}"
+        total = f"{float(expr.const):e}"
+        for monomial, coefficient in expr.terms:
+            product = f"{float(coefficient):e}"
+            for atom in monomial:
+                product = self.ins(f"fmul double {product}, {self._estimated(atom)}")
+            total = self.ins(f"fadd double {total}, {product}")
+        return total
+
+    def _estimated(self, atom: Atom) -> str:
+        if isinstance(atom, Sym):
+            return self.estimates.get(atom.name) or self.ins(f"sitofp i64 {self._load(atom.name)} to double")
+        lhs, rhs = self.estimate(atom.lhs), self.estimate(atom.rhs)
+        match atom.op:
+            case "floordiv":
+                return self.ins(f"fdiv double {lhs}, {rhs}")
+            case "mod":
+                return rhs
+            case _:
+                less = self.ins(f"fcmp olt double {lhs}, {rhs}")
+                first, second = (lhs, rhs) if atom.op == "min" else (rhs, lhs)
+                return self.ins(f"select i1 {less}, double {first}, double {second}")
 
     def _atom(self, atom: Atom) -> str:
         if isinstance(atom, Sym):

@@ -6,7 +6,7 @@ followed by a barrier. A symbol that a step defines lives in a variable of each 
 
 from __future__ import annotations
 
-from backends.llvm.indices import IndexWriter
+from backends.llvm.indices import LIMIT, IndexWriter
 from compiler.ir.intexpr import sym, symbols
 from compiler.ir.program import (
     WORKERS,
@@ -85,16 +85,13 @@ failed:
   %state = load ptr, ptr %state.at
   %wish.at = getelementptr i64, ptr %state, i64 1
   store i64 %nbytes, ptr %wish.at
-  store i64 {1 << 62}, ptr %state
+  store i64 {LIMIT}, ptr %state
   br label %done
 done:
   ret void
 }}
 """
-"""Makes a dynamic buffer large enough. Called by one worker; what could not be had is reported as status ``OUT_OF_MEMORY``."""
-
-OUT_OF_MEMORY = 1 << 62
-"""The status when a dynamic buffer could not be allocated; the first number reported is the bytes it should have had."""
+"""Makes a dynamic buffer large enough. Called by one worker; what could not be had is reported by the status ``LIMIT``."""
 
 
 def main_text(program: Program) -> str:
@@ -126,8 +123,9 @@ class _Prepare:
         for number, definition in enumerate(program.definitions):
             _stored(w, "%state", layout.definitions + number, w.value(definition.value))
             self._known[definition.symbol] = layout.definitions + number
-        _stored(w, "%state", layout.arena, w.value(program.arena_bytes))
-        _stored(w, "%state", layout.scratch, w.value(program.scratch_bytes))
+            w.estimates[definition.symbol] = w.estimate(definition.value)
+        _stored(w, "%state", layout.arena, w.size(program.arena_bytes))
+        _stored(w, "%state", layout.scratch, w.size(program.scratch_bytes))
         for value, at in zip(program.outputs, layout.outputs, strict=True):
             for axis, dim in enumerate(value.type.shape):
                 early = all(name in self._known for name in symbols(dim))
@@ -337,7 +335,7 @@ class _Main:
         self._open(go)
 
     def _allocate(self, step: Allocate) -> None:
-        nbytes = self._writer.value(step.nbytes)
+        nbytes = self._writer.size(step.nbytes)
         self._first_only([f"call void @ts_grow(ptr %slots, i64 {self._dynamic(step.index)}, i64 {nbytes}, i1 {str(step.keep).lower()})"])
         self._barrier()
         self._end_where_failed()
