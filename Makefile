@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | conformance | fuzz | random-graphs: each sets up what it needs in $(VENV) first.
+# make demo | test | lint | bench | conformance | zoo | fuzz | random-graphs: each sets up what it needs in $(VENV) first.
 
 SHELL := bash
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench conformance fuzz random-graphs clean
+.PHONY: help demo test lint bench conformance zoo fuzz random-graphs clean
 
 help:
 	@echo "make demo         compile and run the digit network and MobileNetV2; writes digits.png"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint         ruff (rules and format), mypy, import contracts"
 	@echo "make bench        machine peak, MobileNetV2 by kernel, compile times, oversubscription"
 	@echo "make conformance  the test cases of the onnx package, against tests/conformance/expected_failures.txt"
+	@echo "make zoo          every model of the zoo against ONNX Runtime; MODELS='resnet18 …' for some"
 	@echo "make fuzz         5,000 damaged models; FLAGS='--seed 1 --count 100' for others"
 	@echo "make random-graphs  2,000 random models against ONNX's reference; FLAGS as for fuzz"
 	@echo "make clean        remove what these made"
@@ -48,6 +49,9 @@ bench: $(VENV)/.installed-test
 
 conformance: $(VENV)/.installed-test
 	$(BIN)/python -m tests.conformance
+
+zoo: $(VENV)/.installed-test
+	$(BIN)/python tests/zoo_sweep.py $(MODELS)
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz.py $(FLAGS)
