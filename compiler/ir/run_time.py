@@ -62,7 +62,7 @@ def is_natural(dim: Dim, smallest: int = 1) -> bool:
 
 def natural(dim: Dim) -> Dim:
     """dim, or 0 where it is negative."""
-    return dim if is_natural(dim) else maximum(dim, 0)
+    return dim if is_natural(dim, 0) else maximum(dim, 0)
 
 
 def is_negative(dim: Dim) -> Dim:
@@ -75,6 +75,12 @@ def is_negative(dim: Dim) -> Dim:
 def is_positive(dim: Dim) -> Dim:
     """1 where dim is above 0, else 0."""
     return minimum(maximum(dim, 0), 1)
+
+
+def is_equal(left: Dim, right: Dim) -> Dim:
+    """1 where two dims are the same, else 0."""
+    difference = left - right
+    return 1 - minimum(maximum(difference, -difference), 1)
 
 
 def wrapped(position: Dim, length: Dim) -> Dim:

@@ -10,7 +10,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
-from compiler.ir.run_time import wrapped
+from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.support import (
@@ -22,6 +22,7 @@ from compiler.ops.support import (
     attr_int,
     attr_ints,
     axis_symbol,
+    by_axis,
     first_type,
     given,
     known,
@@ -173,23 +174,23 @@ class Slice(IndexMap):
         return (x,)
 
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
-        starts, sizes, steps = attr_dims(attrs, "starts"), attr_dims(attrs, "sizes"), attr_ints(attrs, "steps")
+        starts, sizes, steps = attr_dims(attrs, "starts"), attr_dims(attrs, "sizes"), attr_dims(attrs, "steps")
         index = tuple(axis_symbol(axis) * step + start for axis, (start, step) in enumerate(zip(starts, steps, strict=True)))
         return (Region((0,) * len(starts), sizes, 0, index),)
 
     def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        start, step = attr_dims(attrs, "starts")[1], attr_ints(attrs, "steps")[1]
+        start, step = attr_dims(attrs, "starts")[1], attr_dims(attrs, "steps")[1]
         return step == 1 and isinstance(start, int) and start % block == 0
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, steps = node.present_inputs[0], attr_ints(node.attrs, "steps")
+        x, steps = node.present_inputs[0], attr_dims(node.attrs, "steps")
         if x.type == node.output.type and set(steps) <= {1}:
             return x
         inner = builder.producer(x)
         if inner is None or inner.op != self.name:
             return None
         first, again = attr_dims(inner.attrs, "starts"), attr_dims(node.attrs, "starts")
-        first_steps = attr_ints(inner.attrs, "steps")
+        first_steps = attr_dims(inner.attrs, "steps")
         starts = tuple(a + b * step for a, b, step in zip(first, again, first_steps, strict=True))
         merged = tuple(a * b for a, b in zip(first_steps, steps, strict=True))
         sizes = node.attrs["sizes"]
@@ -210,14 +211,16 @@ _FAR = 2**31 - 1
 """Bounds this far out mean "to the end"; exporters write INT32_MAX or INT64_MAX."""
 
 
-def _bound(position: Dim, dim: Dim, low: int, high: Dim) -> Dim:
+def _bound(position: Dim, dim: Dim, low: Dim, high: Dim) -> Dim:
     """A start or end as ONNX reads it: negative from the end, then clamped to [low, high]."""
     if isinstance(position, int):
         if position >= _FAR:
             return high
         if position <= -_FAR:
             return low
-    return maximum(minimum(wrapped(position, dim), high), low)
+    place = wrapped(position, dim)
+    limited = place if is_natural(high - place, 0) else minimum(place, high)
+    return limited if is_natural(limited - low, 0) else maximum(limited, low)
 
 
 def _slice(context: FormContext) -> Value:
@@ -230,25 +233,30 @@ def _slice(context: FormContext) -> Value:
         begins, ends = context.require_dims(1, "starts"), context.require_dims(2, "ends")
         axes = context.require_dims(3, "axes") if context.optional(3) is not None else range(len(begins))
         strides = context.require_dims(4, "steps") if context.optional(4) is not None else (1,) * len(begins)
-    starts: list[Dim] = [0] * x.type.rank
-    sizes: list[Dim] = list(x.type.shape)
-    steps = [1] * x.type.rank
-    for raw_axis, begin, end, raw_step in zip(axes, begins, ends, strides, strict=True):
-        axis, step = normalize_axis(known(raw_axis, "an axis"), x.type.rank), known(raw_step, "a step")
-        if step == 0:
-            raise UnsupportedForm("a step is 0")
-        dim = x.type.shape[axis]
-        steps[axis] = step
-        if step > 0:
-            starts[axis] = _bound(begin, dim, 0, dim)
-            sizes[axis] = maximum(floordiv(_bound(end, dim, 0, dim) - starts[axis] + (step - 1), step), 0)
-        else:
-            starts[axis] = _bound(begin, dim, 0, dim - 1)
-            sizes[axis] = minimum(maximum(floordiv(starts[axis] - _bound(end, dim, -1, dim - 1) + (-step - 1), -step), 0), dim)
+    rank = x.type.rank
+    first, last, steps = (by_axis(context, axes, numbers, rank, default) for numbers, default in ((begins, 0), (ends, _FAR), (strides, 1)))
+    bounds = [_run(context, *numbers) for numbers in zip(x.type.shape, first, last, steps, strict=True)]
+    starts, sizes = [start for start, _ in bounds], [size for _, size in bounds]
     if tuple(sizes) == x.type.shape and set(steps) <= {1}:
         return x
-    begin = tuple(map(context.builder.define, starts))
-    return context.emit("slice", x, starts=begin, sizes=context.settled(sizes), steps=tuple(steps))
+    begin, step = (tuple(map(context.builder.define, numbers)) for numbers in (starts, steps))
+    return context.emit("slice", x, starts=begin, sizes=context.settled(sizes), steps=step)
+
+
+def _run(context: FormContext, dim: Dim, begin: Dim, end: Dim, step: Dim) -> tuple[Dim, Dim]:
+    """Where a slice of one axis starts and how many elements it has."""
+    if step == 0:
+        raise UnsupportedForm("a step is 0")
+    if isinstance(step, int):
+        if step > 0:
+            start = _bound(begin, dim, 0, dim)
+            return start, natural(floordiv(_bound(end, dim, 0, dim) - start + (step - 1), step))
+        start = _bound(begin, dim, 0, dim - 1)
+        return start, minimum(maximum(floordiv(start - _bound(end, dim, -1, dim - 1) + (-step - 1), -step), 0), dim)
+    context.check(1, step * step, None, "a step is 0")
+    backwards = is_negative(step)
+    start = _bound(begin, dim, 0, dim - backwards)
+    return start, natural(-floordiv(start - _bound(end, dim, -backwards, dim - backwards), step))
 
 
 def _split(context: FormContext) -> Sequence[Value]:

@@ -26,9 +26,8 @@ from compiler.ops.support import (
     attr_ints,
     attr_str,
     axis_symbol,
+    by_axis,
     first_type,
-    known,
-    normalize_axis,
     reshape,
 )
 
@@ -175,12 +174,11 @@ def _pad(context: FormContext) -> Value:
         axes = context.require_dims(3, "axes")
     if len(pads) != 2 * len(axes):
         raise UnsupportedForm(f"{len(pads)} pads for {len(axes)} axes")
-    begins: list[Dim] = [0] * x.type.rank
-    ends: list[Dim] = [0] * x.type.rank
-    for position, raw_axis in enumerate(axes):
-        axis = normalize_axis(known(raw_axis, "an axis"), x.type.rank)
-        begins[axis], ends[axis] = pads[position], pads[position + len(axes)]
-        _check_pads(context, x.type.shape[axis], begins[axis], ends[axis], mode)
+    begins, ends = (
+        list(map(context.builder.define, by_axis(context, axes, numbers, x.type.rank))) for numbers in (pads[: len(axes)], pads[len(axes) :])
+    )
+    for dim, begin, end in zip(x.type.shape, begins, ends, strict=True):
+        _check_pads(context, dim, begin, end, mode)
     if set(begins + ends) <= {0}:
         return x
     value, filler = context.attrs.get("value", 0.0), context.optional(2)

@@ -10,6 +10,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Value
 from compiler.ir.intexpr import Dim, IntExpr, floordiv, product, sym
 from compiler.ir.op import FormBuild, FormContext, UnsupportedForm
+from compiler.ir.run_time import is_equal, wrapped
 from compiler.ir.types import DType, TensorType
 
 Attrs = Mapping[str, Attr]
@@ -135,6 +136,19 @@ def normalize_axes(axes: Sequence[Dim], rank: int) -> tuple[int, ...]:
     if len(set(found)) != len(found):
         raise UnsupportedForm(f"axes {list(axes)} repeat an axis")
     return tuple(found)
+
+
+def by_axis(context: FormContext, axes: Sequence[Dim], numbers: Sequence[Dim], rank: int, default: Dim = 0) -> list[Dim]:
+    """For every axis of a tensor of that rank the number that goes with it, where only a run may know which axes are named."""
+    if all(isinstance(axis, int) for axis in axes):
+        found = [default] * rank
+        for axis, number in zip(axes, numbers, strict=True):
+            found[normalize_axis(known(axis, "an axis"), rank)] = number
+        return found
+    for axis in axes:
+        context.check(-rank, axis, rank - 1, f"axis {{value}} does not exist in a tensor of rank {rank}")
+    named = [wrapped(axis, rank) for axis in axes]
+    return [default + sum((is_equal(a, axis) * (n - default) for a, n in zip(named, numbers, strict=True)), start=0) for axis in range(rank)]
 
 
 def known(dim: Dim, role: str) -> int:
