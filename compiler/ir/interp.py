@@ -121,7 +121,10 @@ def _results(node: Node, values: dict[Value, Array], dims: dict[str, int], *, fu
     inputs = [None if v is None else values[v] for v in node.inputs]
     if fused and (is_elementwise(node) or lookup(node.op).computes):
         inputs = [None if x is None else x.astype(compute_dtype(DType.of(x.dtype)).numpy, copy=False) for x in inputs]
-    return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
+    try:
+        return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
+    except IndexError as error:
+        raise UserError(str(error), where=f"node {node.name}", hint="give inputs whose indices lie inside what they index") from error
 
 
 def _number(dim: Attr, dims: Mapping[str, int]) -> int:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler.ir.intexpr import Dim
-from compiler.ir.loop import Function, VecType
+from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
+from compiler.kernels.bounds import Bounds
 from compiler.kernels.loops import (
     Axis,
     Chunk,
@@ -18,7 +19,6 @@ from compiler.kernels.loops import (
     coordinates,
     expression_calls,
     expression_dtypes,
-    number,
     offset,
     pack_plain,
     parallel_nest,
@@ -39,7 +39,8 @@ class GatherSchedule:
 class Gather:
     """The family: inputs data and indices (int32 or int64), param ``axis``.
 
-    A negative index counts from the end. One that is out of range reads the nearest element: nothing outside data is ever read.
+    A negative index counts from the end. One that is out of range reads the nearest element, so that nothing outside data is ever read,
+    and with param ``checked`` is reported.
     """
 
     name = "gather"
@@ -65,17 +66,18 @@ class Gather:
         if workload.output.elements == 0:
             return b.function()
         epilogue = Epilogue(b, workload, operands)
-        size = workload.inputs[0].type.shape[workload.int("axis")]
+        axis = workload.int("axis")
+        bounds = Bounds(b, workload.inputs[0].type.shape[axis], axis, reports=bool(workload.attrs.get("checked")))
         slices, which, inner = _axes(workload)
         extents = [axis.extent for axis in (*slices, *which)]
         origin = (0,) * workload.output.rank
         lanes = vector_lanes(target, [data.dtype, *expression_dtypes(workload.epilogue)], inner[-1].extent)
         with parallel_nest(b, extents, workload.threads) as at:
             chosen = b.cast(b.load(indices, offset(which, at[len(slices) :])), DType.INT64)
-            zero = b.const(0, VecType(DType.INT64, 1))
-            wrapped = b.op("select", b.op("lt", chosen, zero), b.op("add", chosen, number(b, size, DType.INT64)), chosen)
-            place = b.bind(b.op("max", b.op("min", wrapped, number(b, size - 1, DType.INT64)), zero))
-            start = offset(slices, at[: len(slices)]) + place * physical_strides(workload.inputs[0].type)[workload.int("axis")]
+            wrapped = bounds.wrapped(chosen)
+            bounds.check(chosen, wrapped)
+            place = b.bind(bounds.inside(wrapped))
+            start = offset(slices, at[: len(slices)]) + place * physical_strides(workload.inputs[0].type)[axis]
             with serial_nest(b, [axis.extent for axis in inner[:-1]]) as between:
 
                 def copy(chunks: list[Chunk]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
+from compiler.ir.graph import Array, Attr, Node, Value
 from compiler.ir.intexpr import Dim, minimum, product
 from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
@@ -29,6 +29,7 @@ from compiler.ops.support import (
     reshape,
     transpose,
 )
+from compiler.ops.wrap_index import check_indices, checked
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
@@ -41,7 +42,7 @@ def _ints(*values: int) -> Array:
 class Gather(Op):
     """``data[..., indices, ...]`` at ``axis``: the result's shape has the shape of indices in the place of that axis.
 
-    Negative indices count from the end; one that is out of bounds is an error when the model runs.
+    Negative indices count from the end. One that is out of range is an error; attribute ``checked`` says that a run is to look for such.
     """
 
     name = "gather"
@@ -78,7 +79,9 @@ class Gather(Op):
         return (TensorType(data.dtype, data.shape[:axis] + indices.shape + data.shape[axis + 1 :]),)
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
-        return (np.take(array(inputs[0]), array(inputs[1]), attr_int(attrs, "axis")),)
+        data, indices, axis = array(inputs[0]), array(inputs[1]), attr_int(attrs, "axis")
+        check_indices(indices, data.shape[axis], axis)
+        return (np.take(data, indices, axis),)
 
     def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
         data, indices = contents
@@ -88,7 +91,10 @@ class Gather(Op):
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         data, indices = node.present_inputs
-        return _as_slice(builder, data, indices, attr_int(node.attrs, "axis"), node.name)
+        axis = attr_int(node.attrs, "axis")
+        if node.attrs.get("checked") and not isinstance(data.type.shape[axis], int):
+            return None
+        return _as_slice(builder, data, indices, axis, node.name)
 
 
 def _as_slice(builder: GraphBuilder, data: Value, indices: Value, axis: int, name: str) -> Value | None:
@@ -113,12 +119,17 @@ def _as_slice(builder: GraphBuilder, data: Value, indices: Value, axis: int, nam
 
 
 def gather(context: FormContext, data: Value, indices: Value, axis: int) -> Value:
-    """A gather, as a slice where the positions are known and consecutive."""
+    """A gather, as a slice where the positions are known and consecutive. Indices out of range are an error, now or in the run."""
+    known_indices = context.builder.array(indices)
+    for index in () if known_indices is None or not known_indices.size else {int(known_indices.min()), int(known_indices.max())}:
+        message = f"index {index} is out of range for axis {axis} of size {{value}}"
+        context.check(index + 1 if index >= 0 else -index, data.type.shape[axis], None, message)
     if context.builder.dims(data) is None:
         part = _as_slice(context.builder, data, indices, axis, context.name)
         if part is not None:
             return part
-    return context.emit("gather", data, indices, axis=axis)
+    attrs: dict[str, Attr] = {} if known_indices is not None else {"checked": True}
+    return context.emit("gather", data, indices, axis=axis, **attrs)
 
 
 def _gather(context: FormContext) -> Value:
@@ -159,13 +170,13 @@ def take_along(context: FormContext, data: Value, indices: Value, axis: int) -> 
 
 
 def _gather_elements(context: FormContext) -> Value:
-    data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
+    data = context.input(0)
     axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
-    return take_along(context, data, wrapped(context, indices, data.type.shape[axis]), axis)
+    return take_along(context, data, checked(context, context.input(1), data.type.shape[axis], axis), axis)
 
 
 def tuple_positions(context: FormContext, shape: tuple[Dim, ...], indices: Value, batch_dims: int) -> tuple[Value, tuple[Dim, ...], tuple[Dim, ...]]:
-    """The rows of a tensor of ``shape`` that ``indices`` (int64, tuples along the last axis) name after ``batch_dims`` axes.
+    """The rows of a tensor of ``shape`` that ``indices`` (tuples along the last axis) name after ``batch_dims`` axes.
 
     Gives their row-major positions, the axes that these count, and the shape of a row.
     """
@@ -177,7 +188,7 @@ def tuple_positions(context: FormContext, shape: tuple[Dim, ...], indices: Value
     flat: Value | None = None
     for position, dim in enumerate(indexed):
         part = slice_axis(context, indices, indices.type.rank - 1, position, 1)
-        part = wrapped(context, reshape(context, part, index_shape[:-1]), dim)
+        part = checked(context, reshape(context, part, index_shape[:-1]), dim, batch_dims + position)
         part = _times(context, part, product(indexed[position + 1 :]))
         flat = part if flat is None else context.emit("add", flat, part)
     if flat is None:
@@ -190,7 +201,7 @@ def tuple_positions(context: FormContext, shape: tuple[Dim, ...], indices: Value
 
 
 def _gather_nd(context: FormContext) -> Value:
-    data, indices = context.input(0), cast_to(context, context.input(1), DType.INT64)
+    data, indices = context.input(0), context.input(1)
     positions, indexed, rest = tuple_positions(context, data.type.shape, indices, int(context.attrs.get("batch_dims", 0)))
     return context.emit("gather", reshape(context, data, (product(indexed), *rest)), positions, axis=0)
 

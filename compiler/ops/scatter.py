@@ -12,8 +12,9 @@ from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
-from compiler.ops.gather import element_positions, tuple_positions, wrapped
+from compiler.ops.gather import element_positions, tuple_positions
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, first_type, known, known_shape, normalize_axis, reshape
+from compiler.ops.wrap_index import checked
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 _E = np.array([[[1, -1, 0, 2]], [[0, 1, 1, 1]]], np.int64)
@@ -89,16 +90,16 @@ def _check_updates(context: FormContext, updates: Value, shape: Sequence[Dim]) -
 
 
 def _scatter_elements(context: FormContext) -> Value:
-    data, indices, updates = context.input(0), cast_to(context, context.input(1), DType.INT64), context.input(2)
+    data, indices, updates = context.input(0), context.input(1), context.input(2)
     axis = normalize_axis(int(context.attrs.get("axis", 0)), data.type.rank)
     _check_updates(context, updates, indices.type.shape)
     shape = data.type.shape
-    positions = element_positions(context, shape, wrapped(context, indices, shape[axis]), axis)
+    positions = element_positions(context, shape, checked(context, indices, shape[axis], axis), axis)
     return scatter(context, data, positions, updates, (), _reduction(context))
 
 
 def _scatter_nd(context: FormContext) -> Value:
-    data, indices, updates = context.input(0), cast_to(context, context.input(1), DType.INT64), context.input(2)
+    data, indices, updates = context.input(0), context.input(1), context.input(2)
     positions, _, row = tuple_positions(context, data.type.shape, indices, 0)
     _check_updates(context, updates, (*positions.type.shape, *row))
     return scatter(context, data, positions, updates, row, _reduction(context))
