@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 from test_ops import assert_same, expected, feeds_of, one_node_model
 
 import tensorsmith
@@ -54,3 +56,21 @@ def test_a_prompt_padded_on_the_right() -> None:
     for value, want, axis in zip(got.values(), expected(model, sample), (0, 1, 1), strict=True):
         assert_same(value[0], want[0])
         assert_same(value[1].take(range(3), axis), want[1].take(range(3), axis))
+
+
+def test_lengths_that_only_a_run_knows() -> None:
+    """One compiled model decodes at any length of the past, as one compiled for that length does."""
+    model = one_node_model(node(1, 5, [6], 6))
+    del model.graph.initializer[:]
+    model.graph.input.append(helper.make_tensor_value_info("x6", onnx.TensorProto.INT32, ()))
+    symbols = {"x0": (1, "steps"), "x1": (1, "steps"), "x2": (1, "steps"), "x3": (2, "past"), "x4": (2, "past")}
+    for value in model.graph.input:
+        if value.name in symbols:
+            axis, name = symbols[value.name]
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    module = tensorsmith.compile(model, cache=False, threads=1)
+    for steps, past in ((1, 5), (1, 9), (4, 3)):
+        sample = node(steps, past, [past + steps], past + steps)
+        feeds = {**feeds_of(sample), "x6": sample.inputs[6]}
+        for value, want in zip(module.run(feeds).values(), expected(one_node_model(sample), sample), strict=True):
+            assert_same(value, want)

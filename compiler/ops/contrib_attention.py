@@ -16,6 +16,7 @@ from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
 from compiler.ir.types import DType
+from compiler.ops.dims import iota, number
 from compiler.ops.gather import gather
 from compiler.ops.index import slice_axis
 from compiler.ops.integer import matmul_integer_to_float
@@ -80,11 +81,10 @@ def joined(context: FormContext, past: Value | None, x: Value) -> Value:
 
 
 def positions_along(context: FormContext, length: Dim, rank: int, axis: int) -> Value:
-    """0, 1, … along one axis of that rank."""
-    count = known(length, "a sequence length")
-    shape = [1] * rank
-    shape[axis] = count
-    return context.const(np.arange(count, dtype=np.int32).reshape(shape))
+    """0, 1, … (int64) along one axis of that rank."""
+    shape: list[Dim] = [1] * rank
+    shape[axis] = length
+    return reshape(context, iota(context, length), shape)
 
 
 def where_kept(context: FormContext, kept: Value, like: Value, filtered: float) -> Value:
@@ -95,8 +95,7 @@ def where_kept(context: FormContext, kept: Value, like: Value, filtered: float) 
 def _causal(context: FormContext, query: Value, key: Value) -> Value:
     """The mask that lets each query see the keys up to its own place, the last query being at the last key."""
     rows, columns = query.type.shape[2], key.type.shape[2]
-    offset = known(columns, "a sequence length") - known(rows, "a sequence length")
-    row = context.emit("add", positions_along(context, rows, 4, 2), context.const(np.array(offset, np.int32)))
+    row = context.emit("add", positions_along(context, rows, 4, 2), number(context, columns - rows))
     kept = context.emit("less_or_equal", positions_along(context, columns, 4, 3), row)
     return where_kept(context, kept, query, LOWEST)
 
@@ -106,7 +105,7 @@ def _key_mask(context: FormContext, mask: Value, query: Value, total: Dim) -> Va
     filtered = float(context.attrs.get("mask_filter_value", -10000.0))
     batch = query.type.shape[0]
     if mask.type.rank == 1 and mask.type.shape[0] in (batch, batch * 2):
-        places = positions_along(context, total, 4, 3)
+        places, mask = positions_along(context, total, 4, 3), cast_to(context, mask, DType.INT64)
         ends = reshape(context, slice_axis(context, mask, 0, 0, batch), (batch, 1, 1, 1))
         kept = context.emit("less", places, ends)
         if mask.type.shape[0] != batch:

@@ -16,12 +16,13 @@ from compiler.ir.intexpr import Dim, maximum
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
 from compiler.ir.types import DType
 from compiler.ops.contrib_attention import LOWEST, heads_of, merge_heads, positions_along, rotary, split_heads
+from compiler.ops.dims import number
 from compiler.ops.gather import element_positions
 from compiler.ops.index import slice_axis
 from compiler.ops.quantize import MICROSOFT
 from compiler.ops.scatter import scatter
 from compiler.ops.softmax import Softmax
-from compiler.ops.support import cast_to, known, known_shape, reshape, scalar_like, transpose
+from compiler.ops.support import cast_to, known, reshape, scalar_like, transpose
 
 _REFUSED = {12: "k_scale", 13: "v_scale", 14: "q_norm_weight", 15: "k_norm_weight"}
 """Inputs that are not supported."""
@@ -42,8 +43,8 @@ def _group_query_attention(context: FormContext) -> Sequence[Value]:
     total = _total(context, before, steps)
     # One sequence whose past fills its buffer: what comes before is known without looking at the lengths.
     appended = before == 0 or (batch == 1 and total == before + steps)
-    start = context.const(np.zeros((1, 1), np.int64)) if before == 0 else _start(context, before if appended else None, batch, steps)
-    places = context.emit("add", start, cast_to(context, positions_along(context, steps, 2, 1), DType.INT64))
+    start = _start(context, before if appended else None, batch, steps)
+    places = context.emit("add", start, positions_along(context, steps, 2, 1))
     if context.attrs.get("do_rotary", 0):
         tables = (context.input(7), context.input(8))
         positions = context.optional(9)
@@ -102,9 +103,9 @@ def _total(context: FormContext, before: Dim, steps: Dim) -> Dim:
 def _start(context: FormContext, before: Dim | None, batch: Dim, steps: Dim) -> Value:
     """The place of each sequence's first new key ``[B, 1]``: ``before``, or its length less the new ones."""
     if before is not None:
-        return context.const(np.array([[known(before, "the length of the past")]], np.int64))
+        return reshape(context, number(context, before), (1, 1))
     lengths = cast_to(context, reshape(context, context.input(5), (batch, 1)), DType.INT64)
-    earlier = context.emit("add", lengths, context.const(np.array(1 - known(steps, "the sequence length"), np.int64)))
+    earlier = context.emit("add", lengths, number(context, 1 - steps))
     return context.emit("maximum", earlier, context.const(np.array(0, np.int64)))
 
 
@@ -114,9 +115,9 @@ def _present(context: FormContext, old: Value | None, new: Value, places: Value,
         joined = new if old is None else context.emit("concat", old, new, axis=2)
         return _with_room(context, joined, total - joined.type.shape[2])
     buffer = _with_room(context, old, total - old.type.shape[2])
-    batch, heads, length, size = known_shape(buffer, "the present keys")
-    steps = known(new.type.shape[2], "the sequence length")
-    rows = cast_to(context, positions_along(context, length, 4, 2), DType.INT64)
+    batch, heads, length, size = buffer.type.shape
+    steps = new.type.shape[2]
+    rows = positions_along(context, length, 4, 2)
     earlier = context.emit("less", rows, reshape(context, begin, (batch, 1, 1, 1)))
     buffer = context.emit("where", earlier, buffer, scalar_like(context, buffer, 0))
     along = context.emit("expand", reshape(context, places, (batch, 1, steps)), shape=(batch, heads, steps))
@@ -142,7 +143,7 @@ def _masked(context: FormContext, scores: Value, places: Value) -> Value:
     if not context.attrs.get("causal", 1):
         return scores
     rows, steps = places.type.shape
-    keys = cast_to(context, positions_along(context, scores.type.shape[3], 4, 3), DType.INT64)
+    keys = positions_along(context, scores.type.shape[3], 4, 3)
     behind = context.emit("sub", reshape(context, places, (rows, 1, steps, 1)), keys)
     seen = context.emit("greater_or_equal", behind, context.const(np.array(0, np.int64)))
     if window > 0:
