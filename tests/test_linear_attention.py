@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import run_everywhere
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
+import compiler.ops  # noqa: F401 - registers the operators
 import tensorsmith
 from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg
@@ -83,3 +85,20 @@ def test_one_step_at_a_time_is_the_same_as_all_steps() -> None:
         state = np.array(found["t"])
         np.testing.assert_allclose(found["y"], whole["y"][:, step : step + 1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state, whole["t"], rtol=1e-5, atol=1e-6)
+
+
+def test_batches_and_steps_that_only_a_run_knows() -> None:
+    rng, (heads, rows, columns) = np.random.default_rng(3), (3, 16, 24)
+    proto = model(2, heads, rows, columns)
+    for value in proto.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        if value.name != "s":
+            value.type.tensor_type.shape.dim[1].dim_param = "steps"
+    module = tensorsmith.compile(proto, cache=False, threads=2)
+    widths = {"q": heads * rows, "k": heads * rows, "v": heads * columns, "g": heads, "b": heads}
+    for batch, steps in ((1, 1), (2, 5), (3, 2)):
+        feeds = {name: rng.normal(size=(batch, steps, width)).astype(np.float32) / 4 for name, width in widths.items()}
+        feeds = {**feeds, "g": -np.abs(feeds["g"]), "s": rng.normal(size=(batch, heads, rows, columns)).astype(np.float32)}
+        found = module.run(feeds)
+        for value, want in zip(found.values(), ReferenceEvaluator(proto).run(None, feeds), strict=True):
+            np.testing.assert_allclose(value, want, rtol=1e-4, atol=1e-5)
