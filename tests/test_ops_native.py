@@ -23,11 +23,8 @@ NEED_CONSTANTS: dict[str, str] = {
     "ExpandDims": _SHAPE,
     "MelWeightMatrix": _SHAPE,
     "MatMulNBits": "weights are unpacked when they are packed for the kernel",
-    **{f"Reduce{kind}": _SHAPE for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")},
     "Resize": _SHAPE,
     "STFT": _SHAPE,
-    "Squeeze": _SHAPE,
-    "Unsqueeze": _SHAPE,
     "Upsample": _SHAPE,
 }
 """Operators that are refused when the inputs their samples declare constant come at run time, and why."""

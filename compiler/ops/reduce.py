@@ -14,6 +14,7 @@ from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.dims import number
+from compiler.ops.run_time_axes import gathered, named, without
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -123,20 +124,21 @@ class Reduce(Op):
         return None
 
 
-def _reduced_axes(context: FormContext, x: Value) -> tuple[int, ...]:
+def _reduced_axes(context: FormContext, x: Value) -> tuple[int, ...] | None:
+    """The axes; None where only a run knows them, and the shape that the model declares does not tell them."""
     if context.optional(1) is not None and context.dims(1) is None:
-        keepdims = bool(context.attrs.get("keepdims", 1))
-        return _axes_between(x.type.shape, context.declared_shape(0, "the axes", x.type.rank if keepdims else None), keepdims)
+        declared = context.declared[0] if context.declared else None
+        return None if declared is None else _axes_between(x.type.shape, declared, bool(context.attrs.get("keepdims", 1)))
     axes = axes_of(context, 1)
     if axes:
         return normalize_axes(axes, x.type.rank)
     return () if context.attrs.get("noop_with_empty_axes", 0) else tuple(range(x.type.rank))
 
 
-def _axes_between(before: Sequence[Dim], after: Sequence[int], keepdims: bool) -> tuple[int, ...]:
+def _axes_between(before: Sequence[Dim], after: Sequence[int], keepdims: bool) -> tuple[int, ...] | None:
     """The axes whose reduction makes one shape of the other; an axis of one element counts only where its dim disappears."""
     if keepdims:
-        axes = tuple(axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
+        axes = tuple(axis for axis, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
         if all(after[axis] == 1 for axis in axes):
             return axes
     else:
@@ -144,7 +146,7 @@ def _axes_between(before: Sequence[Dim], after: Sequence[int], keepdims: bool) -
         last = [len(before) - 1 - axis for axis in reversed(_matched(before[::-1], after[::-1]))]
         if len(first) == len(after) and first == last:
             return tuple(axis for axis in range(len(before)) if axis not in first)
-    raise UnsupportedForm(f"the axes are computed at run time, and shapes [{', '.join(map(str, before))}] and {list(after)} do not tell them")
+    return None
 
 
 def _matched(before: Sequence[Dim], after: Sequence[int]) -> list[int]:
@@ -215,10 +217,23 @@ def _form(reduction: Reduction) -> FormBuild:
         axes = _reduced_axes(context, x)
         rounded = x.type.dtype.is_float or reduction not in _FLOATING
         computed = x if rounded else cast_to(context, x, DType.FLOAT64)
-        result = reduction(context, computed, axes, bool(context.attrs.get("keepdims", 1)))
+        keepdims = bool(context.attrs.get("keepdims", 1))
+        result = _along_named(context, computed, reduction, keepdims) if axes is None else reduction(context, computed, axes, keepdims)
         return cast_to(context, result, x.type.dtype)
 
     return build
+
+
+def _along_named(context: FormContext, x: Value, reduction: Reduction, keepdims: bool) -> Value:
+    """A reduction along axes that only a run knows: of rows that are gathered to hold what is reduced."""
+    axes, shape = context.require_dims(1, "the axes"), x.type.shape
+    if not axes:
+        return reduction(context, x, () if context.attrs.get("noop_with_empty_axes", 0) else tuple(range(x.type.rank)), keepdims)
+    hits = named(context, axes, x.type.rank)
+    kept = (
+        [dim + hit * (1 - dim) for dim, hit in zip(shape, hits, strict=True)] if keepdims else without(context, shape, hits, len(shape) - len(axes))
+    )
+    return reshape(context, reduction(context, gathered(context, x, hits), (1,), False), context.settled(kept))
 
 
 _L2 = _kind("sum", "square", "sqrt")

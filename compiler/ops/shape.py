@@ -13,6 +13,7 @@ from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, r
 from compiler.ir.run_time import is_natural, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota
+from compiler.ops.run_time_axes import named, spread, without
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -150,7 +151,11 @@ def _axes_unknown(context: FormContext) -> bool:
 def _squeeze(context: FormContext) -> Value:
     x = context.input(0)
     if _axes_unknown(context):
-        return reshape(context, x, context.declared_shape(0, "the axes"))
+        unknown = context.require_dims(1, "the axes")
+        hits = named(context, unknown, x.type.rank)
+        for dim, hit in zip(x.type.shape, hits, strict=True):
+            context.check(0, hit * (1 - dim), 0, "an axis that is not of one element cannot be squeezed")
+        return reshape(context, x, context.settled(without(context, x.type.shape, hits, x.type.rank - len(unknown))))
     given = axes_of(context, 1)
     if given is None:
         axes: tuple[int, ...] = tuple(axis for axis, dim in enumerate(x.type.shape) if dim == 1)
@@ -166,7 +171,8 @@ def _squeeze(context: FormContext) -> Value:
 def _unsqueeze(context: FormContext) -> Value:
     x = context.input(0)
     if _axes_unknown(context):
-        return reshape(context, x, context.declared_shape(0, "the axes"))
+        unknown = context.require_dims(1, "the axes")
+        return reshape(context, x, context.settled(spread(context, x.type.shape, named(context, unknown, x.type.rank + len(unknown)))))
     given = axes_of(context, 1)
     if given is None:
         raise UnsupportedForm("axes are missing")
