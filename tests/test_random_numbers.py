@@ -117,3 +117,14 @@ def test_dropout_in_training_keeps_the_mean(ratio: float) -> None:
     y, mask = run(model("Dropout", *feeds, outputs=2, seed=5), *feeds)
     np.testing.assert_array_equal(y, x)
     assert mask.all()
+
+
+def test_sizes_that_only_a_run_knows() -> None:
+    proto = model("RandomNormalLike", np.zeros((2, 3), np.float32), seed=3.0)
+    for axis, name in enumerate(("rows", "columns")):
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    module = tensorsmith.compile(proto, cache=False, threads=1)
+    for shape in ((2, 3), (40, 7), (0, 5)):
+        x = np.zeros(shape, np.float32)
+        (want,) = run(model("RandomNormalLike", x, seed=3.0), x)
+        np.testing.assert_allclose(module.run({"x0": x})["y0_0"], want, rtol=1e-6)

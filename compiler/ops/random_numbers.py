@@ -7,16 +7,18 @@ of threads and on every run. The key comes from attribute ``seed``; a node witho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import pi, prod
+from math import pi
 from zlib import crc32
 
 import numpy as np
 
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
 from compiler.ir.scalar import Const, Scalar, call, cast
 from compiler.ir.types import DType
-from compiler.ops.support import Attrs, attr_int, cast_to, is_uniform, known_shape, onnx_dtype, reshape, scalar_like
+from compiler.ops.dims import iota, number
+from compiler.ops.support import Attrs, attr_int, cast_to, is_uniform, onnx_dtype, reshape, scalar_like
 
 _GOLDEN = 0x9E3779B9
 """2**32 over the golden ratio: consecutive counters begin far apart."""
@@ -98,18 +100,18 @@ def _key(context: FormContext) -> int:
     return crc32(data)
 
 
-def _uniform(context: FormContext, shape: Sequence[int], dtype: DType, stream: int = 0) -> Value:
+def _uniform(context: FormContext, shape: Sequence[Dim], dtype: DType, stream: int = 0) -> Value:
     """Uniform numbers of a shape in [0, 1), float32 or float64; streams of one node are independent of each other."""
-    if prod(shape) > _MASK:
-        raise UnsupportedForm(f"{prod(shape)} random numbers; the generator counts up to {_MASK}")
+    context.check(None, product(tuple(shape)), _MASK, "{value} random numbers are asked for, and the generator counts up to {high}")
     counters: Value = context.const(np.zeros((1,) * len(shape), np.uint32))
     for axis, extent in enumerate(shape):
-        places = (np.arange(extent) * prod(shape[axis + 1 :])).astype(np.uint32)
-        counters = context.emit("add", counters, context.const(places.reshape(-1, *(1,) * (len(shape) - 1 - axis))))
+        places = context.emit("mul", iota(context, extent), number(context, product(tuple(shape[axis + 1 :]))))
+        along = reshape(context, cast_to(context, places, DType.UINT32), (extent, *(1,) * (len(shape) - 1 - axis)))
+        counters = context.emit("add", counters, along)
     return context.emit("random_uniform", counters, key=_mixed_number(_key(context) + 2 * stream & _MASK), wide=dtype is DType.FLOAT64)
 
 
-def _normal(context: FormContext, shape: Sequence[int], dtype: DType) -> Value:
+def _normal(context: FormContext, shape: Sequence[Dim], dtype: DType) -> Value:
     """Normal numbers of mean 0 and deviation 1 (Box and Muller, 1958)."""
     uniform = _uniform(context, shape, dtype)
     logarithm = context.emit("log", context.emit("sub", scalar_like(context, uniform, 1), uniform))
@@ -131,7 +133,7 @@ def _random(context: FormContext) -> Value:
     """RandomNormal and RandomUniform, by attributes ``shape`` and ``dtype`` or like input 0."""
     if context.op_type.endswith("Like"):
         x = context.input(0)
-        shape, dtype = known_shape(x, "the input"), _result_dtype(context, x.type.dtype)
+        shape, dtype = x.type.shape, _result_dtype(context, x.type.dtype)
     else:
         shape, dtype = tuple(int(n) for n in context.attrs["shape"]), _result_dtype(context, DType.FLOAT32)
     if not dtype.is_float:
@@ -150,14 +152,14 @@ def _bernoulli(context: FormContext) -> Value:
     """One with the probability in x."""
     x = context.input(0)
     chance = cast_to(context, x, _wide_enough(x.type.dtype))
-    drawn = context.emit("less", _uniform(context, known_shape(x, "the input"), chance.type.dtype), chance)
+    drawn = context.emit("less", _uniform(context, x.type.shape, chance.type.dtype), chance)
     return cast_to(context, drawn, _result_dtype(context, x.type.dtype))
 
 
 def _multinomial(context: FormContext) -> Value:
     """``sample_size`` classes for each row of logarithms of probabilities: the class of the largest one plus Gumbel noise (Gumbel, 1954)."""
     x, count = context.input(0), int(context.attrs.get("sample_size", 1))
-    rows, classes = known_shape(x, "the input")
+    rows, classes = x.type.shape
     chance = reshape(context, cast_to(context, x, _wide_enough(x.type.dtype)), (rows, 1, classes))
     uniform = _uniform(context, (rows, count, classes), chance.type.dtype)
     positive = context.emit("maximum", uniform, scalar_like(context, uniform, 2.0**-25))
@@ -177,7 +179,7 @@ def _dropout(context: FormContext) -> Sequence[Value]:
         return x, context.emit("expand", everything, shape=x.type.shape)
     compute, ratio = _wide_enough(x.type.dtype), context.optional(1)
     lost = context.const(np.array(0.5, compute.numpy)) if ratio is None else cast_to(context, reshape(context, ratio, ()), compute)
-    kept = context.emit("greater_or_equal", _uniform(context, known_shape(x, "the input"), compute), lost)
+    kept = context.emit("greater_or_equal", _uniform(context, x.type.shape, compute), lost)
     scaled = context.emit("div", cast_to(context, x, compute), context.emit("sub", scalar_like(context, lost, 1), lost))
     dropped = cast_to(context, context.emit("where", kept, scaled, scalar_like(context, scaled, 0)), x.type.dtype)
     if flag is not None:
