@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compiler.ir.intexpr import Dim
-from compiler.ir.loop import Access, Reg, VecType
+from compiler.ir.loop import Access, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.types import DType
 from compiler.kernels.loops import number
@@ -30,22 +32,34 @@ class Bounds:
         size, zero = self._splat(self._size, indices), b.const(0, indices.type)
         return b.op("select", b.op("lt", indices, zero), b.op("add", indices, size), indices)
 
-    def outside(self, wrapped: Reg) -> Reg:
-        """Whether each of some wrapped indices is out of range."""
-        b = self._b
-        return b.op("or", b.op("lt", wrapped, b.const(0, wrapped.type)), b.op("ge", wrapped, self._splat(self._size, wrapped)))
-
     def inside(self, wrapped: Reg) -> Reg:
-        """Wrapped indices brought into the axis, which is not empty."""
+        """Wrapped indices brought into the axis; 0 where it is empty."""
         b = self._b
         return b.op("max", b.op("min", wrapped, self._splat(self._size - 1, wrapped)), b.const(0, wrapped.type))
 
-    def check(self, index: Reg, wrapped: Reg) -> None:
-        """Report an index, an i64 scalar, that is out of range."""
+    def outside(self, wrapped: Sequence[Reg], inside: Sequence[Reg]) -> Dim:
+        """1 where some lane of some vectors of wrapped indices is out of range, given where they are brought to, else 0."""
+        b = self._b
+        flags = [b.op("ne", *pair) for pair in zip(wrapped, inside, strict=True)]
+        if not isinstance(self._size, int) or self._size == 0:
+            flags.append(b.op("lt", self._splat(self._size, wrapped[0]), b.const(1, wrapped[0].type)))
+        found = flags[0]
+        for flag in flags[1:]:
+            found = b.op("or", found, flag)
+        return b.bind(b.cast(b.reduce("reduce_max", b.cast(found, DType.INT32)), DType.INT64))
+
+    def check(self, index: Reg, wrapped: Dim, inside: Dim) -> None:
+        """Report an index, an i64 scalar, that is out of range, given what it is wrapped and where it is brought to."""
+        b = self._b
+        # Two comparisons of the same numbers are cheaper than a flag: 200,000 gathered floats take 10 instead of 30 % more.
+        for low, high in ((wrapped, inside), (inside, wrapped), (self._size, 1)):
+            if not (isinstance(low, int) and isinstance(high, int) and low >= high):
+                with b.if_less(low, high):
+                    self._report(index)
+
+    def _report(self, index: Reg) -> None:
         b, status = self._b, self._status
-        if status is None:
-            return
-        with b.if_less(0, b.bind(b.cast(self.outside(wrapped), DType.INT64))):
+        if status is not None:
             words = (b.const(1, index.type), index, number(b, self._size, DType.INT64), b.const(self._axis, index.type))
             for place, word in reversed(list(enumerate(words))):
                 b.store(status, place, word)
@@ -53,9 +67,3 @@ class Bounds:
     def _splat(self, value: Dim, like: Reg) -> Reg:
         b = self._b
         return b.const(value, like.type) if isinstance(value, int) else b.splat(number(b, value, DType.INT64), like.type.lanes)
-
-
-def any_lane(b: LoopBuilder, flags: Reg) -> Dim:
-    """1 where some lane of a bool vector holds, else 0."""
-    found = b.reduce("reduce_max", b.let("cast", (flags,), VecType(DType.INT32, flags.type.lanes)))
-    return b.bind(b.cast(found, DType.INT64))

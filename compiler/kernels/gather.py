@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from compiler.ir.intexpr import Dim
@@ -67,7 +68,8 @@ class Gather:
             return b.function()
         epilogue = Epilogue(b, workload, operands)
         axis = workload.int("axis")
-        bounds = Bounds(b, workload.inputs[0].type.shape[axis], axis, reports=bool(workload.attrs.get("checked")))
+        size, checked = workload.inputs[0].type.shape[axis], bool(workload.attrs.get("checked"))
+        bounds = Bounds(b, size, axis, reports=checked)
         slices, which, inner = _axes(workload)
         extents = [axis.extent for axis in (*slices, *which)]
         origin = (0,) * workload.output.rank
@@ -75,10 +77,12 @@ class Gather:
         with parallel_nest(b, extents, workload.threads) as at:
             chosen = b.cast(b.load(indices, offset(which, at[len(slices) :])), DType.INT64)
             wrapped = bounds.wrapped(chosen)
-            bounds.check(chosen, wrapped)
             place = b.bind(bounds.inside(wrapped))
+            if checked:
+                bounds.check(chosen, b.bind(wrapped), place)
             start = offset(slices, at[: len(slices)]) + place * physical_strides(workload.inputs[0].type)[axis]
-            with serial_nest(b, [axis.extent for axis in inner[:-1]]) as between:
+            there = nullcontext() if isinstance(size, int) else b.if_less(0, size)
+            with there, serial_nest(b, [axis.extent for axis in inner[:-1]]) as between:
 
                 def copy(chunks: list[Chunk]) -> None:
                     for position, count in chunks:

@@ -12,7 +12,7 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
-from compiler.kernels.bounds import Bounds, any_lane
+from compiler.kernels.bounds import Bounds
 from compiler.kernels.loops import (
     Axis,
     Chunk,
@@ -73,17 +73,15 @@ class WrapIndex:
             loads = [load_as(b, DType.INT64, x, offset(outer, at) + position, lanes, count=count) for position, count in chunks]
             loads = [mask_tail(b, value, count, b.const(0, value.type)) for value, (_, count) in zip(loads, chunks, strict=True)]
             wrapped = [bounds.wrapped(value) for value in loads]
-            flags = [bounds.outside(value) for value in wrapped]
-            found = flags[0]
-            for flag in flags[1:]:
-                found = b.op("or", found, flag)
-            with b.if_less(0, any_lane(b, found)):
+            inside = [bounds.inside(value) for value in wrapped]
+            with b.if_less(0, bounds.outside(wrapped, inside)):
                 for position, count in chunks:
                     with b.loop("l", 0, count) as lane:
                         index = load_as(b, DType.INT64, x, offset(outer, at) + position + lane.var, 1)
-                        bounds.check(index, bounds.wrapped(index))
-            for value, (position, count) in zip(wrapped, chunks, strict=True):
-                epilogue.store(out, bounds.inside(value), coordinates(origin, (*outer, last), [*at, position]), count, axis=last.output)
+                        again = bounds.wrapped(index)
+                        bounds.check(index, b.bind(again), b.bind(bounds.inside(again)))
+            for value, (position, count) in zip(inside, chunks, strict=True):
+                epilogue.store(out, value, coordinates(origin, (*outer, last), [*at, position]), count, axis=last.output)
 
         vector_nest(b, [axis.extent for axis in outer], last.extent, lanes, schedule.vectors, workload.threads, convert)
         return b.function()
