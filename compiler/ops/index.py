@@ -356,6 +356,16 @@ class Concat(IndexMap):
 def _concat(context: FormContext) -> Value:
     axis = normalize_axis(int(context.attrs["axis"]), context.input(0).type.rank)
     values = [context.input(i) for i in range(len(context.inputs))]
+    while len(values) > _PARTS:
+        values = [_joined(context, values[i : i + _PARTS], axis) for i in range(0, len(values), _PARTS)]
+    return _joined(context, values, axis)
+
+
+_PARTS = 128
+"""Operands of one concatenation: each is a box of code in the kernel; more are joined in two steps."""
+
+
+def _joined(context: FormContext, values: Sequence[Value], axis: int) -> Value:
     return context.emit("concat", *values, axis=axis) if len(values) > 1 else values[0]
 
 

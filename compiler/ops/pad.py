@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product as cartesian
+from math import prod
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class Pad(IndexMap):
         Sample("Pad", (_X, _ints(1, 2), None, _ints(-1)), {"mode": "edge"}, constant=(1, 3)),
         Sample("Pad", (_X, _ints(0, 2, 3, 0, 1, 2)), {"mode": "reflect"}, constant=(1,)),
         Sample("Pad", (_X, _ints(0, 2, 3, 0, 1, 2)), {"mode": "wrap"}, constant=(1,)),
+        Sample("Pad", (_X[:, :2, :2], _ints(9, 9, 9, 0, 9, 9)), {"mode": "reflect"}, constant=(1,)),
         Sample("Pad", (_X,), {"pads": [0, 0, 1, 0, 0, 2], "value": 3.0}, opset=9),
         Sample("Pad", (np.zeros((0, 2), np.float32), _ints(1, 0, 0, 1)), constant=(1,)),
     )
@@ -158,8 +160,11 @@ def _periodic(i: IntExpr, length: Dim, begin: Dim, end: Dim, mode: str) -> list[
     return runs
 
 
-_PERIODS = 256
+_PERIODS = 64
 """Times that reflected or wrapped elements may be repeated: code is made for each."""
+
+_BOXES = 81
+"""Boxes of one kernel, three runs along each of four axes; where there are more, each axis is padded for itself."""
 
 _PAD_MODES = ("constant", "edge", "reflect", "wrap")
 
@@ -188,7 +193,13 @@ def _pad(context: FormContext) -> Value:
             return _filled(context, x, tuple(begins), tuple(ends), reshape(context, filler, ()))
         value = data.item()
     fill = value if x.type.dtype.is_float else int(value)
-    return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode=mode, value=fill)
+    runs = [len(list(_segments(axis, dim, begins[axis], ends[axis], mode))) for axis, dim in enumerate(x.type.shape)]
+    if mode == "constant" or prod(runs) <= _BOXES:
+        return context.emit("pad", x, begins=tuple(begins), ends=tuple(ends), mode=mode, value=fill)
+    for axis in (a for a, pads in enumerate(zip(begins, ends, strict=True)) if pads != (0, 0)):
+        alone = [tuple(pad if a == axis else 0 for a, pad in enumerate(given)) for given in (begins, ends)]
+        x = context.emit("pad", x, begins=alone[0], ends=alone[1], mode=mode, value=fill)
+    return x
 
 
 def _check_pads(context: FormContext, dim: Dim, begin: Dim, end: Dim, mode: str) -> None:

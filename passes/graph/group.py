@@ -18,6 +18,9 @@ from compiler.ir.verify import Stage, is_elementwise, is_view
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
 
+_MAX_MEMBERS = 128
+"""Elementwise nodes of one group: their expression is one tree, and a long chain of them would be a deep one."""
+
 _MAX_REPEATS = 8
 """How often a node may stand in the expression tree of its group; a chain of diamonds doubles it at each."""
 
@@ -75,7 +78,7 @@ class _Finder:
                 producer = self._graph.producers.get(value)
                 if producer is None or producer in members or producer in anchors or producer in taken:
                     continue
-                if not self._belongs(producer, sink, members):
+                if len(members) == _MAX_MEMBERS or not self._belongs(producer, sink, members):
                     continue
                 if producer not in self._elementwise:
                     anchors.append(producer)
