@@ -10,7 +10,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Value
 from compiler.ir.intexpr import Dim, IntExpr, floordiv, product, sym
 from compiler.ir.op import FormBuild, FormContext, UnsupportedForm
-from compiler.ir.run_time import is_equal, wrapped
+from compiler.ir.run_time import depends_on_run, is_equal, wrapped
 from compiler.ir.types import DType, TensorType
 
 Attrs = Mapping[str, Attr]
@@ -153,9 +153,11 @@ def by_axis(context: FormContext, axes: Sequence[Dim], numbers: Sequence[Dim], r
 
 def known(dim: Dim, role: str) -> int:
     """A dim that must be a number."""
-    if not isinstance(dim, int):
-        raise UnsupportedForm(f"{role} is {dim}, which is not known before the model runs; give input_shapes")
-    return dim
+    if isinstance(dim, int):
+        return dim
+    if depends_on_run(dim):
+        raise UnsupportedForm(f"{role} is computed from data at run time; it must be a constant of the model")
+    raise UnsupportedForm(f"{role} is {dim}, which is not known before the model runs; give input_shapes")
 
 
 def known_shape(value: Value, role: str) -> tuple[int, ...]:
