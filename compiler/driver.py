@@ -167,7 +167,11 @@ def _build(model: Model, options: Options) -> _Built:
     from frontend.onnx.importer import import_model
 
     check_target(resolve(options.target))
-    return build(import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes)), options)
+    try:
+        return build(import_model(Path(model) if isinstance(model, os.PathLike) else model, dict(options.input_shapes)), options)
+    except MemoryError as error:
+        hint = "give the process more memory, or make the model's constants and shapes smaller"
+        raise UserError(f"compilation needs more memory than there is ({error})", where="compile", hint=hint) from error
 
 
 def build(graph: Graph, options: Options) -> _Built:

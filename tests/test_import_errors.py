@@ -227,6 +227,7 @@ def _ints(*values: int) -> np.ndarray:
         ("Conv", [np.ones((1, 1, 4), np.float32), np.ones((1, 1, 2), np.float32)], {"dilations": [-1]}, "dilations is [-1]"),
         ("DepthToSpace", [np.ones((1, 4, 2, 2), np.float32)], {"blocksize": 0}, "cannot be used"),
         ("Softmax", [np.float32([1])], {"axis": "last"}, "attribute axis is STRING; the operator takes INT"),
+        ("MaxPool", [np.ones((1, 1, 4), np.float32)], {"kernel_shape": [2], "pads": [10**9, 0]}, "at most 16384"),
         ("Pad", [np.zeros((0,), np.float32), _ints(1, 0)], {"mode": "edge"}, "there are none"),
         ("Pad", [np.zeros((2,), np.float32), _ints(10**6, 0)], {"mode": "reflect"}, "repeats the elements 1000000 times"),
         ("LRN", [np.ones((1, 2, 3), np.float32)], {"size": 0}, "size is 0"),

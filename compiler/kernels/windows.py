@@ -83,14 +83,19 @@ def tile_runs(axis: Axis, largest: int) -> list[TileRun]:
         return _run_time_tiles(axis, largest)
     runs: list[TileRun] = []
     for section in sections(axis.out, largest):
-        for tile in range(section.count):
+        tile = 0
+        while tile < section.count:
             start = section.start + tile * section.size
             taps = tuple(static_taps(axis, start + i) for i in range(section.size))
+            alike = 1
+            if isinstance(axis.stop, int) and all(len(found) == axis.kernel for found in taps):
+                alike = min(section.count - tile, (axis.stop - start) // section.size)  # up to the border behind, every tap is inside
             last = runs[-1] if runs else None
             if last is not None and (last.size, last.taps) == (section.size, taps):
-                runs[-1] = TileRun(last.start, last.count + 1, last.size, taps)
+                runs[-1] = TileRun(last.start, last.count + alike, last.size, taps)
             else:
-                runs.append(TileRun(start, 1, section.size, taps))
+                runs.append(TileRun(start, alike, section.size, taps))
+            tile += alike
     return runs
 
 

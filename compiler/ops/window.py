@@ -22,6 +22,10 @@ def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[i
     return values
 
 
+_PADS = 1 << 14
+"""Elements of padding along an axis: code depends on which taps of each output lie in it."""
+
+
 def window_pads(
     context: FormContext, shape: Sequence[Dim], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> tuple[Dim, ...]:
@@ -42,6 +46,8 @@ def _pads(context: FormContext, shape: Sequence[Dim], kernel: Sequence[int], str
         pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
         if len(pads) != 2 * axes:
             raise UnsupportedForm(f"attribute pads has {len(pads)} numbers for {axes} spatial axes")
+        if max(pads, default=0) > _PADS:
+            raise UnsupportedForm(f"attribute pads is {list(pads)}; at most {_PADS} are supported")
         return pads
     if auto == "VALID":
         return (0,) * 2 * axes
