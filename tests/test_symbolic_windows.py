@@ -82,7 +82,7 @@ g (float[n, c, height, width] x) => (float[n, c, a1, a2] a, float[n, c, b1, b2] 
 @cache
 def _stem() -> bytes:
     weights = {"w1": wave(24, 3, 3, 3), "b1": wave(24), "w2": wave(24, 1, 3, 3), "w3": wave(40, 24, 1, 1), "w4": wave(40, 1, 5, 5)}
-    return model_of(STEM, 17, **weights, w5=wave(40, 40, 3, 3), low=np.float32(0), high=np.float32(6))
+    return model_of(STEM, 17, **weights, w5=wave(40, 40, 3, 3), low=np.array(0, np.float32), high=np.array(6, np.float32))
 
 
 @cache
@@ -154,3 +154,36 @@ def test_pools(n: int, channels: int, height: int, width: int, threads: int) -> 
 def test_a_window_that_does_not_fit() -> None:
     with pytest.raises(UserError, match="window of 3 does not fit in 2"):
         compiled(_pools(), 1).run({"x": random(1, 1, 2, 9)})
+
+
+RESIZES = """
+g (float[n, c, height, width] x, float[m, d, rows, columns] like) => (float[n, c, a1, a2] a, float[n, c, b1, b2] b, float[n, c, c1, c2] c0,
+    float[n, c, d1, d2] d, float[n, c, rows, columns] e, float[n, c, f1, f2] f) {
+  a = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, , two)
+  b = Resize<mode = "linear">(x, , two)
+  c0 = Resize<mode = "cubic", coordinate_transformation_mode = "align_corners">(x, , odd)
+  d = Resize<mode = "nearest">(x, , tieless)
+  size = Shape<start = 2>(like)
+  lead = Shape<end = 2>(x)
+  sizes = Concat<axis = 0>(lead, size)
+  e = Resize<mode = "linear", coordinate_transformation_mode = "pytorch_half_pixel">(x, , , sizes)
+  f = Resize<mode = "nearest", coordinate_transformation_mode = "align_corners">(x, , two)
+}
+"""
+
+
+@cache
+def _resizes() -> bytes:
+    return model_of(
+        RESIZES,
+        18,
+        two=np.array([1, 1, 2, 2], np.float32),
+        odd=np.array([1, 1, 1.6, 0.7], np.float32),
+        tieless=np.array([1, 1, 1.37, 0.77], np.float32),
+    )
+
+
+@sizes
+@given(st.integers(1, 2), st.integers(2, 20), st.integers(2, 20), st.integers(1, 30), st.integers(1, 30), THREADS)
+def test_resizing(n: int, height: int, width: int, rows: int, columns: int, threads: int) -> None:
+    check(_resizes(), {"x": random(n, 3, height, width), "like": random(1, 1, rows, columns)}, threads)

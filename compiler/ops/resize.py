@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 import numpy as np
 
 from compiler.ir.graph import Array, Attr, Region, Value
-from compiler.ir.intexpr import floordiv
+from compiler.ir.intexpr import Dim, evaluate, floordiv, maximum, symbols
 from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, lookup, register
 from compiler.ir.types import DType, TensorType
+from compiler.ops.dims import iota, number
 from compiler.ops.gather import gather
 from compiler.ops.index import IndexMap
 from compiler.ops.support import (
@@ -24,7 +25,7 @@ from compiler.ops.support import (
     cast_to,
     first_type,
     is_uniform,
-    known_shape,
+    known,
     normalize_axis,
     scalar_like,
     transpose,
@@ -79,6 +80,10 @@ _TABLE_LIMIT = 1 << 24
 
 _TAPS_LIMIT = 32
 """Taps of a position up to which an axis is a sum of gathers; beyond, it is a product with a matrix."""
+
+
+_ANY_LENGTH = 8
+"""A length to try what holds for all."""
 
 
 @register
@@ -149,14 +154,15 @@ class _Change:
     """
 
     scale: Value
-    length: int
-    resized: int
+    length: Dim
+    resized: Dim
     region: tuple[Value, Value] | None = None
 
 
 def _positions(context: FormContext, transform: str, change: _Change) -> Value:
     """Where in the input each output position lies."""
-    i, length, resized = context.const(np.arange(change.resized, dtype=np.float64)), change.length, change.resized
+    i, length, resized = _computed(context, "cast", iota(context, change.resized), to=DType.FLOAT64), change.length, change.resized
+    single = _binary(context, "less", _number(context, resized), 2)
 
     def scaled(shift: float) -> Value:
         return _binary(context, "sub", _binary(context, "div", _binary(context, "add", i, shift), change.scale), shift)
@@ -165,21 +171,21 @@ def _positions(context: FormContext, transform: str, change: _Change) -> Value:
         case "half_pixel":
             return scaled(0.5)
         case "pytorch_half_pixel":
-            return scaled(0.5) if resized > 1 else i
+            return _computed(context, "where", single, i, scaled(0.5))
         case "half_pixel_symmetric":
-            exact = _binary(context, "mul", change.scale, length)
-            missing = _binary(context, "sub", exact, resized)
-            return _binary(context, "add", scaled(0.5), _binary(context, "mul", _binary(context, "div", missing, exact), length / 2))
+            exact = _binary(context, "mul", change.scale, _number(context, length))
+            missing = _binary(context, "sub", exact, _number(context, resized))
+            half = _binary(context, "mul", _number(context, length), 0.5)
+            return _binary(context, "add", scaled(0.5), _binary(context, "mul", _binary(context, "div", missing, exact), half))
         case "align_corners":
-            return _binary(context, "mul", i, (length - 1) / max(resized - 1, 1))
+            return _binary(context, "mul", i, _binary(context, "div", _number(context, length - 1), _number(context, maximum(resized - 1, 1))))
         case "asymmetric":
             return scaled(0.0)
         case "tf_crop_and_resize" if change.region is not None:
-            begin, end = (_binary(context, "mul", at, length - 1) for at in change.region)
-            if resized == 1:
-                return _binary(context, "add", i, _binary(context, "mul", _binary(context, "add", begin, end), 0.5))
-            step = _binary(context, "mul", _binary(context, "sub", end, begin), 1 / (resized - 1))
-            return _binary(context, "add", _binary(context, "mul", i, step), begin)
+            begin, end = (_binary(context, "mul", at, _number(context, length - 1)) for at in change.region)
+            middle = _binary(context, "mul", _binary(context, "add", begin, end), 0.5)
+            step = _binary(context, "div", _binary(context, "sub", end, begin), _number(context, maximum(resized - 1, 1)))
+            return _binary(context, "add", _binary(context, "mul", i, step), _computed(context, "where", single, middle, begin))
     raise UnsupportedForm(f"coordinate_transformation_mode {transform!r} is not supported")
 
 
@@ -196,10 +202,13 @@ class _Axis:
         antialias = mode != "nearest" and bool(attrs.get("antialias", 0))
         reach = 1 if mode == "linear" else 2
         if antialias:
-            known = context.builder.array(change.scale)
-            least = change.resized / (change.resized + 1) * change.resized / max(length, 1) if known is None else float(known)
+            factor = context.builder.array(change.scale)
+            least = (
+                _least_scale(known(length, "an antialiased axis"), known(change.resized, "an antialiased axis")) if factor is None else float(factor)
+            )
             reach = ceil(reach / min(1.0, max(least, 1e-9)))
-        if change.resized * (1 if mode == "nearest" else 2 * reach) > _TABLE_LIMIT:
+        taps = 1 if mode == "nearest" else 2 * reach
+        if (isinstance(change.resized, int) and change.resized * taps > _TABLE_LIMIT) or taps > _TABLE_LIMIT:
             raise UnsupportedForm(f"an axis of {length} elements is resized to {change.resized}: that is beyond what is supported")
         positions = _positions(context, transform, change)
         if transform == "tf_crop_and_resize":
@@ -210,11 +219,15 @@ class _Axis:
         else:
             places = _binary(context, "add", _computed(context, "floor", positions), context.const(np.arange(1.0 - reach, reach + 1)[:, None]))
             self._weights = self._weighted(places, positions, _linear if mode == "linear" else _cubic, antialias=antialias)
-        inside = _computed(context, "clip", places, low=0.0, high=length - 1.0)
-        self._indices = _computed(context, "cast", inside, to=DType.INT64)
+        self._indices = _computed(context, "cast", self._clipped(places), to=DType.INT64)
 
     def _is_inside(self, places: Value) -> Value:
-        return _computed(self._context, "equal", places, _computed(self._context, "clip", places, low=0.0, high=self._change.length - 1.0))
+        return _computed(self._context, "equal", places, self._clipped(places))
+
+    def _clipped(self, places: Value) -> Value:
+        """places brought into the axis."""
+        context = self._context
+        return _binary(context, "maximum", _binary(context, "minimum", places, _number(context, self._change.length - 1)), 0)
 
     def _weighted(self, places: Value, positions: Value, kernel: Callable[[FormContext, Value], Value], *, antialias: bool) -> Value:
         """The weights of the elements at ``places``; those of an antialiased axis are spread by its scale."""
@@ -228,13 +241,17 @@ class _Axis:
             return weights
         return _computed(context, "div", weights, _computed(context, "reduce", weights, kind="sum", axes=(0,), keepdims=True))
 
-    def repeats(self) -> int:
+    def repeats(self, mode: str) -> int:
         """The whole factor by which it repeats the axis's elements; 1 where it does not."""
-        indices, (length, resized) = self._context.builder.array(self._indices), (self._change.length, self._change.resized)
-        factor = resized // length if length else 1
-        if indices is None or self._weights is not None or self._outside is not None or factor < 2 or factor * length != resized:
+        context, change = self._context, self._change
+        factor = _factor(change.length, change.resized)
+        if self._weights is not None or self._outside is not None or factor is None or factor < 2:
             return 1
-        return factor if bool((indices[0] == np.arange(resized) // factor).all()) else 1
+        if isinstance(change.length, int) or context.attrs.get("coordinate_transformation_mode") == "align_corners":
+            indices = context.builder.array(self._indices)
+            return factor if indices is not None and bool((indices[0] == np.arange(indices.shape[1]) // factor).all()) else 1
+        # Other transforms place each element by the scale alone, so that one length tells of all.
+        return _Axis(context, mode, replace(change, length=_ANY_LENGTH, resized=_ANY_LENGTH * factor)).repeats(mode)
 
     def apply(self, x: Value, axis: int) -> Value:
         """x with the axis resized."""
@@ -253,8 +270,11 @@ class _Axis:
         """A sum of gathers times weights; taps that are known to weigh nothing are left out."""
         context, total = self._context, None
         shape = (self._change.resized, *(1,) * (x.type.rank - 1 - axis))
-        for tap in range(int(known_shape(self._indices, "the taps")[0])):
-            row = {"starts": (tap, 0), "sizes": (1, self._change.resized), "steps": (1, 1)}
+        taps = known(self._indices.type.shape[0], "the number of taps")
+        if taps > _TAPS_LIMIT:
+            raise UnsupportedForm(f"an axis whose length only a run knows is resized by weights of {taps} elements each")
+        for tap in range(taps):
+            row: dict[str, tuple[Dim, ...]] = {"starts": (tap, 0), "sizes": (1, self._change.resized), "steps": (1, 1)}
             weights = None if self._weights is None else _computed(context, "slice", self._weights, **row)
             if is_uniform(context.builder, weights, 0):
                 continue
@@ -270,7 +290,7 @@ class _Axis:
 
     def _product(self, x: Value, axis: int, weights: Array, indices: Array) -> Value:
         """A product with the matrix of all weights."""
-        length, resized = self._change.length, self._change.resized
+        length, resized = known(self._change.length, "a resized axis"), known(self._change.resized, "a resized axis")
         if length * resized > _TABLE_LIMIT:
             raise UnsupportedForm(f"an axis of {length} elements is resized to {resized} by weights of {len(weights)} elements each")
         matrix = np.zeros((length, resized))
@@ -282,11 +302,11 @@ class _Axis:
 
 def _resize(context: FormContext) -> Value:
     x, mode = context.input(0), str(context.attrs.get("mode", "nearest"))
-    shape = known_shape(x, "the input")
+    shape = x.type.shape
     if mode not in ("nearest", "linear", "cubic"):
         raise UnsupportedForm(f"mode {mode!r} is not supported")
     axes = {axis: _Axis(context, mode, change) for axis, change in _changes(context, shape).items()}
-    factors = tuple(axes[axis].repeats() if axis in axes else 1 for axis in range(len(shape)))
+    factors = tuple(axes[axis].repeats(mode) if axis in axes else 1 for axis in range(len(shape)))
     if any(factor > 1 for factor in factors):
         x = context.emit("resize_nearest", x, scales=factors)
     for position, axis in axes.items():
@@ -295,58 +315,88 @@ def _resize(context: FormContext) -> Value:
     return x
 
 
-def _changes(context: FormContext, shape: Sequence[int]) -> dict[int, _Change]:
+def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
     """The axes that are resized, by scales or by sizes, whichever of the two the node gives."""
     rank, attrs = len(shape), context.attrs
     axes = [normalize_axis(a, rank) for a in attrs.get("axes", range(rank))]
-    lengths = np.array([shape[axis] for axis in axes], np.float64)
+    lengths = cast_to(context, context.emit("dims", values=tuple(shape[axis] for axis in axes), scalar=False), DType.FLOAT64)
     at = 1 if context.op_type == "Upsample" or context.opset < 11 else 2
     given = context.optional(at)
     if given is not None and given.type.elements != 0:
         scales = cast_to(context, given, DType.FLOAT64)
-        sizes = _computed(context, "floor", _binary(context, "mul", scales, context.const(lengths)))
+        sizes = _computed(context, "floor", _binary(context, "mul", scales, lengths))
     elif "scales" in attrs or "height_scale" in attrs:
         numbers = attrs.get("scales") or (1.0, 1.0, attrs["height_scale"], attrs["width_scale"])
         scales = context.const(np.array(numbers, np.float64))
-        sizes = _computed(context, "floor", _binary(context, "mul", scales, context.const(lengths)))
+        sizes = _computed(context, "floor", _binary(context, "mul", scales, lengths))
     else:
         scales, sizes = _by_sizes(context, lengths)
     if scales.type.shape != (len(axes),):
         raise UnsupportedForm(f"scales or sizes {scales.type} for {len(axes)} axes")
-    known = context.builder.array(scales)
-    if known is not None and not all(0 < scale < inf for scale in known):
-        raise UnsupportedForm(f"the scales are {known.tolist()}, not positive numbers")
-    resized = _resized(context, axes, sizes, rank)
+    numbers_known = context.builder.array(scales)
+    if numbers_known is not None and not all(0 < scale < inf for scale in numbers_known):
+        raise UnsupportedForm(f"the scales are {numbers_known.tolist()}, not positive numbers")
+    resized = _resized(context, axes, shape, scales, sizes)
     regions = _regions(context, axes)
     found = {}
-    for number, axis in enumerate(axes):
-        if known is not None and known[number] == 1 and resized[number] == shape[axis] and not regions:
+    for position, axis in enumerate(axes):
+        factor = _factor(shape[axis], resized[position]) if numbers_known is None else float(numbers_known[position])
+        if factor == 1 and resized[position] == shape[axis] and not regions:
             continue
-        scale = _computed(context, "reshape", _computed(context, "slice", scales, starts=(number,), sizes=(1,), steps=(1,)), shape=())
-        found[axis] = _Change(scale, shape[axis], resized[number], regions.get(axis))
+        scale = _computed(context, "reshape", _computed(context, "slice", scales, starts=(position,), sizes=(1,), steps=(1,)), shape=())
+        scale = scale if factor is None else scalar_like(context, scale, factor)
+        found[axis] = _Change(scale, shape[axis], resized[position], regions.get(axis))
     return dict(sorted(found.items()))
 
 
-def _by_sizes(context: FormContext, lengths: Array) -> tuple[Value, Value]:
+def _by_sizes(context: FormContext, lengths: Value) -> tuple[Value, Value]:
     """The scales and sizes that input 3 gives; one scale for all axes where the aspect ratio is to be kept."""
     sizes, policy = cast_to(context, context.input(3), DType.FLOAT64), context.attrs.get("keep_aspect_ratio_policy", "stretch")
-    scales = _binary(context, "div", sizes, context.const(lengths))
+    scales = _binary(context, "div", sizes, lengths)
     if policy == "stretch":
         return scales, sizes
     ratio = _computed(context, "reduce", scales, kind="min" if policy == "not_larger" else "max", axes=(0,), keepdims=True)
-    rounded = _computed(context, "floor", _binary(context, "add", _binary(context, "mul", ratio, context.const(lengths)), 0.5))
+    rounded = _computed(context, "floor", _binary(context, "add", _binary(context, "mul", ratio, lengths), 0.5))
     return _computed(context, "expand", ratio, shape=scales.type.shape), rounded
 
 
-def _resized(context: FormContext, axes: Sequence[int], sizes: Value, rank: int) -> list[int]:
-    """The new lengths of axes: ``sizes`` where they are known, else what the model declares, which a run checks."""
-    known = context.builder.array(sizes)
-    if known is not None:
-        return [int(size) for size in known]
-    declared = context.declared_shape(0, "the size", rank)
-    for axis, size in zip(axes, context.builder.bind(cast_to(context, sizes, DType.INT64)), strict=True):
-        context.check(declared[axis], size, declared[axis], f"axis {axis} is resized to {{value}} elements, and the model declares {{low}}")
-    return [declared[axis] for axis in axes]
+def _resized(context: FormContext, axes: Sequence[int], shape: Sequence[Dim], scales: Value, sizes: Value) -> list[Dim]:
+    """The new lengths of axes; those that a run computes from data are what the model declares, where it does."""
+    numbers, factors = context.builder.array(sizes), context.builder.array(scales)
+    if numbers is not None:
+        return [int(size) for size in numbers]
+    if factors is not None:
+        return [_scaled(shape[axis], float(factor)) for axis, factor in zip(axes, factors, strict=True)]
+    given = context.dims(3) if context.attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch" else None
+    bound = given if given else context.builder.bind(cast_to(context, sizes, DType.INT64), natural=True)
+    result = list(shape)
+    for axis, size in zip(axes, bound, strict=True):
+        result[axis] = size
+    settled = context.settled(result)
+    return [settled[axis] for axis in axes]
+
+
+def _scaled(length: Dim, scale: float) -> Dim:
+    """``length * scale`` rounded down."""
+    above, below = scale.as_integer_ratio()
+    return floordiv(length * above, below)
+
+
+def _factor(length: Dim, resized: Dim) -> int | None:
+    """The whole factor between two lengths; None where there is none that is known."""
+    values = dict.fromkeys((*symbols(length), *symbols(resized)), _ANY_LENGTH)
+    factor = evaluate(resized, values) // max(evaluate(length, values), 1)
+    return factor if length * factor == resized and length != 0 else None
+
+
+def _least_scale(length: int, resized: int) -> float:
+    """The least scale that makes ``resized`` elements of ``length``."""
+    return resized / (resized + 1) * resized / max(length, 1)
+
+
+def _number(context: FormContext, dim: Dim) -> Value:
+    """A dim as a float64 scalar."""
+    return cast_to(context, number(context, dim), DType.FLOAT64)
 
 
 def _regions(context: FormContext, axes: Sequence[int]) -> dict[int, tuple[Value, Value]]:
