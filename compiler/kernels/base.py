@@ -70,6 +70,13 @@ class Workload:
             raise InternalError(f"parameter {name} of {self.family} is {value!r}, not an integer", where="compiler.kernels")
         return value
 
+    def dim(self, name: str) -> Dim:
+        """A parameter that is an integer, perhaps one of run time."""
+        value = self.attrs[name]
+        if not isinstance(value, IntExpr):
+            return self.int(name)
+        return value
+
     @cached_property
     def symbols(self) -> tuple[str, ...]:
         """The names of every size that is known at run time only, sorted: the integer params of its kernel."""

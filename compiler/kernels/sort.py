@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.errors import InternalError
-from compiler.ir.intexpr import Dim, IntExpr, floordiv, minimum, mod
+from compiler.ir.intexpr import Dim, floordiv, minimum, mod
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -47,7 +46,7 @@ class MergeSort:
         return workload.inputs[0].type.block == workload.output.block == 1
 
     def heuristic(self, workload: Workload, target: Target) -> MergeSortSchedule:
-        k, length = workload.attrs["k"], workload.inputs[0].type.shape[workload.int("axis")]
+        k, length = workload.dim("k"), workload.inputs[0].type.shape[workload.int("axis")]
         few = isinstance(k, int) and k <= _INSERTED and (not isinstance(length, int) or 4 * k <= length)
         return MergeSortSchedule(0 if few else 4)
 
@@ -64,7 +63,7 @@ class MergeSort:
         if workload.output.elements == 0:
             return b.function()
         epilogue = Epilogue(b, workload, operands)
-        axis, k = workload.int("axis"), _dim(workload.attrs["k"])
+        axis, k = workload.int("axis"), workload.dim("k")
         shape = workload.inputs[0].type.shape
         length, strides = shape[axis], physical_strides(workload.inputs[0].type)
         # Merging goes to and fro between the halves of each buffer.
@@ -211,13 +210,6 @@ class _Sorter:
 def _doublings(width: int, length: int) -> int:
     """How often runs of ``width`` are merged until one of ``length`` elements is left."""
     return max(0, -(-length // width) - 1).bit_length()
-
-
-def _dim(value: object) -> Dim:
-    """A param that is a size."""
-    if not isinstance(value, int | IntExpr):
-        raise InternalError(f"{value!r} is not a size", where="compiler.kernels")
-    return value
 
 
 register_family(MergeSort())
