@@ -224,3 +224,11 @@ def test_import_is_quick() -> None:
         import_model(data)
         taken.append(time.perf_counter() - start)
     assert min(taken) < 0.4
+
+
+def test_long_names_of_dims_stay_apart() -> None:
+    nodes = [helper.make_node("Neg", ["x"], ["y"]), helper.make_node("Neg", ["z"], ["w"])]
+    graph = import_model(model_of(nodes, [info("x", ["a" * 3000]), info("z", ["a" * 3000 + "b"])], ["y", "w"]))
+    first, second = (str(value.type.shape[0]) for value in graph.inputs)
+    assert first != second
+    assert max(len(first), len(second)) < 100

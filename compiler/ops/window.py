@@ -46,8 +46,8 @@ def _pads(context: FormContext, shape: Sequence[Dim], kernel: Sequence[int], str
         pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
         if len(pads) != 2 * axes:
             raise UnsupportedForm(f"attribute pads has {len(pads)} numbers for {axes} spatial axes")
-        if max(pads, default=0) > _PADS:
-            raise UnsupportedForm(f"attribute pads is {list(pads)}; at most {_PADS} are supported")
+        if not all(0 <= pad <= _PADS for pad in pads):
+            raise UnsupportedForm(f"attribute pads is {list(pads)}, with a number that is not from 0 to {_PADS}")
         return pads
     if auto == "VALID":
         return (0,) * 2 * axes

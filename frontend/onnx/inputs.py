@@ -16,6 +16,9 @@ from compiler.ops.support import ONNX_DTYPES
 _OWN_SYMBOL = re.compile(r"[iun]\d+|lane")
 """Symbols that the compiler makes itself: positions in a tensor, and numbers that only a run knows."""
 
+_LONGEST = 64
+"""Characters of a dim's name that its symbol keeps; LLVM tells long names apart by their beginning alone."""
+
 
 class DimNames:
     """Gives each symbolic dim of a model an identifier of its own."""
@@ -26,7 +29,7 @@ class DimNames:
     def symbol(self, label: str) -> str:
         """The identifier of the dim the model calls label."""
         if label not in self._names:
-            clean = re.sub(r"\W", "_", label, flags=re.ASCII)
+            clean = re.sub(r"\W", "_", label[:_LONGEST], flags=re.ASCII)
             stem = clean if re.match(r"[A-Za-z_]", clean) and not _OWN_SYMBOL.fullmatch(clean) else f"dim_{clean}"
             name, count = stem, 1
             while name in self._names.values():
