@@ -148,3 +148,24 @@ def test_dims_that_contradict_each_other_are_named() -> None:
 def test_symbols_stay_in_the_types() -> None:
     graph = import_model(_attention())
     assert [str(value.type) for value in graph.outputs] == ["f32[batch, seq, 48]", "f32[batch, past + seq, 48]"]
+
+
+FLATTENED = """
+g (float[n, 12, height, 16] x) => (float[n, pixels, 12] y) {
+  f = Reshape(x, lines)
+  r = Relu(f)
+  y = Transpose<perm = [0, 2, 1]>(r)
+}
+"""
+
+
+@cache
+def _flattened() -> bytes:
+    return _model(FLATTENED, 17, lines=np.array([0, 12, -1]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 20), THREADS)
+def test_transposing_an_axis_that_whole_vectors_fill(n: int, height: int, threads: int) -> None:
+    x = np.random.default_rng(height).standard_normal((n, 12, height, 16)).astype(np.float32)
+    _check(_flattened(), {"x": x}, threads)

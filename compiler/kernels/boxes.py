@@ -172,7 +172,8 @@ class BoxWriter:
         for axis in (number, len(box.axes) - 1):
             if not isinstance(box.axes[axis].extent, int):
                 box, rest_box = _split(box, axis, lanes)
-                self._lanes(rest_box)
+                if rest_box.axes[axis].extent != 0:
+                    self._lanes(rest_box)
         extents = [axis.extent for axis in box.axes[:-1]]
         rows, last = box.axes[number], box.axes[-1]
         whole, rest = floordiv(rows.extent, lanes), mod(rows.extent, lanes)
