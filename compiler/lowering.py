@@ -273,8 +273,8 @@ class _Writer:
         yield from self._call(level, Selected(family(group.families[0]), group), to, name)
 
     def _address(self, level: _Level, value: Value) -> Address:
-        """Where a value is read from outside of kernels; a constant as it is in the model."""
-        constant = level.graph.constants.get(value)
+        """Where a value is read from as it is; a constant, and a view of one, lies among the weights as it is in the model."""
+        constant = level.graph.constants.get(level.roots[value])
         return level.place(value) if constant is None else Address(Space.WEIGHTS, self._store(constant.array))
 
     # -- kernels ------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ class _Writer:
             for key, array in zip(keys, chosen.pack(workload, schedule, arrays), strict=True):
                 if key is not None and array is not None and key not in self._packed:
                     self._packed[key] = self._store(array)
-        return [level.place(v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)]
+        return [self._address(level, v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)]
 
     def _store(self, array: Array) -> int:
         """The offset of an array appended to the weights."""

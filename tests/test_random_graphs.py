@@ -45,3 +45,11 @@ def test_what_rounding_decides_is_not_added() -> None:
     (tie,) = maker.node("Mul", [x, maker.known(np.float32([2, 1]))])
     with pytest.raises(UnfitError):
         maker.node("Floor", [tie])
+
+
+def test_a_constant_under_a_shape_that_only_a_run_knows() -> None:
+    maker = GraphMaker(Random(1), symbolic=True)
+    data, indices = (maker.known(np.zeros((1, 1, 20), dtype), constant=False) for dtype in (np.float32, np.int64))
+    updates = maker.known(np.ones((1, 1, 20), np.float32), constant=True)
+    maker.node("ScatterElements", [data, indices, updates], axis=-2)
+    check(maker, native=True)
