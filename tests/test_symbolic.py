@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import parser
+from onnx.reference import ReferenceEvaluator
 
 import tensorsmith as ts
 from compiler.errors import UserError
@@ -137,6 +138,47 @@ def test_sizes_whose_products_no_number_holds() -> None:
     feeds = {name: np.zeros((1 << 40, 0), np.float32) for name in "xy"}
     with pytest.raises(UserError, match="more memory than there is"):
         _compiled(_model(FULL, 17), 1).run(feeds)
+
+
+MEETING = """
+agraph (float[a, m, 5] x, float[b, n, 5] y, float[c] z, int64[k] shape) => (float[p, q, 5] s, float[c2] t, float[p, q2, r] m, float[d0, d1] w) {
+  s = Add(x, y)
+  t = Mul(z, seven)
+  back = Transpose<perm = [0, 2, 1]>(x)
+  m = MatMul(y, back)
+  w = Expand(z, shape)
+}
+"""
+
+
+def test_dims_that_meet_may_be_one() -> None:
+    model = _model(MEETING.replace("k]", "2]"), 17, seven=np.arange(7, dtype=np.float32))
+    reference = ReferenceEvaluator(onnx.load_from_string(model))
+    rng = np.random.default_rng(0)
+
+    def feeds(x: tuple[int, int], y: tuple[int, int], z: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        arrays = {name: rng.standard_normal((*dims, 5)).astype(np.float32) for name, dims in (("x", x), ("y", y))}
+        return {**arrays, "z": rng.standard_normal(z).astype(np.float32), "shape": np.array(shape)}
+
+    fit = [
+        ((2, 3), (2, 3), 7, (2, 7)),
+        ((1, 3), (4, 1), 1, (1, 5)),
+        ((2, 1), (1, 9), 7, (3, 1)),
+        ((1, 1), (1, 1), 1, (1, 1)),
+        ((0, 3), (1, 3), 1, (2, 0)),
+    ]
+    for threads in (1, 3):
+        for sizes in fit:
+            arrays = feeds(*sizes)
+            # ONNX Runtime (1.31) does not broadcast the left batch of a product.
+            for array, expected in zip(_compiled(model, threads)(*arrays.values()), reference.run(None, arrays), strict=True):
+                np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
+                assert array.shape == expected.shape
+        empty = _compiled(model, threads).run(feeds((0, 3), (1, 3), 1, (2, 0)))
+        assert [array.shape for array in empty.values()] == [(0, 3, 5), (7,), (0, 3, 3), (2, 0)]
+        for sizes in (((2, 3), (4, 3), 7, (2, 7)), ((2, 3), (2, 2), 7, (2, 7)), ((2, 3), (2, 3), 5, (2, 5)), ((2, 3), (2, 3), 7, (2, 6))):
+            with pytest.raises(UserError, match="or one of them 1"):
+                _compiled(model, threads).run(feeds(*sizes))
 
 
 def test_dims_that_contradict_each_other_are_named() -> None:

@@ -8,6 +8,7 @@ from math import prod
 
 import numpy as np
 
+from compiler.ir.broadcast import Meeting, meetings
 from compiler.ir.control import attr_symbols
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, sym
@@ -90,6 +91,8 @@ class GraphBuilder:
     def emit_multi(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], *, name: str = "") -> tuple[Value, ...]:
         """A node with its inferred outputs; folded where it is small and its operands, or the integers it computes, are known."""
         definition = lookup(op)
+        if self._folding and definition.broadcasts is not None:
+            inputs = self._stretched(inputs, definition.broadcasts, name or op)
         types = definition.infer([None if v is None else v.type for v in inputs], attrs)
         for type_ in types:
             _check_size(type_)
@@ -102,6 +105,31 @@ class GraphBuilder:
         outputs = tuple(Value(self.unique(name or op), t) for t in types)
         self._add(Node(op, tuple(inputs), outputs, attrs, name=name))
         return outputs
+
+    def _stretched(self, inputs: Sequence[Value | None], kept: int, name: str) -> Sequence[Value | None]:
+        """Operands whose dims fit whatever a run finds: where two unknown ones meet, both are broadcast to what comes of them."""
+        present = [v.type.shape[: max(0, v.type.rank - kept)] for v in inputs if v is not None]
+        for meeting in meetings(present):
+            extent = self.meet(meeting, f"node {name!r}")
+            inputs = [v if v is None else self._stretch(v, meeting, v.type.rank - kept - meeting.axis, extent) for v in inputs]
+        return inputs
+
+    def meet(self, meeting: Meeting, place: str) -> Dim:
+        """The dim of the result, once it is checked that the two that meet fit, for the node that ``place`` names."""
+        self.check(0, meeting.zero, 0, f"dims {meeting.left} and {meeting.right} that meet in it must be equal, or one of them 1", place)
+        if isinstance(meeting.extent, int):
+            return meeting.extent
+        if meeting.extent not in self._defined:
+            symbol = self.symbol(natural=True)
+            self.emit_multi("define", (), {"symbol": symbol, "value": meeting.extent})
+            self._defined[meeting.extent] = sym(symbol)
+        return self._defined[meeting.extent]
+
+    def _stretch(self, value: Value, meeting: Meeting, axis: int, extent: Dim) -> Value:
+        shape = value.type.shape
+        if axis < 0 or shape[axis] not in (meeting.left, meeting.right) or shape[axis] == extent:
+            return value
+        return self.emit("expand", value, shape=(*shape[:axis], extent, *shape[axis + 1 :]))
 
     def symbol(self, *, natural: bool) -> str:
         """A new symbol; ``natural`` for what is never negative."""

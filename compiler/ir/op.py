@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compiler.errors import InternalError
+from compiler.ir.broadcast import UnsupportedForm as UnsupportedForm
+from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.narrow import widen
@@ -46,10 +48,6 @@ class Sample:
     constant: tuple[int, ...] = ()
     outputs: int = 1
     domain: str = ""
-
-
-class UnsupportedForm(Exception):  # noqa: N818 # it names what was met; the importer makes the error
-    """A form met a node it cannot import; the importer lists all of them in one error."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,12 @@ class FormContext:
 
     def check(self, low: Dim | None, value: Dim, high: Dim | None, message: str) -> None:
         """``low <= value <= high``, now or, where numbers are not known, in every run; ``{value}``, ``{low}``, ``{high}`` in message."""
-        self.builder.check(low, value, high, message, f"{self.op_type} node {self.name!r}")
+        self.builder.check(low, value, high, message, self.place)
+
+    @property
+    def place(self) -> str:
+        """The node, for messages."""
+        return f"{self.op_type} node {self.name!r}"
 
     def settled(self, dims: Sequence[Dim], output: int = 0) -> tuple[Dim, ...]:
         """The shape of a result, with what the model declares in the place of what only a run knows, which is checked to agree."""
@@ -165,6 +168,8 @@ class Op(ABC):
     """Whether its kernels can apply elementwise nodes to each element they store; not where a result element is written more than once."""
     computes: ClassVar[bool] = False
     """Whether its kernels do arithmetic: they read half-precision operands as float32, and that is what their epilogue sees."""
+    broadcasts: ClassVar[int | None] = None
+    """How many of the last axes of its operands do not broadcast by numpy's rules, where the others do; None: none does."""
     is_view: ClassVar[bool] = False
     """Whether the result is input 0's memory under another shape (row-major)."""
 
@@ -213,6 +218,7 @@ class Elementwise(Op):
     """An op given by its scalar expression: operands broadcast by numpy's rules."""
 
     families = ("injective",)
+    broadcasts = 0
 
     def scalar(self, args: Sequence[Scalar], attrs: Mapping[str, Attr]) -> Scalar:
         """The element's expression; every elementwise op has one."""
@@ -239,31 +245,6 @@ class Elementwise(Op):
 def present_types(inputs: Sequence[TensorType | None]) -> list[TensorType]:
     """The types of the inputs that are there."""
     return [t for t in inputs if t is not None]
-
-
-def broadcast_shapes(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
-    """The numpy broadcast of shapes with symbolic dims. A symbolic dim is taken to be the number or symbol that it meets, unless that is 1."""
-    rank = max((len(s) for s in shapes), default=0)
-    result: list[Dim] = []
-    for axis in range(rank):
-        met = _dims_at(shapes, axis, rank)
-        numbers = [dim for dim in met if isinstance(dim, int)]
-        if len(numbers) > 1:
-            raise UnsupportedForm(f"shapes {[tuple(map(str, s)) for s in shapes]} do not broadcast at axis {axis}: {numbers[0]} and {numbers[1]}")
-        result.append(next(iter((*numbers, *met)), 1))
-    return tuple(result)
-
-
-def broadcast_assumptions(shapes: Sequence[tuple[Dim, ...]]) -> list[tuple[Dim, Dim]]:
-    """What ``broadcast_shapes`` takes to be equal: each symbolic dim and the result's where they differ."""
-    result = broadcast_shapes(shapes)
-    return [(dim, out) for axis, out in enumerate(result) for dim in _dims_at(shapes, axis, len(result)) if dim != out]
-
-
-def _dims_at(shapes: Sequence[tuple[Dim, ...]], axis: int, rank: int) -> list[Dim]:
-    """The different dims other than 1 that meet at an axis of the result."""
-    found = (shape[axis - (rank - len(shape))] for shape in shapes if axis >= rank - len(shape))
-    return [dim for dim in dict.fromkeys(found) if dim != 1]
 
 
 _REGISTRY: dict[str, Op] = {}

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, broadcast_assumptions, broadcast_shapes, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.grid_sample import AFFINE_SAMPLES, affine_grid
@@ -55,6 +56,8 @@ class MatMul(Op):
         Sample("Einsum", (np.arange(27, dtype=np.float32).reshape(3, 3, 3), _A[0]), {"equation": "iji,jk->ik"}),
         Sample("Einsum", (np.arange(8, dtype=np.int32).reshape(2, 2, 2),), {"equation": "iii->i"}),
     )
+
+    broadcasts = 2
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         same_dtype(inputs)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.ir.broadcast import meetings
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
-from compiler.ir.intexpr import Dim, floordiv, maximum, product
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
 from compiler.ir.run_time import is_natural, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
@@ -189,6 +190,13 @@ Reshape.forms = (
 )
 
 
+def _advance(dim: Dim, out: Dim) -> Dim:
+    """How far a step along an axis of length ``out`` moves in an operand's of length ``dim``: 0 where that is 1, or turns out to be."""
+    if dim == out:
+        return 1
+    return 0 if isinstance(dim, int) else minimum(1, dim - 1)
+
+
 @register
 class Expand(Op):
     """The operand broadcast to ``shape`` (dims), which it must broadcast to without changing it."""
@@ -217,7 +225,7 @@ class Expand(Op):
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         x, shape = first_type(inputs), attr_dims(attrs, "shape")
         for dim, out in zip(reversed(x.shape), reversed(shape), strict=False):
-            if dim not in (1, out):
+            if isinstance(dim, int) and dim not in (1, out):
                 raise UnsupportedForm(f"shape {_show(x.shape)} does not broadcast to {_show(shape)}")
         if x.rank > len(shape):
             raise UnsupportedForm(f"shape {_show(x.shape)} does not broadcast to {_show(shape)}")
@@ -229,7 +237,7 @@ class Expand(Op):
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
         x, shape = inputs[0], attr_dims(attrs, "shape")
         added = len(shape) - x.rank
-        index = tuple(axis_symbol(added + axis) if dim == shape[added + axis] else 0 for axis, dim in enumerate(x.shape))
+        index = tuple(axis_symbol(added + axis) * _advance(dim, shape[added + axis]) for axis, dim in enumerate(x.shape))
         return (Region((0,) * len(shape), shape, 0, index),)
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
@@ -238,13 +246,15 @@ class Expand(Op):
 
 
 def _broadcast_dim(context: FormContext, dim: Dim, asked: Dim) -> Dim:
-    """What a dim becomes when ``asked`` for; a symbolic one may be asked for as it is or as 1, and is not itself repeated."""
+    """What a dim becomes when ``asked`` for."""
     if dim == asked or asked == 1:
         return dim
     if dim == 1:
         if not isinstance(asked, int):
             context.check(0, asked, None, "its new shape has a dim of {value}")
         return asked
+    for meeting in meetings([(dim,), (asked,)]):
+        return context.builder.meet(meeting, context.place)
     if isinstance(asked, int):
         context.check(asked, dim, asked, "a dim of {value} is to become {low}")
         return asked
