@@ -53,3 +53,11 @@ def test_a_constant_under_a_shape_that_only_a_run_knows() -> None:
     updates = maker.known(np.ones((1, 1, 20), np.float32), constant=True)
     maker.node("ScatterElements", [data, indices, updates], axis=-2)
     check(maker, native=True)
+
+
+def test_an_empty_operand_that_tells_a_size() -> None:
+    maker = GraphMaker(Random(1), symbolic=True)
+    x = maker.known(np.ones((2, 6), np.float32), constant=False)
+    empty = maker.known(np.ones((0, 6), np.float32), constant=True)
+    maker.node("ReduceLogSumExp", maker.node("Concat", [x, empty, x], axis=0), keepdims=0)
+    check(maker, native=True)

@@ -348,9 +348,9 @@ class Concat(IndexMap):
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         axis = attr_int(node.attrs, "axis")
         kept = [v for v in node.present_inputs if v.type.shape[axis] != 0]
-        if len(kept) == 1:
-            return kept[0]
-        return builder.emit(self.name, *kept, name=node.name, axis=axis) if 1 < len(kept) < len(node.inputs) else None
+        if not 0 < len(kept) < len(node.inputs) or self.infer([v.type for v in kept], node.attrs)[0] != node.output.type:
+            return None
+        return kept[0] if len(kept) == 1 else builder.emit(self.name, *kept, name=node.name, axis=axis)
 
 
 def _concat(context: FormContext) -> Value:
