@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from symbolic_models import check, compiled, model_of, random, wave
 
 from compiler.errors import UserError
+from compiler.ir.parser import parse_graph
+from compiler.ir.printer import constants_of, equal_graphs, print_graph
+from frontend.onnx.importer import import_model
 
 STEM = """
 g (float[n, 3, height, width] x) => (float[n, o, p, q] y) {
@@ -56,6 +59,13 @@ g (float[n, 4, length] x, float[n, 2, depth, height, width] v, float[8, 4, 3] w)
 }
 """
 
+CHANNELS = """
+g (float[n, c, height, width] x) => (float[n, o, height, width] y) {
+  r = Relu(x)
+  y = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(r, w)
+}
+"""
+
 TRANSPOSED = """
 g (float[n, 8, height, width] x) => (float[n, 12, p, q] y, float[n, 6, r, s] z) {
   y = ConvTranspose<kernel_shape = [2, 2], strides = [2, 2]>(x, w1, b1)
@@ -98,6 +108,11 @@ def _points() -> bytes:
 @cache
 def _other_ranks() -> bytes:
     return model_of(OTHER_RANKS, 17, w1=wave(4, 1, 5), w2=wave(16, 2, 2, 3, 3), w3=wave(8, 4, 3))
+
+
+@cache
+def _channels() -> bytes:
+    return model_of(CHANNELS, 17, w=wave(16, 6, 3, 3))
 
 
 @cache
@@ -178,8 +193,8 @@ def _resizes() -> bytes:
         RESIZES,
         18,
         two=np.array([1, 1, 2, 2], np.float32),
-        odd=np.array([1, 1, 1.6, 0.7], np.float32),
-        tieless=np.array([1, 1, 1.37, 0.77], np.float32),
+        odd=np.array([1, 1, 1.625, 0.6875], np.float32),
+        tieless=np.array([1, 1, 1.375, 0.765625], np.float32),
     )
 
 
@@ -187,3 +202,19 @@ def _resizes() -> bytes:
 @given(st.integers(1, 2), st.integers(2, 20), st.integers(2, 20), st.integers(1, 30), st.integers(1, 30), THREADS)
 def test_resizing(n: int, height: int, width: int, rows: int, columns: int, threads: int) -> None:
     check(_resizes(), {"x": random(n, 3, height, width), "like": random(1, 1, rows, columns)}, threads)
+
+
+@sizes
+@given(st.integers(1, 2), st.integers(1, 20), st.integers(1, 20), THREADS)
+def test_channels_that_the_weights_tell(n: int, height: int, width: int, threads: int) -> None:
+    check(_channels(), {"x": random(n, 6, height, width)}, threads)
+
+
+def test_channels_that_are_not_those_of_the_weights() -> None:
+    with pytest.raises(UserError, match="5"):
+        compiled(_channels(), 1).run({"x": random(1, 5, 4, 4)})
+
+
+def test_pads_in_symbols_print_and_parse_back() -> None:
+    graph = import_model(_groups())
+    assert equal_graphs(parse_graph(print_graph(graph), constants_of(graph)), graph)
