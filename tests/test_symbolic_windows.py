@@ -75,7 +75,8 @@ g (float[n, 8, height, width] x) => (float[n, 12, p, q] y, float[n, 6, r, s] z) 
 
 POOLS = """
 g (float[n, c, height, width] x) => (float[n, c, a1, a2] a, float[n, c, b1, b2] b, float[n, c, c1, c2] c0, float[n, c, d1, d2] d,
-    float[n, c, e1, e2] e, float[n, c, f1, f2] f, float[n, c, 1, 1] g0, float[n, c, 1, 1] h, float[n, c, i1, i2] i, int64[n, c, i1, i2] j) {
+    float[n, c, e1, e2] e, float[n, c, f1, f2] f, float[n, c, 1, 1] g0, float[n, c, 1, 1] h, float[n, c, i1, i2] i, int64[n, c, i1, i2] j,
+    float[n, c, u1, u2] u) {
   a = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(x)
   b = MaxPool<kernel_shape = [3, 2], strides = [2, 3], ceil_mode = 1, pads = [1, 0, 0, 1]>(x)
   c0 = AveragePool<kernel_shape = [3, 3], strides = [1, 2], pads = [1, 1, 1, 1], count_include_pad = 1>(x)
@@ -85,6 +86,8 @@ g (float[n, c, height, width] x) => (float[n, c, a1, a2] a, float[n, c, b1, b2] 
   g0 = GlobalAveragePool(x)
   h = GlobalMaxPool(x)
   i, j = MaxPool<kernel_shape = [2, 3], strides = [2, 1], pads = [0, 1, 1, 1]>(x)
+  k, l = MaxPool<kernel_shape = [2, 2]>(x)
+  u = MaxUnpool<kernel_shape = [2, 2]>(k, l)
 }
 """
 

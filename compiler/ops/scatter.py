@@ -126,13 +126,14 @@ def _tensor_scatter(context: FormContext) -> Value:
 def _max_unpool(context: FormContext) -> Value:
     """Zeros with each element of x at its flat position; with ``output_shape``, positions are still those of the default shape."""
     x, positions = context.input(0), context.input(1)
-    shape = known_shape(x, "the input")
+    shape = x.type.shape
     axes = len(shape) - 2
     kernel = tuple(int(v) for v in context.attrs["kernel_shape"])
     strides = tuple(int(v) for v in context.attrs.get("strides", (1,) * axes))
     pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
     default = (*shape[:2], *((n - 1) * s - pads[a] - pads[axes + a] + kernel[a] for a, (n, s) in enumerate(zip(shape[2:], strides, strict=True))))
-    unpooled = scatter(context, context.const(np.zeros(default, x.type.dtype.numpy)), positions, x, ())
+    zeros = context.emit("expand", context.const(np.zeros((1,) * len(default), x.type.dtype.numpy)), shape=default)
+    unpooled = scatter(context, zeros, positions, x, ())
     wanted: tuple[Dim, ...] | None = default if context.optional(2) is None else context.dims(2)
     if wanted is None:
         wanted = context.declared_shape(0, "the output shape", len(default))
