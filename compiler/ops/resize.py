@@ -320,7 +320,7 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
     rank, attrs = len(shape), context.attrs
     axes = [normalize_axis(a, rank) for a in attrs.get("axes", range(rank))]
     lengths = cast_to(context, context.emit("dims", values=tuple(shape[axis] for axis in axes), scalar=False), DType.FLOAT64)
-    at = 1 if context.op_type == "Upsample" or context.opset < 11 else 2
+    at, ratios = 1 if context.op_type == "Upsample" or context.opset < 11 else 2, False
     given = context.optional(at)
     if given is not None and given.type.elements != 0:
         scales = cast_to(context, given, DType.FLOAT64)
@@ -331,6 +331,8 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
         sizes = _computed(context, "floor", _binary(context, "mul", scales, lengths))
     else:
         scales, sizes = _by_sizes(context, lengths)
+        # The ratio of two lengths may be a whole number although neither is known.
+        ratios = attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch"
     if scales.type.shape != (len(axes),):
         raise UnsupportedForm(f"scales or sizes {scales.type} for {len(axes)} axes")
     numbers_known = context.builder.array(scales)
@@ -340,7 +342,11 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
     regions = _regions(context, axes)
     found = {}
     for position, axis in enumerate(axes):
-        factor = _factor(shape[axis], resized[position]) if numbers_known is None else float(numbers_known[position])
+        factor: float | None = None
+        if numbers_known is not None:
+            factor = float(numbers_known[position])
+        elif ratios:
+            factor = _factor(shape[axis], resized[position])
         if factor == 1 and resized[position] == shape[axis] and not regions:
             continue
         scale = _computed(context, "reshape", _computed(context, "slice", scales, starts=(position,), sizes=(1,), steps=(1,)), shape=())
