@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.errors import InternalError, UnsupportedError
-from compiler.ir.control import BRANCHING, CONTROL, If, Loop, names
+from compiler.ir.control import BRANCHING, CONTROL, If, Loop, names, planned_sizes
 from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, sym, symbols
 from compiler.ir.loop import Access, Function
@@ -158,7 +158,7 @@ class _Writer:
         self._kernels: dict[tuple[Workload, Any], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
         self._symbols = tuple(sorted({name for value in graph.inputs for dim in value.type.shape for name in symbols(dim)}))
-        self._definitions = [Define(str(name), _dim(value)) for name, value in _pairs(graph.attrs.get("definitions"))]
+        self._definitions = [Define(name, value) for name, value in planned_sizes(graph)]
         self._known = {*self._symbols, *(definition.symbol for definition in self._definitions)}
         self._dynamic = _number(graph.attrs.get("dynamic", 0))
         self._scratch_bytes: Dim = 0
@@ -203,8 +203,7 @@ class _Writer:
                     (source,) = node.present_inputs
                     yield Read(names(node), self._address(level, source), source.type.dtype)
                 case "define":
-                    if node.attrs["symbol"] not in self._known:
-                        yield Define(str(node.attrs["symbol"]), _dim(node.attrs["value"]))
+                    yield Define(str(node.attrs["symbol"]), _dim(node.attrs["value"]))
                 case "check":
                     low, high = (None if node.attrs[key] is None else _dim(node.attrs[key]) for key in ("low", "high"))
                     yield Check(low, _dim(node.attrs["value"]), high, str(node.attrs["message"]))
@@ -362,13 +361,6 @@ def _scratch(function: Function) -> tuple[list[Address], Dim]:
             addresses.append(Address(Space.SCRATCH, end))
             end = end + (buffer.size * buffer.dtype.itemsize + (ARENA_ALIGNMENT - 1)) // ARENA_ALIGNMENT * ARENA_ALIGNMENT
     return addresses, end
-
-
-def _pairs(attr: object) -> Iterator[tuple[object, object]]:
-    """The pairs in an attribute."""
-    for item in attr if isinstance(attr, tuple) else ():
-        first, second = item
-        yield first, second
 
 
 def _numbers(attr: object) -> tuple[int, ...]:

@@ -165,7 +165,7 @@ def test_dynamic_quantisation(signed: bool, columns: bool) -> None:
         ({"r": np.zeros((1, 30, 6), np.float32)}, {}, "input 2 is f32"),
         ({"b": np.zeros((1, 24), np.float32)}, {}, "input 3 is f32"),
         ({"w": np.zeros((24, 5), np.float32)}, {}, "must be of rank 3"),
-        ({"lengths": np.zeros(2, np.int32)}, {}, "lengths (input 4) are i32[2], where 1 integers"),
+        ({"lengths": np.zeros(2, np.int32)}, {}, "input 4 is i32[2], where the shape [1] is needed"),
         ({}, {"activations": ["Tanh"]}, "1 activations are given, 3 are needed"),
         ({}, {"activations": ["Tanh", "Tanh", "Sine"]}, "activation Sine is not one of"),
         ({}, {"direction": "sideways"}, "direction 'sideways'"),

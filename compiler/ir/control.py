@@ -141,6 +141,16 @@ def defined_symbols(node: Node) -> tuple[str, ...]:
     return ()
 
 
+def planned_sizes(graph: Graph) -> Iterator[tuple[str, Dim]]:
+    """What memory planning has found a run to know before it begins, in the order in which it is worked out."""
+    given = graph.attrs.get("definitions", ())
+    for item in given if isinstance(given, tuple) else ():
+        name, value = item if isinstance(item, tuple) and len(item) == 2 else (None, None)
+        if not isinstance(name, str) or not isinstance(value, int | IntExpr):
+            raise InternalError(f"{item!r} does not say what a symbol is", where=f"graph {graph.name}")
+        yield name, value
+
+
 def attr_symbols(attr: Attr) -> Iterator[str]:
     """The symbols an attribute's expressions use."""
     match attr:

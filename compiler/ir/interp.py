@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from compiler.errors import InternalError, UserError
-from compiler.ir.control import If, Loop, names
+from compiler.ir.control import If, Loop, names, planned_sizes
 from compiler.ir.graph import Array, Attr, Graph, Node, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, Sym, evaluate, substitute
 from compiler.ir.op import lookup
@@ -83,6 +83,8 @@ def _symbol(dim: Dim) -> str | None:
 def _run(graph: Graph, feeds: Mapping[str, Array]) -> dict[Value, Array]:
     arrays, dims = bind_inputs(graph.inputs, feeds)
     values = dict(zip(graph.inputs, arrays, strict=True))
+    for name, size in planned_sizes(graph):
+        dims[name] = evaluate(size, dims)
     _run_nodes(graph, values, dims)
     return values
 

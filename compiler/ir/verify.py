@@ -29,7 +29,7 @@ from __future__ import annotations
 from enum import Enum
 
 from compiler.errors import InternalError
-from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, own_symbols, type_symbols, verify_branching
+from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, own_symbols, planned_sizes, type_symbols, verify_branching
 from compiler.ir.graph import Graph, Node, Value, captured
 from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, UnsupportedForm, lookup
@@ -77,7 +77,7 @@ class _Verifier:
 
     def graph(self, graph: Graph) -> None:
         where = f"graph {graph.name} ({self._stage.value})"
-        symbols_ = {name for value in graph.inputs for name in type_symbols(value.type)} | _planned_symbols(graph)
+        symbols_ = {name for value in graph.inputs for name in type_symbols(value.type)} | {name for name, _ in planned_sizes(graph)}
         self._symbols.update(symbols_)
         self._scope(graph, symbols_, where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
         if self._stage is Stage.PLANNED:
@@ -222,9 +222,3 @@ def _one_channel(operand: TensorType, result: TensorType) -> bool:
     """Whether a row-major operand gives one element to every lane of a blocked result."""
     axis = 1 - (result.rank - operand.rank)
     return operand.block == 1 and (axis < 0 or operand.shape[axis] == 1)
-
-
-def _planned_symbols(graph: Graph) -> set[str]:
-    """The symbols that memory planning has defined."""
-    given = graph.attrs.get("definitions", ())
-    return {str(item[0]) for item in given if isinstance(item, tuple)} if isinstance(given, tuple) else set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from compiler.errors import InternalError
-from compiler.ir.control import BRANCHING, type_symbols
+from compiler.ir.control import BRANCHING, planned_sizes, type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import IntExpr, evaluate
 from compiler.ir.printer import print_node
@@ -22,10 +22,8 @@ def verify_plan(graph: Graph, is_view: Callable[[Node], bool], where: str) -> No
     names = sorted({name for value in graph.inputs for name in type_symbols(value.type)})
     for first, step in _SIZES if names else _SIZES[:1]:
         sizes = {name: first + step * k for k, name in enumerate(names)}
-        given = graph.attrs.get("definitions", ())
-        for item in given if isinstance(given, tuple) else ():
-            name, value = item if isinstance(item, tuple) else (None, None)
-            sizes[str(name)] = _size(value, sizes, where)
+        for name, value in planned_sizes(graph):
+            sizes[name] = evaluate(value, sizes)
         arena = _size(graph.attrs.get("arena_bytes"), sizes, where)
         end = _Level(graph, is_view, sizes, where).end()
         if end > arena:

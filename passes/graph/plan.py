@@ -25,7 +25,7 @@ class PlanMemory:
     ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
 
     Where sizes are expressions, so are offsets: values lie in the order that is best for typical sizes, each where those below it end. What
-    a run works out before it begins is in the graph's ``definitions``, pairs of a symbol and its value. A value whose size depends on data
+    a run works out before it begins, ``define`` nodes included, is in the graph's ``definitions``, pairs of a symbol and its value. A value whose size depends on data
     has the attribute ``dynamic`` instead, the number of a buffer that grows, shared by values that do not live at the same time; the graph's
     ``dynamic`` is how many there are, ``results`` has the buffer of each of its outputs, or None for memory that the caller gives.
 
@@ -142,7 +142,8 @@ class _Planner:
                 attrs["dynamic"] = buffers[node.output]
             if node in in_place:
                 attrs["in_place"] = in_place[node]
-            nodes.append(replace(node, attrs=attrs, regions=regions))
+            if node.op != "define" or node.attrs["symbol"] not in self._typical:
+                nodes.append(replace(node, attrs=attrs, regions=regions))
         return _Level(tuple(nodes), arena, bound)
 
     def _regions(self, node: Node, number: int) -> tuple[_Slot, tuple[Graph, ...]]:
