@@ -155,7 +155,7 @@ class _Writer:
         self._functions: list[Function] = []
         self._weights: list[tuple[int, Array]] = []
         self._weights_bytes = 0
-        self._kernels: dict[tuple[Workload, Any], int] = {}
+        self._kernels: dict[str, int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
         self._symbols = tuple(sorted({name for value in graph.inputs for dim in value.type.shape for name in symbols(dim)}))
         self._definitions = [Define(name, value) for name, value in planned_sizes(graph)]
@@ -321,12 +321,12 @@ class _Writer:
         return sym(found)
 
     def _function(self, chosen: Family, workload: Workload, schedule: Any) -> int:
-        number = self._kernels.get((workload, schedule))
+        # By its text: -0.0 is equal to 0.0, and NaN not to itself.
+        name = f"{chosen.name}_{hashlib.sha256(f'{workload!r} {schedule!r}'.encode()).hexdigest()[:12]}"
+        number = self._kernels.get(name)
         if number is None:
-            number = self._kernels[workload, schedule] = len(self._functions)
-            digest = hashlib.sha256(f"{workload!r} {schedule!r}".encode()).hexdigest()[:12]
-            built = chosen.build(workload, schedule, self._target, f"{chosen.name}_{digest}")
-            self._functions.append(replace(built, params=workload.symbols))
+            number = self._kernels[name] = len(self._functions)
+            self._functions.append(replace(chosen.build(workload, schedule, self._target, name), params=workload.symbols))
         return number
 
     def _reads(self, level: _Level, chosen: Family, workload: Workload, schedule: Any, reads: Sequence[Value]) -> list[Address]:

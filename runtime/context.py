@@ -96,7 +96,7 @@ class Context:
         return array
 
     def _reserve(self, arena_bytes: int, scratch_bytes: int) -> None:
-        wanted = arena_bytes + self._workers * scratch_bytes
+        wanted = max(0, arena_bytes) + self._workers * max(0, scratch_bytes)  # below 0 where dims are, which the run refuses
         if not self.slots[ARENA] or wanted > self.arena_bytes:
             self._arena = np.empty(wanted + ALIGNMENT, np.uint8)
             start = self._arena.ctypes.data

@@ -174,19 +174,27 @@ class Module:
                 self._entry(team.block, context.address, self.threads, stamps)
             finally:
                 team.free.release()
-        if context.status:
-            self._failed(context)
-        for number, buffer in enumerate(self._results):
-            if buffer is not None:
-                outputs[number] = context.result(buffer, self._shape(context, number), self._out[number][1])
-        amounts = context.amounts if stamps is None and wait else {}
-        self._contexts.append(context)
-        return outputs, amounts
+        try:
+            if context.status:
+                self._failed(context)
+            for number, buffer in enumerate(self._results):
+                shape = self._shape(context, number)
+                if any(dim < 0 for dim in shape):
+                    what = f"output {self._out[number][0]} would have shape {_shape(shape)}"
+                    raise UserError(what, where=self.name, hint="give inputs large enough for what the model does with them")
+                if buffer is not None:
+                    outputs[number] = context.result(buffer, shape, self._out[number][1])
+            return outputs, context.amounts if stamps is None and wait else {}
+        finally:
+            self._contexts.append(context)
 
     def _output(self, context: Context, number: int) -> Array:
-        """Memory for an output; none where its shape is only known when the run ends."""
-        given = self._results[number] is None
-        return np.empty(self._shape(context, number) if given else 0, self._out[number][1])
+        """Memory for an output; none where its shape is only known when the run ends. Raises MemoryError for more than there is."""
+        shape = self._shape(context, number) if self._results[number] is None else (0,)
+        try:
+            return np.empty([max(0, dim) for dim in shape], self._out[number][1])
+        except ValueError as error:  # more bytes than numpy can count
+            raise MemoryError(str(error)) from error
 
     def _shape(self, context: Context, number: int) -> tuple[int, ...]:
         """The shape of an output, once it is known."""

@@ -273,7 +273,7 @@ def nest(rng: Random, model: onnx.ModelProto) -> None:
     model.graph.initializer.append(condition)
     results = [value.name for value in model.graph.output]
     nodes = list(model.graph.node)
-    depth = rng.choice((1, 3, 15, 20))
+    depth = rng.choice((1, 3, 12, 15))
     empty = helper.make_graph([], "", [], [])
     for level in range(depth):
         inner = helper.make_graph(nodes, f"level {level}", [], [onnx.ValueInfoProto(name=name) for name in results])

@@ -132,6 +132,18 @@ def test_all_unsupported_nodes_are_listed() -> None:
     assert "conv of u8[1, 2, 5, 5]" in caught.value.items[0]
 
 
+def test_kernels_are_told_apart_by_their_constants_bits() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, y = b.input("x", f32(4)), b.input("y", f32(4))
+    results = [b.emit("mul", v, b.constant(np.array(number, np.float32))) for v, number in ((x, 0.0), (x, -0.0), (x, np.nan), (y, np.nan))]
+    planned, _ = optimize(b.graph([b.emit("neg", result) for result in results]), TARGET)
+    program = lower(planned, TARGET, threads=1)
+    assert len(program.functions) == len({f.name for f in program.functions}) == 3
+    zero, minus, *_ = run_program(program, {"x": np.ones(4, np.float32), "y": np.ones(4, np.float32)}).values()
+    assert np.signbit(zero).all()
+    assert not np.signbit(minus).any()
+
+
 def check_program(graph: Graph, program: Program, workers: int = 1) -> None:
     """The program gives what the graph means, in memory that is poisoned before."""
     given_ = feeds(graph)

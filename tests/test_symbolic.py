@@ -181,6 +181,15 @@ def test_dims_that_meet_may_be_one() -> None:
                 _compiled(model, threads).run(feeds(*sizes))
 
 
+def test_inputs_too_small_for_a_window_are_refused() -> None:
+    model = _model("agraph (float[1, 8, n, 9] x) => (float[1, 8, m, 4] y) { y = MaxPool<kernel_shape = [5, 6]>(x) }", 17)
+    for rows in (6, 5):
+        _check(model, {"x": np.ones((1, 8, rows, 9), np.float32)}, 1)
+    for rows in (4, 1, 0):
+        with pytest.raises(UserError):
+            _compiled(model, 1).run({"x": np.ones((1, 8, rows, 9), np.float32)})
+
+
 def test_dims_that_contradict_each_other_are_named() -> None:
     feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
     with pytest.raises(UserError, match="where batch = 2"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from compiler.errors import InternalError
 from compiler.ir.control import BRANCHING, planned_sizes, type_symbols
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.intexpr import IntExpr, evaluate
+from compiler.ir.intexpr import IntExpr, evaluate, symbols
 from compiler.ir.printer import print_node
 
 ARENA_ALIGNMENT = 64
@@ -24,10 +24,18 @@ def verify_plan(graph: Graph, is_view: Callable[[Node], bool], where: str) -> No
         sizes = {name: first + step * k for k, name in enumerate(names)}
         for name, value in planned_sizes(graph):
             sizes[name] = evaluate(value, sizes)
+        if _below_zero(graph, sizes):
+            continue
         arena = _size(graph.attrs.get("arena_bytes"), sizes, where)
         end = _Level(graph, is_view, sizes, where).end()
         if end > arena:
             raise InternalError(f"values reach to byte {end}, outside the arena of {arena}", where=where)
+
+
+def _below_zero(graph: Graph, sizes: Mapping[str, int]) -> bool:
+    """Whether a value would have a dim below zero: a run of such sizes is refused."""
+    dims = (dim for node in graph.nodes for value in node.outputs for dim in value.type.shape)
+    return any(evaluate(dim, sizes) < 0 for dim in dims if sizes.keys() >= set(symbols(dim)))
 
 
 def _size(value: object, sizes: Mapping[str, int], where: str) -> int:

@@ -62,10 +62,7 @@ def _rules(op_type: str, opset: int, domain: str) -> _Rules | None:
 
 
 def check_node(op_type: str, opset: int, domain: str, inputs: Sequence[Value | None], attributes: Sequence[AttributeProto]) -> None:
-    """Raises UnsupportedForm where a node of a standard operator has operands or attributes that the standard rules out.
-
-    Attributes that the standard does not know are let pass.
-    """
+    """Raises UnsupportedForm where a node of a standard operator has operands or attributes that the standard rules out."""
     rules = _rules(op_type, opset, domain)
     if rules is None:
         if not domain and (newest := schema_of(op_type, defs.onnx_opset_version(), domain)) is not None:
@@ -75,7 +72,9 @@ def check_node(op_type: str, opset: int, domain: str, inputs: Sequence[Value | N
         if count > 1:
             raise UnsupportedForm(f"attribute {name} is given twice")
     for attribute in attributes:
-        wanted = rules.attributes.get(attribute.name, attribute.type)
+        wanted = rules.attributes.get(attribute.name)
+        if wanted is None:
+            raise UnsupportedForm(f"the operator has no attribute {attribute.name} in opset {opset}")
         if attribute.type != wanted:
             raise UnsupportedForm(f"attribute {attribute.name} is {_kind(attribute.type)}; the operator takes {_kind(wanted)}")
     if missing := rules.required.difference(attribute.name for attribute in attributes):
