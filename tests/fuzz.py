@@ -231,7 +231,7 @@ def _difference(got: object, want: object) -> str:
         bad = ~(np.isclose(left, right, rtol=tolerance, atol=max(smallest, tolerance * scale)) | np.isnan(right))
     if not bad.any():
         return ""
-    at = tuple(int(i[0]) for i in np.nonzero(bad))
+    at = tuple(map(int, np.argwhere(bad)[0]))
     return f"{int(bad.sum())} of {bad.size} elements differ, the first at {at}: {found[at]} for {wanted[at]}"
 
 
