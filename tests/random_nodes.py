@@ -267,7 +267,7 @@ def reshape(g: GraphMaker) -> None:
     elif kind == 1:
         g.node("Flatten", [x], axis=rng.randint(0, array.ndim))
     elif kind == 2 and 1 in array.shape:
-        g.node("Squeeze", [x, g.ints(array.shape.index(1))] if rng.random() < 0.5 else [x])
+        g.node("Squeeze", [x, g.ints(array.shape.index(1))] if rng.random() < 0.5 or g.symbolic else [x])
     elif kind == 3 and array.ndim < 5:
         g.node("Unsqueeze", [x, g.ints(rng.randint(-array.ndim - 1, array.ndim))])
     elif kind == 4:

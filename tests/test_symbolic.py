@@ -190,6 +190,14 @@ def test_inputs_too_small_for_a_window_are_refused() -> None:
             _compiled(model, 1).run({"x": np.ones((1, 8, rows, 9), np.float32)})
 
 
+def test_ranks_do_not_depend_on_sizes() -> None:
+    model = _model("agraph (float[n, 1, 3] x) => (float[n, 3] y) { y = Squeeze(x) }", 17)
+    for rows in (2, 0, 5):
+        _check(model, {"x": np.ones((rows, 1, 3), np.float32)}, 1)
+    with pytest.raises(UserError, match="axis 0 turns out to be 1"):
+        _compiled(model, 1).run({"x": np.ones((1, 1, 3), np.float32)})
+
+
 def test_dims_that_contradict_each_other_are_named() -> None:
     feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
     with pytest.raises(UserError, match="where batch = 2"):

@@ -160,6 +160,9 @@ def _squeeze(context: FormContext) -> Value:
     given = axes_of(context, 1)
     if given is None:
         axes: tuple[int, ...] = tuple(axis for axis, dim in enumerate(x.type.shape) if dim == 1)
+        for axis, dim in enumerate(x.type.shape):
+            if not isinstance(dim, int):
+                context.check(1, (dim - 1) * (dim - 1), None, f"axis {axis} turns out to be 1, and would be squeezed: name the axes")
     else:
         axes = normalize_axes(given, x.type.rank)
         for axis in axes:
