@@ -152,7 +152,7 @@ def planned_sizes(graph: Graph) -> Iterator[tuple[str, Dim]]:
 
 
 def attr_symbols(attr: Attr) -> Iterator[str]:
-    """The symbols an attribute's expressions use."""
+    """The symbols an attribute's expressions use; the index variables of boxes are not among them."""
     match attr:
         case IntExpr():
             yield from symbols(attr)
@@ -160,7 +160,8 @@ def attr_symbols(attr: Attr) -> Iterator[str]:
             for item in attr:
                 yield from attr_symbols(item)
         case Region():
-            yield from attr_symbols((attr.offset, attr.extent))
+            own = {f"i{axis}" for axis in range(len(attr.extent))}
+            yield from (name for name in attr_symbols((attr.offset, attr.extent, attr.index)) if name not in own)
 
 
 def own_symbols(node: Node) -> set[str]:

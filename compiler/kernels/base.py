@@ -10,13 +10,14 @@ Inputs and operands that are constants arrive as ``pack`` laid them out; everyth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from compiler.errors import InternalError
-from compiler.ir.graph import Attr, Region
+from compiler.ir.control import attr_symbols
+from compiler.ir.graph import Attr
 from compiler.ir.intexpr import Dim, IntExpr, symbols
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
@@ -82,25 +83,12 @@ class Workload:
         """The names of every size that is known at run time only, sorted: the integer params of its kernel."""
         operands = (*self.inputs, *self.operands)
         dims = [dim for type_ in (*(o.type for o in operands), self.anchor, self.output) for dim in type_.shape]
-        return tuple(sorted({name for dim in dims for name in symbols(dim)} | set(_symbols_of(self.params))))
+        return tuple(sorted({name for dim in dims for name in symbols(dim)} | set(attr_symbols(self.params))))
 
     @property
     def has_epilogue(self) -> bool:
         """Whether anything happens between the anchor's result and the store."""
         return self.epilogue != Arg(0, self.anchor.dtype)
-
-
-def _symbols_of(attr: object) -> Iterator[str]:
-    """The symbols in an attribute, the index variables of boxes left out."""
-    match attr:
-        case IntExpr():
-            yield from symbols(attr)
-        case tuple():
-            for item in attr:
-                yield from _symbols_of(item)
-        case Region():
-            own = {f"i{axis}" for axis in range(len(attr.extent))}
-            yield from (name for name in _symbols_of((*attr.offset, *attr.extent, *attr.index)) if name not in own)
 
 
 class Family(Protocol):
