@@ -198,6 +198,28 @@ def test_ranks_do_not_depend_on_sizes() -> None:
         _compiled(model, 1).run({"x": np.ones((1, 1, 3), np.float32)})
 
 
+SQUEEZED = """
+agraph (float[n, m] x) => (float[n] y) {
+  shape = Shape(x)
+  width = Gather<axis = 0>(shape, one)
+  single = Equal(width, one)
+  z = If (single) <
+    then_branch = squeezes () => (float[n] a) { a = Squeeze(x, one1) },
+    else_branch = keeps () => (float[n, m] b) { b = Identity(x) }
+  >
+  y = Neg(z)
+}
+"""
+
+
+def test_a_branch_that_squeezes_is_taken_at_its_word() -> None:
+    model = _model(SQUEEZED, 17, one=np.array(1), one1=np.array([1]))
+    for rows in (1, 5):
+        _check(model, {"x": np.ones((rows, 1), np.float32)}, 1)
+    with pytest.raises(UserError, match="its branches give results of different ranks"):
+        _compiled(model, 1).run({"x": np.ones((5, 2), np.float32)})
+
+
 def test_dims_that_contradict_each_other_are_named() -> None:
     feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
     with pytest.raises(UserError, match="where batch = 2"):

@@ -84,6 +84,11 @@ def import_if(
     flat = [_flat(entry) for entry in first], [_flat(entry) for entry in second]
     if [len(values) for values in flat[0]] != [len(values) for values in flat[1]] or list(map(type, first)) != list(map(type, second)):
         raise UnsupportedForm("its branches give sequences of different lengths, or one gives a value where the other gives none")
+    ranks = [sum(value.type.rank for values in part for value in values) for part in flat]
+    if any(a.type.rank != b.type.rank for left, right in zip(*flat, strict=True) for a, b in zip(left, right, strict=True)):
+        taken = ranks.index(min(ranks))
+        _require(condition, taken == 0, scope, name)
+        return import_body(host, (then, otherwise)[taken], scope.inside(name, scope.builder))
     results = [_own(inner, [v for values in part for v in values]) for inner, part in zip(scopes, flat, strict=True)]
     merger = _Merger(scope, [_inner_symbols(inner) for inner in scopes])
     types = [merger.type(a.type, b.type, f"result {number}") for number, (a, b) in enumerate(zip(*results, strict=True))]
@@ -97,6 +102,17 @@ def import_if(
     scope.builder.append(Node("if", (condition, *outer), outputs, attrs, tuple(regions), name))
     rest = iter(outputs)
     return [tuple(next(rest) for _ in entry) if isinstance(entry, tuple) else (None if entry is None else next(rest)) for entry in first]
+
+
+def _require(condition: Value, holds: bool, scope: Scope, name: str) -> None:
+    """Every run checks that the branch is taken that is compiled.
+
+    Results of different ranks are what exporters make of a squeeze: one branch squeezes, if the axis is of one element, the other does not.
+    Ranks do not depend on the run, so it is taken at its word.
+    """
+    (bit,) = scope.builder.bind(condition)
+    message = f"its branches give results of different ranks, and the condition is not {str(holds).lower()}, for which it is compiled"
+    scope.builder.check(int(holds), bit, int(holds), message, f"node {name!r}")
 
 
 def _flat(entry: Entry) -> tuple[Value, ...]:
