@@ -25,9 +25,10 @@ class PlanMemory:
     ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
 
     Where sizes are expressions, so are offsets: values lie in the order that is best for typical sizes, each where those below it end. What
-    a run works out before it begins, ``define`` nodes included, is in the graph's ``definitions``, pairs of a symbol and its value. A value whose size depends on data
-    has the attribute ``dynamic`` instead, the number of a buffer that grows, shared by values that do not live at the same time; the graph's
-    ``dynamic`` is how many there are, ``results`` has the buffer of each of its outputs, or None for memory that the caller gives.
+    a run works out before it begins, ``define`` nodes included, is in the graph's ``definitions``, pairs of a symbol and its value. A value
+    whose size depends on data has the attribute ``dynamic`` instead, the number of a buffer that grows, shared by values that do not live at
+    the same time; the graph's ``dynamic`` is how many there are, ``results`` has the buffer of each of its outputs, or None for memory that
+    the caller gives.
 
     The arena of a region lies in the one around it, at its node's ``offset``. The results of an ``if`` or ``loop`` are in buffers: ``dynamic``
     is a tuple of their numbers. A loop's ``following`` has those of the condition and of what the body carries on. The outputs of a region
