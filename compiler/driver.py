@@ -126,7 +126,7 @@ def compile_to(model: Model, output: str | os.PathLike[str], options: Options, *
 
 
 @dataclass(frozen=True)
-class _Built:
+class Built:
     """All that an artefact is made of."""
 
     manifest: artifact.Manifest
@@ -138,7 +138,7 @@ class _Built:
         artifact.write(path, self.manifest, self.code, self.weights, self.weights_bytes)
 
 
-def _in_temporary_file(built: _Built, options: Options) -> Module:
+def _in_temporary_file(built: Built, options: Options) -> Module:
     with tempfile.TemporaryDirectory(prefix="tensorsmith-") as folder:
         path = Path(folder) / "module.tsm"
         built.write(path)
@@ -162,7 +162,7 @@ def _model_bytes(model: Model) -> bytes | None:
     raise UserError(f"the model is a {type(model).__name__}", where="model", hint="give a path, the bytes of an ONNX file or an onnx.ModelProto")
 
 
-def _build(model: Model, options: Options) -> _Built:
+def _build(model: Model, options: Options) -> Built:
     from backends.llvm.codegen import check_target
     from frontend.onnx.importer import import_model
 
@@ -174,7 +174,7 @@ def _build(model: Model, options: Options) -> _Built:
         raise UserError(f"compilation needs more memory than there is ({error})", where="compile", hint=hint) from error
 
 
-def build(graph: Graph, options: Options) -> _Built:
+def build(graph: Graph, options: Options) -> Built:
     """An imported graph as all that an artefact is made of."""
     from backends.llvm import spmd
     from backends.llvm.engine import compile_program
@@ -204,7 +204,7 @@ def build(graph: Graph, options: Options) -> _Built:
         results=program.results,
         checks=tuple(check.message for check in program.checks),
     )
-    return _Built(manifest, image.code, program.weights, program.weights_bytes)
+    return Built(manifest, image.code, program.weights, program.weights_bytes)
 
 
 def _fixed(size: Dim) -> int | None:

@@ -30,6 +30,10 @@ class UnsupportedError(UserError):
         super().__init__(what + listed, where=where, hint=hint)
 
 
+class UnsupportedForm(Exception):  # noqa: N818 # it names what was met; the importer makes the error
+    """A form met a node it cannot import; the importer lists all of them in one UnsupportedError."""
+
+
 class ArtifactError(UserError):
     """A saved module that is damaged, of another format version, or made for another CPU."""
 

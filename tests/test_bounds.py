@@ -95,3 +95,11 @@ def test_one_hot_has_rows_of_nothing_for_indices_out_of_range() -> None:
     graph = helper.make_graph([node], "g", [given], [made], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
     check(model, {"i": np.array([0, 2, 3, -1, -4])}, 1)
+
+
+def test_every_worker_of_a_failing_run_ends_it() -> None:
+    chain = model_of("g (float[n, 1] x, int64[k] i, int64[k] j) => (float[k, 1] y) { a = Gather(x, i) y = Gather(a, j) }", 18)
+    feeds = {"x": np.ones((4, 1), np.float32), "i": np.arange(16) % 4, "j": np.full(16, 99)}
+    for _ in range(5000):  # a worker that went on before another had looked would wait for it now and then
+        with pytest.raises(UserError, match="index 99"):
+            compiled(chain, 4).run(feeds)

@@ -33,10 +33,10 @@ class Builds:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, model: object, options: driver.Options) -> driver._Built:
+    def __call__(self, model: object, options: driver.Options) -> driver.Built:
         self.count += 1
         fields = toy.manifest().__dict__ | {"threads": options.threads}
-        return driver._Built(Manifest(**fields), toy.image().code, ((0, toy.WEIGHTS),), toy.WEIGHTS.nbytes)
+        return driver.Built(Manifest(**fields), toy.image().code, ((0, toy.WEIGHTS),), toy.WEIGHTS.nbytes)
 
 
 @pytest.fixture

@@ -6,14 +6,12 @@ from functools import cache
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import parser
 from onnx.reference import ReferenceEvaluator
+from symbolic_models import check, compiled, model_of
 
-import tensorsmith as ts
 from compiler.errors import UserError
 from frontend.onnx.importer import import_model
 
@@ -54,44 +52,19 @@ agraph (float[n, m] x, int64[k] rows) => (float[m, n] t, float[k, m] g, float[to
 """
 
 
-def _model(text: str, opset: int, **constants: np.ndarray) -> bytes:
-    model = onnx.ModelProto(ir_version=9, opset_import=[onnx.helper.make_opsetid("", opset)])
-    model.graph.CopyFrom(parser.parse_graph(text))
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
-    return bytes(model.SerializeToString())
-
-
 @cache
 def _attention() -> bytes:
-    return _model(ATTENTION, 17, heads=np.array([0, 0, 3, 16]), model=np.array([0, 0, 48]))
+    return model_of(ATTENTION, 17, heads=np.array([0, 0, 3, 16]), model=np.array([0, 0, 48]))
 
 
 @cache
 def _norms() -> bytes:
-    return _model(NORMS, 17, one=np.array([1]))
+    return model_of(NORMS, 17, one=np.array([1]))
 
 
 @cache
 def _shapes() -> bytes:
-    return _model(SHAPES, 17, one=np.array([1]), all=np.array([-1]), three=np.array([1, 3, 1]))
-
-
-@cache
-def _compiled(model: bytes, threads: int) -> ts.Module:
-    return ts.compile(model, threads=threads, cache=False)
-
-
-@cache
-def _session(model: bytes) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-
-
-def _check(model: bytes, feeds: dict[str, np.ndarray], threads: int) -> None:
-    found = _compiled(model, threads).run(feeds)
-    for (name, array), expected in zip(found.items(), _session(model).run(list(found), feeds), strict=True):
-        assert array.shape == expected.shape, name
-        scale = max(1.0, float(np.abs(expected).max(initial=0)))
-        np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5 * scale, err_msg=name)
+    return model_of(SHAPES, 17, one=np.array([1]), all=np.array([-1]), three=np.array([1, 3, 1]))
 
 
 THREADS = st.sampled_from([1, 3])
@@ -102,14 +75,14 @@ THREADS = st.sampled_from([1, 3])
 def test_attention(batch: int, seq: int, past: int, threads: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, cache_ = (rng.standard_normal((batch, length, 48)).astype(np.float32) for length in (seq, past))
-    _check(_attention(), {"x": x, "cache": cache_}, threads)
+    check(_attention(), {"x": x, "cache": cache_}, threads)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 3), st.integers(1, 40), st.integers(1, 70), THREADS, st.integers(0, 99))
 def test_softmax_and_reductions(batch: int, channels: int, length: int, threads: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((batch, channels, length)).astype(np.float32) * 5
-    _check(_norms(), {"x": x}, threads)
+    check(_norms(), {"x": x}, threads)
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,12 +90,12 @@ def test_softmax_and_reductions(batch: int, channels: int, length: int, threads:
 def test_index_mappings(n: int, m: int, k: int, threads: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     feeds = {"x": rng.standard_normal((n, m)).astype(np.float32), "rows": rng.integers(-n, n, k)}
-    _check(_shapes(), feeds, threads)
+    check(_shapes(), feeds, threads)
 
 
 def test_a_larger_size_after_a_smaller_one_and_back() -> None:
     for length in (3, 200, 3, 1000, 1):
-        _check(_norms(), {"x": np.full((2, 5, length), length, np.float32)}, 2)
+        check(_norms(), {"x": np.full((2, 5, length), length, np.float32)}, 2)
 
 
 FULL = """
@@ -137,7 +110,7 @@ agraph (float[n, 0] x, float[m, 0] y) => (float[n] s) {
 def test_sizes_whose_products_no_number_holds() -> None:
     feeds = {name: np.zeros((1 << 40, 0), np.float32) for name in "xy"}
     with pytest.raises(UserError, match="more memory than there is"):
-        _compiled(_model(FULL, 17), 1).run(feeds)
+        compiled(model_of(FULL, 17), 1).run(feeds)
 
 
 MEETING = """
@@ -152,7 +125,7 @@ agraph (float[a, m, 5] x, float[b, n, 5] y, float[c] z, int64[k] shape) => (floa
 
 
 def test_dims_that_meet_may_be_one() -> None:
-    model = _model(MEETING.replace("k]", "2]"), 17, seven=np.arange(7, dtype=np.float32))
+    model = model_of(MEETING.replace("k]", "2]"), 17, seven=np.arange(7, dtype=np.float32))
     reference = ReferenceEvaluator(onnx.load_from_string(model))
     rng = np.random.default_rng(0)
 
@@ -171,31 +144,31 @@ def test_dims_that_meet_may_be_one() -> None:
         for sizes in fit:
             arrays = feeds(*sizes)
             # ONNX Runtime (1.31) does not broadcast the left batch of a product.
-            for array, expected in zip(_compiled(model, threads)(*arrays.values()), reference.run(None, arrays), strict=True):
+            for array, expected in zip(compiled(model, threads)(*arrays.values()), reference.run(None, arrays), strict=True):
                 np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5)
                 assert array.shape == expected.shape
-        empty = _compiled(model, threads).run(feeds((0, 3), (1, 3), 1, (2, 0)))
+        empty = compiled(model, threads).run(feeds((0, 3), (1, 3), 1, (2, 0)))
         assert [array.shape for array in empty.values()] == [(0, 3, 5), (7,), (0, 3, 3), (2, 0)]
         for sizes in (((2, 3), (4, 3), 7, (2, 7)), ((2, 3), (2, 2), 7, (2, 7)), ((2, 3), (2, 3), 5, (2, 5)), ((2, 3), (2, 3), 7, (2, 6))):
             with pytest.raises(UserError, match="or one of them 1"):
-                _compiled(model, threads).run(feeds(*sizes))
+                compiled(model, threads).run(feeds(*sizes))
 
 
 def test_inputs_too_small_for_a_window_are_refused() -> None:
-    model = _model("agraph (float[1, 8, n, 9] x) => (float[1, 8, m, 4] y) { y = MaxPool<kernel_shape = [5, 6]>(x) }", 17)
+    model = model_of("agraph (float[1, 8, n, 9] x) => (float[1, 8, m, 4] y) { y = MaxPool<kernel_shape = [5, 6]>(x) }", 17)
     for rows in (6, 5):
-        _check(model, {"x": np.ones((1, 8, rows, 9), np.float32)}, 1)
+        check(model, {"x": np.ones((1, 8, rows, 9), np.float32)}, 1)
     for rows in (4, 1, 0):
         with pytest.raises(UserError):
-            _compiled(model, 1).run({"x": np.ones((1, 8, rows, 9), np.float32)})
+            compiled(model, 1).run({"x": np.ones((1, 8, rows, 9), np.float32)})
 
 
 def test_ranks_do_not_depend_on_sizes() -> None:
-    model = _model("agraph (float[n, 1, 3] x) => (float[n, 3] y) { y = Squeeze(x) }", 17)
+    model = model_of("agraph (float[n, 1, 3] x) => (float[n, 3] y) { y = Squeeze(x) }", 17)
     for rows in (2, 0, 5):
-        _check(model, {"x": np.ones((rows, 1, 3), np.float32)}, 1)
+        check(model, {"x": np.ones((rows, 1, 3), np.float32)}, 1)
     with pytest.raises(UserError, match="axis 0 turns out to be 1"):
-        _compiled(model, 1).run({"x": np.ones((1, 1, 3), np.float32)})
+        compiled(model, 1).run({"x": np.ones((1, 1, 3), np.float32)})
 
 
 SQUEEZED = """
@@ -213,17 +186,17 @@ agraph (float[n, m] x) => (float[n] y) {
 
 
 def test_a_branch_that_squeezes_is_taken_at_its_word() -> None:
-    model = _model(SQUEEZED, 17, one=np.array(1), one1=np.array([1]))
+    model = model_of(SQUEEZED, 17, one=np.array(1), one1=np.array([1]))
     for rows in (1, 5):
-        _check(model, {"x": np.ones((rows, 1), np.float32)}, 1)
+        check(model, {"x": np.ones((rows, 1), np.float32)}, 1)
     with pytest.raises(UserError, match="its branches give results of different ranks"):
-        _compiled(model, 1).run({"x": np.ones((5, 2), np.float32)})
+        compiled(model, 1).run({"x": np.ones((5, 2), np.float32)})
 
 
 def test_dims_that_contradict_each_other_are_named() -> None:
     feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
     with pytest.raises(UserError, match="where batch = 2"):
-        _compiled(_attention(), 1).run(feeds)
+        compiled(_attention(), 1).run(feeds)
 
 
 def test_symbols_stay_in_the_types() -> None:
@@ -242,11 +215,11 @@ g (float[n, 12, height, 16] x) => (float[n, pixels, 12] y) {
 
 @cache
 def _flattened() -> bytes:
-    return _model(FLATTENED, 17, lines=np.array([0, 12, -1]))
+    return model_of(FLATTENED, 17, lines=np.array([0, 12, -1]))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 20), THREADS)
 def test_transposing_an_axis_that_whole_vectors_fill(n: int, height: int, threads: int) -> None:
     x = np.random.default_rng(height).standard_normal((n, 12, height, 16)).astype(np.float32)
-    _check(_flattened(), {"x": x}, threads)
+    check(_flattened(), {"x": x}, threads)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from backends.llvm.writer import IrWriter
 from compiler.ir.intexpr import Atom, Dim, Sym
+from runtime.context import OUT_OF_MEMORY
 
 Emit = Callable[[str, object], str]
 """Gives the name of an instruction's result; instructions of equal keys may be there once."""
@@ -42,9 +43,6 @@ def _floordiv(emit: Emit, lhs: str, rhs: str) -> str:
     return emit(f"add i64 {quotient}, {one}", key)
 
 
-LIMIT = 1 << 62
-"""Stands for every size that memory cannot have; the computed one may have wrapped around."""
-
 _ADDRESSABLE = float(1 << 47)
 
 
@@ -74,12 +72,12 @@ class IndexWriter(IrWriter):
         return total
 
     def size(self, expr: Dim) -> str:
-        """expr as an i64 operand, or ``LIMIT`` where it is more than can be addressed."""
+        """expr as an i64 operand, or ``OUT_OF_MEMORY`` where it is more than can be addressed."""
         value = self.value(expr)
         if isinstance(expr, int):
             return value
         large = self.ins(f"fcmp ogt double {self.estimate(expr)}, {_ADDRESSABLE:e}")
-        return self.ins(f"select i1 {large}, i64 {LIMIT}, i64 {value}")
+        return self.ins(f"select i1 {large}, i64 {OUT_OF_MEMORY}, i64 {value}")
 
     def estimate(self, expr: Dim) -> str:
         """expr as a double, about right however large it is."""

@@ -6,7 +6,7 @@ followed by a barrier. A symbol that a step defines lives in a variable of each 
 
 from __future__ import annotations
 
-from backends.llvm.indices import LIMIT, IndexWriter
+from backends.llvm.indices import IndexWriter
 from compiler.ir.intexpr import sym, symbols
 from compiler.ir.program import (
     WORKERS,
@@ -24,9 +24,7 @@ from compiler.ir.program import (
     Swap,
     walk,
 )
-
-ARENA, WEIGHTS, STATE, ALLOC, FREE, FIRST_TENSOR = range(6)
-"""Slots; compiler/ir/program.py says what lies there."""
+from runtime.context import ALLOC, ARENA, FIRST_TENSOR, FREE, OUT_OF_MEMORY, STATE, WEIGHTS
 
 _ALIGNMENT = 64
 
@@ -85,13 +83,13 @@ failed:
   %state = load ptr, ptr %state.at
   %wish.at = getelementptr i64, ptr %state, i64 1
   store i64 %nbytes, ptr %wish.at
-  store i64 {LIMIT}, ptr %state
+  store i64 {OUT_OF_MEMORY}, ptr %state
   br label %done
 done:
   ret void
 }}
 """
-"""Makes a dynamic buffer large enough. Called by one worker; what could not be had is reported by the status ``LIMIT``."""
+"""Makes a dynamic buffer large enough. Called by one worker; what could not be had is reported by the status ``OUT_OF_MEMORY``."""
 
 
 def main_text(program: Program) -> str:
@@ -254,10 +252,12 @@ class _Main:
         w.do(f"br label %{go}")
         self._open(go)
 
-    def _end_where_failed(self) -> None:
+    def _failed(self) -> str:
+        """Whether a status is set: one answer for all workers, as none may go on to what sets one before all have looked."""
         w = self._writer
-        status = w.ins(f"load i64, ptr %slot{STATE}")
-        self._end_where(w.ins(f"icmp ne i64 {status}, 0"))
+        failed = w.ins(f"icmp ne i64 {w.ins(f'load i64, ptr %slot{STATE}')}, 0")
+        self._barrier()
+        return failed
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -291,10 +291,8 @@ class _Main:
         self._barrier()
         self._stamp(2 + number, begin)
         if any(address.space is Space.STATUS for address in call.args):
-            status = w.ins(f"load i64, ptr %slot{STATE}")
-            failed = w.ins(f"icmp ne i64 {status}, 0")
             report, go = self._label("report"), self._label("go")
-            w.do(f"br i1 {failed}, label %{report}, label %{go}")
+            w.do(f"br i1 {self._failed()}, label %{report}, label %{go}")
             self._open(report)
             self._first_only([f"store i64 {1 + number}, ptr %slot{STATE}"])
             w.do("br label %end")
@@ -338,7 +336,7 @@ class _Main:
         nbytes = self._writer.size(step.nbytes)
         self._first_only([f"call void @ts_grow(ptr %slots, i64 {self._dynamic(step.index)}, i64 {nbytes}, i1 {str(step.keep).lower()})"])
         self._barrier()
-        self._end_where_failed()
+        self._end_where(self._failed())
 
     def _swap(self, step: Swap) -> None:
         w = self._writer

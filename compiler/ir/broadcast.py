@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.intexpr import Dim, maximum, minimum, symbols
-
-
-class UnsupportedForm(Exception):  # noqa: N818 # it names what was met; the importer makes the error
-    """A form met a node it cannot import; the importer lists all of them in one error."""
 
 
 def broadcast_shapes(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:

@@ -8,11 +8,12 @@ from math import prod
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.broadcast import Meeting, meetings
 from compiler.ir.control import attr_symbols
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, sym
-from compiler.ir.op import UnsupportedForm, lookup
+from compiler.ir.op import lookup
 from compiler.ir.run_time import depends_on_run, is_natural
 from compiler.ir.types import ADDRESSABLE_BYTES, DType, TensorType
 

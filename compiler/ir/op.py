@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from compiler.errors import InternalError
-from compiler.ir.broadcast import UnsupportedForm as UnsupportedForm
+from compiler.errors import InternalError, UnsupportedForm
 from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim

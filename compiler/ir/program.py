@@ -159,6 +159,7 @@ class StateLayout:
 
 
 STATUS_WORDS = 4
+"""Words at the beginning of the state: not zero where something is reported, then three numbers that belong to it."""
 
 WORKERS = "workers."
 """A symbol that steps may use: the number of workers of the run."""

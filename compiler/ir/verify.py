@@ -28,11 +28,11 @@ from __future__ import annotations
 
 from enum import Enum
 
-from compiler.errors import InternalError
+from compiler.errors import InternalError, UnsupportedForm
 from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, own_symbols, planned_sizes, type_symbols, verify_branching
 from compiler.ir.graph import Graph, Node, Value, captured
 from compiler.ir.intexpr import Dim, symbols
-from compiler.ir.op import Layouts, UnsupportedForm, lookup
+from compiler.ir.op import Layouts, lookup
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
 from compiler.ir.types import TensorType, same_bytes

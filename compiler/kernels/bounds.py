@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Access, Reg
 from compiler.ir.loop_builder import LoopBuilder
+from compiler.ir.program import STATUS_WORDS
 from compiler.ir.types import DType
 from compiler.kernels.loops import number
-
-STATUS_WORDS = 4
-"""Words of the status: not zero where something is reported, then the index, the size and the axis."""
 
 
 class Bounds:

@@ -32,7 +32,9 @@ class Nms:
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """float32 boxes and scores, no epilogue."""
-        return all(operand.type.block == 1 for operand in workload.inputs) and not workload.has_epilogue
+        boxes, scores = (operand.type for operand in workload.inputs[:2])
+        plain = all(operand.type.block == 1 for operand in workload.inputs)
+        return plain and boxes.dtype is scores.dtype is DType.FLOAT32 and not workload.has_epilogue
 
     def heuristic(self, workload: Workload, target: Target) -> NmsSchedule:
         return NmsSchedule()

@@ -7,10 +7,11 @@ from math import frexp, inf
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import IntExpr, floordiv, maximum, minimum, mod
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
 from compiler.ir.run_time import lower_bound
 from compiler.ir.scalar import Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType

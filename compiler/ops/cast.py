@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.scalar import Const, Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, attr_str, cast_to, first_type, onnx_dtype

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, maximum, minimum, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.gather import running

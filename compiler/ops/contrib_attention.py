@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
 from compiler.ops.dims import iota, number
 from compiler.ops.gather import gather

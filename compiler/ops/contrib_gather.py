@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
 from compiler.ops.gather import Gather
 from compiler.ops.index import slice_axis

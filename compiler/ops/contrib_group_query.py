@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, maximum
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
 from compiler.ops.contrib_attention import LOWEST, heads_of, merge_heads, positions_along, rotary, split_heads
 from compiler.ops.dims import number

@@ -7,9 +7,10 @@ from math import prod
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum
-from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.binary import same_dtype
 from compiler.ops.index import slice_axis

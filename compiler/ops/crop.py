@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ops.pad import Pad
 from compiler.ops.support import normalize_axis
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ops.index import slice_axis
 from compiler.ops.reduce import ArgReduce
 from compiler.ops.support import known_shape, reshape, scalar_like

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compiler.errors import UserError
+from compiler.errors import UnsupportedForm, UserError
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import Arrays, Attrs, Types, attr_dims, attr_int, attr_ints, attr_str, first_type
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Node, Value
 from compiler.ir.intexpr import Dim, minimum, product
-from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.control import repeat
 from compiler.ops.dims import iota, number

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
-from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype

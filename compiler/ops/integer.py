@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
 from compiler.ir.scalar import Scalar, call, cast
 from compiler.ir.types import DType, integer_range
 from compiler.ops.conv import conv

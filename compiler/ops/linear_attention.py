@@ -7,8 +7,9 @@ from math import sqrt
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import slice_axis
 from compiler.ops.support import Arrays, Attrs, Types, array, cast_to, first_type, given, known, reshape, scalar_like, transpose

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.grid_sample import AFFINE_SAMPLES, affine_grid

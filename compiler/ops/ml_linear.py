@@ -7,8 +7,9 @@ from math import pi, sqrt
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, OnnxForm, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, extend
 from compiler.ir.types import DType
 from compiler.ops.matmul import MatMul
 from compiler.ops.ml_features import MACHINE_LEARNING, first_rows, sample

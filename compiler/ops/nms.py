@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, maximum, minimum
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import slice_axis
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_dim, attr_int, reshape

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ops.index import slice_axis
 from compiler.ops.matmul import MatMul
 from compiler.ops.quantize import MICROSOFT

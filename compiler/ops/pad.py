@@ -9,10 +9,11 @@ from math import prod
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, minimum
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Sample, register
 from compiler.ir.run_time import natural
 from compiler.ir.types import TensorType
 from compiler.ops.index import IndexMap

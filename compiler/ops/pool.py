@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.roi_align import ROI_SAMPLES, roi_align

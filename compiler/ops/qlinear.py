@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormBuild, FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormBuild, FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
 from compiler.ops.pool import pool
 from compiler.ops.quantize import MICROSOFT, Dequantize, dequantize, quantize

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Node, Value
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, lookup, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, lookup, register
 from compiler.ir.scalar import Const, Scalar, call, cast
 from compiler.ir.types import DType, integer_range
 from compiler.ops.cast import saturating

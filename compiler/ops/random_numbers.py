@@ -12,9 +12,10 @@ from zlib import crc32
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, UnsupportedForm, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
 from compiler.ir.scalar import Const, Scalar, call, cast
 from compiler.ir.types import DType
 from compiler.ops.dims import iota, number

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.recurrence import QUANTIZED_STEPS, Read, Stage, stages_from, state_rows
 from compiler.ir.scalar import Arg, Const, Scalar, call, evaluate
 from compiler.ir.types import DType, TensorType

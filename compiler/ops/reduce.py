@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.dims import number
 from compiler.ops.run_time_axes import gathered, named, without

@@ -8,9 +8,10 @@ from math import ceil, inf
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Attr, Region, Value
 from compiler.ir.intexpr import Dim, evaluate, floordiv, maximum, symbols
-from compiler.ir.op import FormContext, OnnxForm, Sample, UnsupportedForm, lookup, register
+from compiler.ir.op import FormContext, OnnxForm, Sample, lookup, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.gather import gather

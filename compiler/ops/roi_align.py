@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
-from compiler.ir.op import FormContext, Sample, UnsupportedForm
+from compiler.ir.op import FormContext, Sample
 from compiler.ir.types import DType
 from compiler.ops.index import slice_axis
 from compiler.ops.support import cast_to, known_shape, reshape, scalar_like

@@ -7,9 +7,10 @@ from math import prod
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.gather import element_positions, tuple_positions

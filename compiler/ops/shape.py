@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.broadcast import meetings
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.run_time import is_natural, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota

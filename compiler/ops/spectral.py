@@ -7,8 +7,9 @@ from math import prod
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, Sample, UnsupportedForm
+from compiler.ir.op import FormContext, Sample
 from compiler.ops.support import known, known_shape, normalize_axis, reshape, transpose
 
 _MATRIX_LIMIT = 1 << 24

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Value
 from compiler.ir.intexpr import Dim, IntExpr, floordiv, product, sym
-from compiler.ir.op import FormBuild, FormContext, UnsupportedForm
+from compiler.ir.op import FormBuild, FormContext
 from compiler.ir.run_time import depends_on_run, is_equal, wrapped
 from compiler.ir.types import DType, TensorType
 

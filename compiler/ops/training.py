@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormBuild, FormContext, OnnxForm, Sample, UnsupportedForm, extend
+from compiler.ir.op import FormBuild, FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
 from compiler.ops.binary import Where
 from compiler.ops.support import cast_to, reshape, scalar_like

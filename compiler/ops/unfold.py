@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, floordiv
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, UnsupportedForm, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, axis_symbol, first_type, normalize_axis
 

@@ -7,9 +7,10 @@ from itertools import product as cartesian
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array
 from compiler.ir.intexpr import Dim, ceildiv, floordiv, maximum, minimum
-from compiler.ir.op import FormContext, UnsupportedForm
+from compiler.ir.op import FormContext
 
 
 def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[int, ...]:

@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import onnx
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.control import Merge, defined_symbols, substitute_type
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, minimum, sym, symbols
-from compiler.ir.op import UnsupportedForm
 from compiler.ir.run_time import depends_on_run, natural
 from compiler.ir.types import DType, TensorType
 from frontend.onnx.inputs import static_shapes

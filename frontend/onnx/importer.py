@@ -13,10 +13,10 @@ import onnx
 from onnx import AttributeProto, defs
 
 import compiler.ops  # noqa: F401 - registers the operators
-from compiler.errors import UnsupportedError, UserError
+from compiler.errors import UnsupportedError, UnsupportedForm, UserError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.op import FormContext, OnnxForm, UnsupportedForm, all_ops
+from compiler.ir.op import FormContext, OnnxForm, all_ops
 from frontend.onnx.control import BRANCHES, import_if, import_loop, import_map
 from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
 from frontend.onnx.inputs import input_types, static_shapes

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
-from compiler.errors import UserError
+from compiler.errors import UnsupportedForm, UserError
 from compiler.ir.intexpr import Dim, substitute, sym
-from compiler.ir.op import UnsupportedForm
 from compiler.ir.types import ADDRESSABLE_BYTES, TensorType
 from compiler.ops.support import ONNX_DTYPES
 

@@ -11,9 +11,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
-from compiler.errors import UserError
+from compiler.errors import UnsupportedForm, UserError
 from compiler.ir.graph import Array
-from compiler.ir.op import UnsupportedForm
 from compiler.ir.types import ADDRESSABLE_BYTES, DType
 from compiler.ops.support import ONNX_DTYPES
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import UnsupportedForm
 from compiler.ops.support import normalize_axis
 from frontend.onnx.control import Host, Iteration, import_body, repeat
 from frontend.onnx.scope import Entry, Scope

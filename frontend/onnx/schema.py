@@ -11,8 +11,8 @@ from typing import Any
 import onnx
 from onnx import AttributeProto, defs
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
-from compiler.ir.op import UnsupportedForm
 from compiler.ops.support import ONNX_DTYPES
 
 _TYPE_NAMES = {

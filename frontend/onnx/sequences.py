@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import UnsupportedForm
 from compiler.ops.support import known, normalize_axis
 from frontend.onnx.scope import Entry
 
