@@ -32,14 +32,29 @@ def load(name: str) -> tuple[onnx.ModelProto, dict[str, Array]]:
     if Path(name).is_file():
         model = onnx.load(name)
         return model, random_feeds(model)
-    loader = zoo_folder() / "zoo.py"
-    spec = importlib.util.spec_from_file_location("zoo", loader)
-    if name.endswith(".onnx") or not loader.is_file() or spec is None or spec.loader is None:
+    if name.endswith(".onnx") or _zoo() is None:
         where, hint = f"benchmarks: {zoo_folder()}", "give an existing file, or set TENSORSMITH_MODELS to a folder with zoo.py"
         raise UserError(f"{name} is not a file, and there is no model zoo here", where=where, hint=hint)
+    if name not in zoo_names():
+        raise UserError(f"the zoo in {zoo_folder()} has no model {name}", where="benchmarks", hint=f"use one of {', '.join(zoo_names())}")
+    model, feeds = _zoo().load(name)
+    return model, dict(feeds)
+
+
+def zoo_names() -> list[str]:
+    """Every model of the zoo. Raises UserError where there is no zoo."""
+    zoo = _zoo()
+    if zoo is None:
+        raise UserError(f"there is no model zoo in {zoo_folder()}", where="benchmarks", hint="set TENSORSMITH_MODELS to a folder with zoo.py")
+    return list(zoo.names())
+
+
+def _zoo() -> Any:
+    """The module that makes the models of the zoo; None where there is no zoo."""
+    loader = zoo_folder() / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo", loader)
+    if not loader.is_file() or spec is None or spec.loader is None:
+        return None
     zoo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(zoo)
-    if name not in zoo.names():
-        raise UserError(f"the zoo in {zoo_folder()} has no model {name}", where="benchmarks", hint=f"use one of {', '.join(zoo.names())}")
-    model, feeds = zoo.load(name)
-    return model, dict(feeds)
+    return zoo
