@@ -27,10 +27,14 @@ if TYPE_CHECKING:
     from compiler.ir.graph import Attr, Graph, Value
     from compiler.ir.intexpr import Dim
     from compiler.ir.program import Program
+    from passes.base import PassReport
 
     Model = Union[str, os.PathLike[str], bytes, onnx.ModelProto]
 
 OPT_LEVELS = range(4)
+
+_KEPT_NOTES = 8
+"""Notes of one pass that an artefact keeps."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def build(graph: Graph, options: Options) -> Built:
     from compiler.pipeline import optimize
 
     target = resolve(options.target)
-    planned, _ = optimize(graph, target, options.opt_level)
+    planned, reports = optimize(graph, target, options.opt_level)
     program = lower(planned, target, options.workers)
     image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
@@ -203,8 +207,16 @@ def build(graph: Graph, options: Options) -> Built:
         dynamic=program.dynamic,
         results=program.results,
         checks=tuple(check.message for check in program.checks),
+        passes=tuple(_pass_info(report) for report in reports),
     )
     return Built(manifest, image.code, program.weights, program.weights_bytes)
+
+
+def _pass_info(report: PassReport) -> artifact.PassInfo:
+    """A report as an artefact keeps it: of many notes the first ones."""
+    kept, more = report.notes[:_KEPT_NOTES], len(report.notes) - _KEPT_NOTES
+    notes = (*kept, f"and {more} more") if more > 0 else kept
+    return artifact.PassInfo(report.name, round(report.seconds, 6), report.nodes_before, report.nodes_after, notes)
 
 
 def _fixed(size: Dim) -> int | None:

@@ -10,7 +10,7 @@ import ast
 import pkgutil
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -22,12 +22,22 @@ from compiler.ir.verify import Stage, verify_graph
 
 
 @dataclass(frozen=True)
+class RuleEvent:
+    """A rule at a node: it matched, or, where there is a ``reason``, it nearly did."""
+
+    rule: str
+    node: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class PassResult:
-    """The new graph, whether it differs from the old one, and what is worth knowing about it."""
+    """The new graph, whether it differs from the old one, what is worth knowing about it, and what its rules did."""
 
     graph: Graph
     changed: bool
     notes: tuple[str, ...] = ()
+    events: tuple[RuleEvent, ...] = ()
 
 
 class Pass(Protocol):
@@ -50,6 +60,7 @@ class PassReport:
     nodes_before: int
     nodes_after: int
     notes: tuple[str, ...] = ()
+    events: tuple[RuleEvent, ...] = ()
 
 
 Observer = Callable[[Pass, Graph, PassReport], None]
@@ -71,7 +82,7 @@ class PassManager:
             begin = time.perf_counter()
             result = _run(step, graph)
             seconds = time.perf_counter() - begin
-            report = PassReport(step.name, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes)
+            report = PassReport(step.name, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes, result.events)
             graph = result.graph
             if self.verify:
                 _verify(step, graph)
@@ -88,11 +99,12 @@ def _run(step: Pass, graph: Graph) -> PassResult:
     nodes, inside = [], []
     for node in graph.nodes:
         results = [_run(step, region) for region in node.regions] if node.op in BRANCHING else []
-        inside += [result for result in results if result.changed]
+        inside += results
         nodes.append(replace(node, regions=tuple(result.graph for result in results)) if results else node)
     outside = step.run(graph.with_(nodes=tuple(nodes)))
     notes = (*outside.notes, *(f"in a region: {note}" for result in inside for note in result.notes))
-    return PassResult(outside.graph, outside.changed or bool(inside), notes)
+    events = (*outside.events, *(event for result in inside for event in result.events))
+    return PassResult(outside.graph, outside.changed or any(result.changed for result in inside), notes, events)
 
 
 def _verify(step: Pass, graph: Graph) -> None:
@@ -123,26 +135,40 @@ def all_passes() -> dict[str, type[Any]]:
     return dict(sorted(_REGISTRY.items()))
 
 
-_CALL = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_CALL = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(,|$)")
+_FORM = "write passes as name or name{option=value, option=value}, with commas between them"
 
 
-def parse_pass(text: str) -> Pass:
-    """The pass that ``name`` or ``name(option=value, …)`` stands for. Raises UserError for an unknown name, option or bad value."""
-    match = _CALL.fullmatch(text)
+def parse_passes(text: str) -> tuple[Pass, ...]:
+    """The passes that ``name,name{option=value,option=value}`` stands for. Raises UserError for an unknown name, option or bad value."""
+    found: list[Pass] = []
+    at = 0
+    while not found or text[at - 1] == ",":
+        match = _CALL.match(text, at)
+        if match is None:
+            raise UserError(f"cannot read {text[at:].strip()!r} as a pass", where="passes", hint=_FORM)
+        found.append(_parse_pass(match[1], match[2] or ""))
+        at = match.end()
+    return tuple(found)
+
+
+def _parse_pass(name: str, options_text: str) -> Pass:
     known = all_passes()
-    cls = known.get(match[1]) if match else None
-    if match is None or cls is None:
-        raise UserError(f"no pass is called {text.strip()!r}", where="passes", hint=f"use some of: {', '.join(known)}")
+    cls = known.get(name)
+    if cls is None:
+        raise UserError(f"no pass is called {name!r}", where="passes", hint=f"use some of: {', '.join(known)}")
     options: dict[str, object] = {}
-    legal = [field.name for field in fields(cls)]
-    for part in filter(None, (p.strip() for p in (match[2] or "").split(","))):
+    legal = {field.name: field.type for field in fields(cls)}
+    for part in filter(None, (p.strip() for p in options_text.split(","))):
         key, _, value = (p.strip() for p in part.partition("="))
         if key not in legal:
             raise UserError(f"pass {cls.name} has no option {key!r}", where="passes", hint=f"its options are: {', '.join(legal) or 'none'}")
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise UserError(f"option {key} of pass {cls.name} has value {value!r}", where="passes", hint="give a number, True or False") from error
+        except (ValueError, SyntaxError):
+            options[key] = None
+        if type(options[key]).__name__ != legal[key]:
+            raise UserError(f"option {key} of pass {cls.name} has value {value!r}", where="passes", hint=f"give it a value of type {legal[key]}")
     return _make(cls, options)
 
 
@@ -152,8 +178,3 @@ def _make(cls: type[Any], options: dict[str, object]) -> Pass:
     except TypeError as error:
         raise UserError(f"pass {cls.name}: {error}", where="passes", hint="give every option without a default") from error
     return made
-
-
-def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
-    """Each text as ``parse_pass`` reads it."""
-    return tuple(parse_pass(text) for text in texts)

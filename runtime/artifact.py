@@ -32,7 +32,7 @@ from compiler.errors import ArtifactError, UserError
 from runtime.cpus import missing_flags
 
 MAGIC = b"TSMITH\r\n"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Changes with the file's layout, the ABI of the code (entry points, slots) and the layout of the worker pool's block."""
 PAGE = 4096
 TEMPORARY_SUFFIX = ".tmp"
@@ -68,6 +68,17 @@ class KernelInfo:
 
 
 @dataclass(frozen=True)
+class PassInfo:
+    """What one pass did when the model was compiled: wall-clock ``seconds``, nodes of the graph before and after, and what it says of it."""
+
+    name: str
+    seconds: float
+    nodes_before: int
+    nodes_after: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class State:
     """Where things lie in the array that a run and its caller share, in 64-bit words; compiler/ir/program.py says what they are.
 
@@ -89,7 +100,7 @@ class Manifest:
 
     Sizes that depend on the shapes of inputs are in the ``state``, once ``ts_prepare`` has worked them out; arena and scratch are None here then.
     ``dynamic`` buffers grow as a run asks for them; ``results`` are those that hold an output whose shape depends on data, or None.
-    ``checks`` are the messages of what a run verifies; they may name ``{low}``, ``{value}`` and ``{high}``.
+    ``checks`` are the messages of what a run verifies; they may name ``{low}``, ``{value}`` and ``{high}``. ``passes`` is the compilation's report.
 
     ``machine`` (as ``platform.machine`` says it) and ``cpu_flags`` (as /proc/cpuinfo does) are what the code needs to run. ``threads`` is how many
     workers a run uses by default; None: the CPUs available. ``entries`` are byte offsets into the code. ``peak_flops`` is the work
@@ -113,6 +124,7 @@ class Manifest:
     dynamic: int = 0
     results: tuple[int | None, ...] = ()
     checks: tuple[str, ...] = ()
+    passes: tuple[PassInfo, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -294,6 +306,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             "state": _state(fields["state"]),
             "results": tuple(fields["results"]),
             "checks": tuple(fields["checks"]),
+            "passes": tuple(PassInfo(**item | {"notes": tuple(item["notes"])}) for item in fields["passes"]),
         }
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from compiler.errors import UserError
 from runtime import profile
-from runtime.artifact import Artifact, TensorInfo, file_path
+from runtime.artifact import Artifact, PassInfo, TensorInfo, file_path
 from runtime.context import FIRST_TENSOR, OUT_OF_MEMORY, Context
 from runtime.cpus import available_cpus
 from runtime.pool import WorkerCode, WorkerPool, pool
@@ -95,6 +95,10 @@ class Module:
             gflops = flops / us / 1e3 if us > 0 else 0.0
             rows.append(profile.KernelProfile(kernel.name, kernel.family, kernel.schedule, us, gflops, 100 * gflops / peak, flops, nbytes))
         return profile.Profile(tuple(rows), total, self.threads, peak)
+
+    def report(self) -> tuple[PassInfo, ...]:
+        """What each pass of the compiler did to this model, in order: its time in seconds, nodes before and after, and notes."""
+        return self._artifact.manifest.passes
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artefact, for ``load``. Raises UserError where the file cannot be written."""

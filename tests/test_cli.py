@@ -145,6 +145,18 @@ def test_opt_prints_around_the_passes_that_are_named(model: Path) -> None:
     assert re.findall("// .*", call("opt", model, "--passes", "simplify,eliminate-dead-code", "--print-after", "all")) != []
 
 
+def test_inspect_shows_what_the_passes_did(model: Path, tmp_path: Path) -> None:
+    call("compile", model, "-o", tmp_path / "small.tsm", *SHAPE)
+    names = [line.split()[0] for line in call("inspect", tmp_path / "small.tsm", "--passes").splitlines()]
+    assert names[-2:] == ["plan-memory", "total"]
+
+
+def test_opt_explains_what_the_passes_did(model: Path) -> None:
+    lines = call("opt", model, *SHAPE, "--explain").splitlines()
+    assert any(re.fullmatch(r"group: \d+ groups", line) for line in lines)
+    assert not any(line.startswith("graph") for line in lines)
+
+
 def test_opt_times_every_pass(model: Path) -> None:
     done = process("opt", model, *SHAPE, "--time-passes")
     assert (done.returncode, done.stdout) == (0, "")
@@ -167,6 +179,7 @@ def test_opt_times_every_pass(model: Path) -> None:
         (["compile", "MODEL", "--opt-level", "9"], "opt_level is 9"),
         (["opt", "MODEL", "--print-after", "polish"], "no pass called polish"),
         (["opt", "MODEL", "--passes", "polish"], "no pass is called 'polish'"),
+        (["opt", "MODEL", "--passes", "group(fuse=True)"], "cannot read 'group(fuse=True)' as a pass"),
         (["profile", "SAVED", "--repeats", "0"], "repeats is 0"),
         (["bench", "SAVED", "--against", "abacus"], "unknown engine 'abacus'"),
         (["bench", "SAVED", "--threads", "0"], "threads is 0"),

@@ -15,7 +15,10 @@ from onnx import TensorProto, helper
 
 import tensorsmith as ts
 from compiler import cache, driver
-from runtime.artifact import TEMPORARY_SUFFIX, Manifest
+from compiler.pipeline import passes_for
+from compiler.target import resolve
+from passes.base import PassReport
+from runtime.artifact import TEMPORARY_SUFFIX, Manifest, PassInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -235,8 +238,18 @@ def test_a_model_compiles_runs_saves_and_loads(folder: Path, tmp_path: Path, opt
     module.save(tmp_path / "small.tsm")
     loaded = ts.load(tmp_path / "small.tsm")
     assert loaded.threads == 2
+    assert [each.name for each in loaded.report()] == [each.name for each in passes_for(resolve("native"), opt_level)]
+    assert loaded.report() == module.report()
+    assert loaded.report()[0].nodes_before > 0
+    assert all(each.seconds > 0 for each in loaded.report())
     assert np.array_equal(loaded.run({"x": x})["y"], got)
     assert np.array_equal(ts.compile(model.SerializeToString(), threads=1, input_shapes={"x": (2, 3, 8, 8)}, opt_level=opt_level)(x)[0], got)
+
+
+def test_a_report_keeps_the_first_notes() -> None:
+    notes = tuple(map(str, range(20)))
+    kept = driver._pass_info(PassReport("many", True, 0.25, 3, 2, notes))
+    assert kept == PassInfo("many", 0.25, 3, 2, (*notes[:8], "and 12 more"))
 
 
 def test_a_hit_needs_neither_onnx_nor_llvm_and_is_quick(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,9 +21,10 @@ from compiler.lowering import lower
 from compiler.pipeline import OPT_LEVELS, optimize, passes_for
 from compiler.target import resolve
 from passes.analysis.liveness import Interval, max_live_bytes
-from passes.base import PassManager, PassReport, PassResult, parse_pass
+from passes.base import PassManager, PassReport, PassResult, parse_passes
 from passes.graph.constant_fold import ConstantFold
 from passes.graph.dead_code import EliminateDeadCode
+from passes.graph.group import Group
 from passes.graph.plan import PlanMemory, place
 from passes.rewrite import rewrite
 from tests.graph_cases import check_same, f32, networks
@@ -72,19 +74,24 @@ def test_manager_names_the_pass_that_broke_a_rule() -> None:
     ("text", "message"),
     [
         ("no-such-pass", "no pass is called 'no-such-pass'"),
-        ("constant-fold(grow=3)", "has no option 'grow'"),
-        ("constant-fold(growth_bytes=lots)", "has value 'lots'"),
+        ("constant-fold{grow=3}", "has no option 'grow'"),
+        ("constant-fold{growth_bytes=lots}", "has value 'lots'"),
+        ("group{fuse=1}", "give it a value of type bool"),
         ("assign-layout", "assign-layout"),
-        ("group(", "no pass is called"),
+        ("group(fuse=True)", "cannot read 'group(fuse=True)' as a pass"),
+        ("group{", "cannot read 'group{' as a pass"),
+        ("simplify,", "cannot read '' as a pass"),
+        ("", "cannot read '' as a pass"),
     ],
 )
 def test_bad_pass_texts(text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        parse_pass(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_passes(text)
 
 
-def test_parse_pass_reads_options() -> None:
-    assert parse_pass(" constant-fold( growth_bytes = 3 ) ") == ConstantFold(growth_bytes=3)
+def test_parse_passes_reads_options() -> None:
+    expected = (ConstantFold(growth_bytes=3), Group(fuse=False), EliminateDeadCode())
+    assert parse_passes(" constant-fold{ growth_bytes = 3 },group{fuse=False}, eliminate-dead-code ") == expected
 
 
 def test_unknown_level_is_refused() -> None:
@@ -190,7 +197,7 @@ def test_in_place_never_costs_memory(graph: Graph) -> None:
 
 
 def test_options_are_fields() -> None:
-    assert replace(PlanMemory(), effort=3) == parse_pass("plan-memory(effort=3)")
+    assert replace(PlanMemory(), effort=3) == parse_passes("plan-memory{effort=3}")[0]
 
 
 def test_constants_that_cannot_be_computed_name_their_node() -> None:

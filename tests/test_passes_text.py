@@ -11,7 +11,7 @@ import pytest
 
 from compiler.ir.parser import parse_graph
 from compiler.ir.printer import print_graph
-from passes.base import PassManager, all_passes, parse_pass
+from passes.base import PassManager, all_passes, parse_passes
 from tests.graph_cases import check_same
 
 CASES = sorted((Path(__file__).parent / "passes").glob("*.ir"))
@@ -23,7 +23,7 @@ def test_text(path: Path, bless: bool) -> None:
     head, before_text = path.read_text().partition("\n")[::2]
     before_text, _, after_text = before_text.partition(ARROW)
     before = parse_graph(before_text)
-    steps = tuple(parse_pass(text) for text in head.removeprefix("passes: ").split("; "))
+    steps = parse_passes(head.removeprefix("passes: "))
     after, reports = PassManager(steps, verify=True).run(before)
     printed = print_graph(after)
     check_same(before, after)
@@ -35,5 +35,5 @@ def test_text(path: Path, bless: bool) -> None:
 
 
 def test_every_pass_has_a_text_test() -> None:
-    tested = {parse_pass(text).name for path in CASES for text in path.read_text().partition("\n")[0].removeprefix("passes: ").split("; ")}
+    tested = {step.name for path in CASES for step in parse_passes(path.read_text().partition("\n")[0].removeprefix("passes: "))}
     assert tested == set(all_passes())

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from compiler.cli.options import InputShapes, ModuleFile, console, open_module, parse_shapes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
+    from passes.base import PassReport
+    from runtime.artifact import PassInfo
 
-def inspect_command(module: ModuleFile, input_shape: InputShapes = None) -> None:
+
+def inspect_command(
+    module: ModuleFile,
+    input_shape: InputShapes = None,
+    passes: Annotated[bool, typer.Option("--passes", help="Show also what each pass did when it was compiled.")] = False,
+) -> None:
     """Show inputs, outputs, memory and kernels."""
     opened = open_module(module, None, parse_shapes(input_shape))
     memory = opened.memory
@@ -27,6 +38,22 @@ def inspect_command(module: ModuleFile, input_shape: InputShapes = None) -> None
     for kernel in opened.kernels:
         table.add_row(kernel.name, kernel.family, _amount(kernel.flops, 1e6), _amount(kernel.nbytes, 1e3), kernel.schedule)
     out.print(table)
+    if passes:
+        out.print(pass_table(opened.report()))
+
+
+def pass_table(report: Sequence[PassInfo | PassReport]) -> Table:
+    """Passes with their time, nodes before and after, and notes, and the time of all of them."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("pass", "ms", "nodes", "notes"):
+        table.add_column(column, justify="right" if column in ("ms", "nodes") else "left", overflow="fold")
+    for each in report:
+        nodes = f"{each.nodes_before} to {each.nodes_after}" if each.nodes_before != each.nodes_after else f"{each.nodes_after}"
+        table.add_row(each.name, f"{1e3 * each.seconds:.1f}", nodes, "; ".join(each.notes))
+    table.add_row("total", f"{1e3 * sum(each.seconds for each in report):.1f}")
+    return table
 
 
 def _amount(amount: int | str, unit: float) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compiler.cli.inspect import pass_table
 from compiler.cli.options import InputShapes, ModelFile, OptLevel, TargetName, Threads, console, parse_shapes
 from compiler.errors import UserError
 
@@ -36,7 +37,8 @@ def opt_command(
     model: ModelFile,
     print_before: _OnePass = None,
     print_after: _OnePass = None,
-    passes: Annotated[str, typer.Option(help="Run these instead, comma-separated; options as name(option=value).", show_default=False)] = "",
+    passes: Annotated[str, typer.Option(help="Run these instead: name,name{option=value},…", show_default=False)] = "",
+    explain: Annotated[bool, typer.Option("--explain", help="Show what each rule matched and, where one nearly did, why not.")] = False,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Show how long each pass took.")] = False,
     stage: Annotated[Stage | None, typer.Option(help="Print the program at this stage.", show_default=False)] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check the graph after every pass.")] = False,
@@ -56,7 +58,7 @@ def opt_command(
 
     options = Options.checked(target, threads, parse_shapes(input_shape), opt_level)
     machine = resolve(options.target)
-    steps = parse_passes(_split(passes)) if passes else passes_for(machine, options.opt_level)
+    steps = parse_passes(passes) if passes else passes_for(machine, options.opt_level)
     if stage is not None:
         steps = _up_to(steps, stage)
     printer = _Printer(steps, print_before or (), print_after or ())
@@ -65,10 +67,12 @@ def opt_command(
     graph, reports = PassManager(steps, verify=verify, observer=printer.after).run(graph)
     if stage in (Stage.LOOPS, Stage.LLVM):
         _print_program(lower(graph, machine, options.workers), stage)
-    elif stage is not None or not (print_before or print_after or time_passes):
+    elif stage is not None or not (print_before or print_after or explain or time_passes):
         typer.echo(print_graph(graph), nl=False)
+    if explain:
+        _print_rules(reports)
     if time_passes:
-        _print_times(reports)
+        console(stderr=True).print(pass_table(reports))
 
 
 class _Printer:
@@ -101,18 +105,6 @@ class _Printer:
             typer.echo(f"// {when} {name}{suffix}\n{print_graph(graph)}")
 
 
-def _split(text: str) -> list[str]:
-    """Pass texts at the commas outside parentheses."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
-
-
 def _up_to(steps: Sequence[Pass], stage: Stage) -> tuple[Pass, ...]:
     """The passes whose results belong to stage or an earlier one."""
     order = [each.value for each in Stage]
@@ -133,14 +125,16 @@ def _print_program(program: Program, stage: Stage) -> None:
             typer.echo(text)
 
 
-def _print_times(reports: Sequence[PassReport]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("pass", "ms", "nodes", "", "notes"):
-        table.add_column(column, justify="right" if column in ("ms", "nodes") else "left", overflow="fold")
+def _print_rules(reports: Sequence[PassReport]) -> None:
+    """Pass by pass and rule by rule the nodes that matched, then those that nearly did; passes without rules say what they did in notes."""
     for report in reports:
-        nodes = f"{report.nodes_before} to {report.nodes_after}" if report.changed else f"{report.nodes_after}"
-        table.add_row(report.name, f"{1e3 * report.seconds:.1f}", nodes, "" if report.changed else "no change", "; ".join(report.notes))
-    table.add_row("total", f"{1e3 * sum(report.seconds for report in reports):.1f}")
-    console(stderr=True).print(table)
+        if report.events or report.notes:
+            typer.echo(f"{report.name}: {'; '.join(report.notes) or 'nothing matched'}")
+        for rule in dict.fromkeys(event.rule for event in report.events):
+            events = [event for event in report.events if event.rule == rule]
+            matched = [event.node for event in events if event.reason is None]
+            if matched:
+                typer.echo(f"  {rule} matched {len(matched)}: {', '.join(matched)}")
+            for event in events:
+                if event.reason is not None:
+                    typer.echo(f"  {rule} not at {event.node}: {event.reason}")
