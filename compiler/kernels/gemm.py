@@ -211,7 +211,7 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     }
     preference = ("batch", "n", "m") if isinstance(gemm.n, int) else ("batch", "m", "n")
     parallel = min((p for p in preference if shares[p]), key=lambda p: round(_imbalance(shares[p], threads), 1), default="m")
-    prefetch = gemm.b_row is None and isinstance(gemm.m, int) and sum(shares["m"]) >= _PREFETCHING_TILES
+    prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES
     return GemmSchedule(mr, nv, "n", parallel, prefetch, gemm.lanes)
 
 
@@ -310,7 +310,7 @@ class GemmWriter:
         counts = [self._count(panels, v, v0) for v in range(panels.size)]
         start = [self._epilogue.initial(places[0][v], VecType(gemm.dtype, lanes), loads, count) for v, count in enumerate(counts)]
         accs = [start[v] for _ in range(rows.size) for v in range(panels.size)]
-        lines = self._prefetch_lines(rows, panels)
+        lines, distance = self._prefetch_lines(rows, panels)
         blocks, rest = floordiv(gemm.k, gemm.k_block), mod(gemm.k, gemm.k_block)
         if self._converts:
             self._convert_rows(a0, rows.size)
@@ -319,7 +319,7 @@ class GemmWriter:
             with b.loop("k", 0, blocks, carried=accs) as loop:
                 for line in range(lines):
                     at = (row * blocks + loop.var) * lines + line
-                    b.prefetch(self._b, b0 + (at * (_LINE_BYTES // gemm.dtype.itemsize) + gemm.k * panels.size * lanes))
+                    b.prefetch(self._b, b0 + distance(at * (_LINE_BYTES // gemm.dtype.itemsize)))
                 loop.yield_(self._block(a0, b0, loop.var, range(gemm.k_block), rows.size, counts, list(loop.carried)))
             accs = list(loop.results)
         if not isinstance(rest, int):
@@ -360,13 +360,21 @@ class GemmWriter:
         last = panels.count == 1 and vector == panels.size - 1 and panels.start + panels.size == self._gemm.vectors
         return self._tail if last else None
 
-    def _prefetch_lines(self, rows: Tiles, panels: Tiles) -> int:
-        """Cache lines of the next panel to fetch in each block of k, so that the tiles of one section cover it."""
+    def _prefetch_lines(self, rows: Tiles, panels: Tiles) -> tuple[int, Callable[[Dim], Dim]]:
+        """Cache lines to fetch in each block of k so that the tiles of one section cover the next panel of b, and where an element of that panel is.
+
+        Where only a run knows the number of tiles, the fewest for which it pays cover it: more stay at its end, fewer fetch what is at hand.
+        """
         gemm = self._gemm
-        if not self._schedule.prefetch or not isinstance(gemm.k, int) or not isinstance(rows.count, int) or gemm.k < gemm.k_block:
-            return 0
-        panel_lines = gemm.k * panels.size * gemm.lanes * gemm.dtype.itemsize // _LINE_BYTES
-        return min(8, -(-panel_lines // (rows.count * (gemm.k // gemm.k_block))))
+        panel = gemm.k * panels.size * gemm.lanes
+        tiles = rows.count if isinstance(rows.count, int) else _PREFETCHING_TILES if rows.size == self._schedule.mr else 0
+        if not self._schedule.prefetch or not isinstance(panel, int) or not isinstance(gemm.k, int) or gemm.k < gemm.k_block or tiles == 0:
+            return 0, lambda element: element
+        lines = min(8, -(-panel * gemm.dtype.itemsize // _LINE_BYTES // (tiles * (gemm.k // gemm.k_block))))
+        if isinstance(rows.count, int):
+            return lines, lambda element: element + panel
+        pays = minimum(1, floordiv(rows.count, _PREFETCHING_TILES))
+        return lines, lambda element: (minimum(element, panel) + panel) * pays
 
     def _block(self, a0: Dim, b0: Dim, block: Dim, steps: Sequence[Dim], rows: int, counts: Sequence[Dim | None], accs: list[Reg]) -> list[Reg]:
         """Steps of k in block ``block``; ``counts`` are the lanes in use of each vector of b."""
