@@ -86,9 +86,10 @@ def _split(node: Node, builder: GraphBuilder) -> tuple[Value | None, Value | Non
 @register_pass
 @dataclass(frozen=True)
 class EqualizeRanks:
-    """Elementwise operands of lower rank than the result are reshaped to it with leading ones, so that broadcasting is axis by axis.
+    """Elementwise operands of lower rank than the result are reshaped to it with leading ones, so that channels are in the same place.
 
-    ``add(f32[1, 8, 4, 4], f32[8, 1, 1])`` reads ``f32[1, 8, 1, 1]`` instead; constants are reshaped at once.
+    ``add(f32[1, 8, 4, 4], f32[8, 1, 1])`` reads ``f32[1, 8, 1, 1]`` instead; constants are reshaped at once. What has one element for all
+    channels stays as it is: no layout changes it.
     """
 
     name: ClassVar[str] = "equalize-ranks"
@@ -99,18 +100,23 @@ class EqualizeRanks:
 
         def rule(node: Node, builder: GraphBuilder) -> Value | None:
             rank = node.output.type.rank
-            if not is_elementwise(node) or all(v.type.rank == rank for v in node.present_inputs):
+            wrong = [v for v in node.present_inputs if v.type.rank != rank and (v in builder.constants or _has_channels(v, rank))]
+            if not is_elementwise(node) or not wrong:
                 return None
-            inputs = [None if v is None else _with_rank(v, rank, builder, done) for v in node.inputs]
+            inputs = [_with_rank(v, rank, builder, done) if v in wrong else v for v in node.inputs]
             return builder.emit(node.op, *inputs, name=node.name, **node.attrs)
 
         result, count = rewrite(graph, rule)
         return PassResult(result, count > 0, (f"{count} nodes",) if count else ())
 
 
+def _has_channels(value: Value, rank: int) -> bool:
+    """Whether a value that broadcasts to a result of that rank differs along the result's axis 1."""
+    axis = 1 - (rank - value.type.rank)
+    return 0 <= axis < value.type.rank and value.type.shape[axis] != 1
+
+
 def _with_rank(value: Value, rank: int, builder: GraphBuilder, done: dict[tuple[Value, int], Value]) -> Value:
-    if value.type.rank == rank:
-        return value
     found = done.get((value, rank))
     if found is None:
         shape = (*(1,) * (rank - value.type.rank), *value.type.shape)

@@ -2,19 +2,25 @@
 
 A group is found from its sink backwards. It takes in elementwise producers of the sink's shape all of whose readers are inside, however
 they branch and meet again, and at most one anchor on the same terms. Because nothing inside is read outside, groups form no cycles.
+
+What a group then reads may be elementwise itself: smaller than the sink, or read by other groups, too. Where computing it again for every
+element costs less than a kernel of its own, the group takes a copy; a value that every reader computes for itself is not made at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.control import CONTROL
-from compiler.ir.graph import Constant, Graph, Node, Value
+from compiler.ir.graph import Constant, Graph, Node, Value, reads
 from compiler.ir.op import lookup
 from compiler.ir.verify import Stage, is_elementwise, is_view
+from passes.analysis.estimate import estimate, work
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
 
@@ -24,13 +30,20 @@ _MAX_MEMBERS = 128
 _MAX_REPEATS = 8
 """How often a node may stand in the expression tree of its group; a chain of diamonds doubles it at each."""
 
+_KERNEL_WORK = 1 << 15
+"""What starting one more kernel and a trip through memory cost, in simple instructions on one element: about a microsecond."""
+
+_SHARED_ELEMENTS = 8
+"""Elements of a group's result that share what is computed for a value that broadcasts to it, at the least."""
+
 
 @register_pass
 @dataclass(frozen=True)
 class Group:
     """Makes the groups. With ``fuse=False`` each holds one node.
 
-    ``%c = conv(%x, %w); %b = add(%c, %k); %r = relu(%b)`` becomes one ``%r = group(%x, %w, %k)`` of the three nodes.
+    ``%c = conv(%x, %w); %b = add(%c, %k); %r = relu(%b)`` becomes one ``%r = group(%x, %w, %k)`` of the three nodes, and
+    ``%s = mul(%a, %b); %y = mul(%x, %s); %z = add(%x, %s)``, ``%s`` of one element, becomes two groups that each have a ``mul`` for ``%s``.
     """
 
     fuse: bool = True
@@ -40,17 +53,27 @@ class Group:
     def run(self, graph: Graph) -> PassResult:
         finder = _Finder(graph)
         groups: dict[Node, list[Node]] = {}
-        taken: set[Node] = set()
+        gone: set[Node] = set()
+        needed = set(graph.outputs)
         for node in reversed(graph.nodes):
-            if node in taken or not _is_work(node):
+            if node in gone:
                 continue
-            groups[node] = finder.find(node, taken) if self.fuse else [node]
-            taken.update(groups[node])
-        builder = builder_for(graph)
+            if not _is_work(node):
+                needed.update(reads(node))
+            elif self.fuse and finder.is_elementwise(node) and node.output not in needed:
+                gone.add(node)
+            else:
+                groups[node] = [node]
+                if self.fuse:
+                    own, copies = finder.find(node, gone)
+                    groups[node] = finder.in_order({*own, *copies})
+                    gone.update(own)
+                needed.update(_read_outside(groups[node]))
+        builder, copied = builder_for(graph), {node for node, count in Counter(chain(*groups.values())).items() if count > 1}
         for node in graph.nodes:
             if node in groups:
-                builder.append(_group_node(groups[node], builder))
-            elif node not in taken:
+                builder.append(_group_node(groups[node], copied, builder))
+            elif node not in gone:
                 builder.append(node)
         return PassResult(finish(builder, graph, graph.outputs), bool(groups), (f"{len(groups)} groups",))
 
@@ -67,8 +90,53 @@ class _Finder:
         self._outputs = set(graph.outputs)
         self._elementwise = {node for node in graph.nodes if is_elementwise(node)}
 
-    def find(self, sink: Node, taken: set[Node]) -> list[Node]:
-        """The nodes of the group that ends in sink, in order."""
+    def is_elementwise(self, node: Node) -> bool:
+        """Whether node is an elementwise node of the graph."""
+        return node in self._elementwise
+
+    def in_order(self, nodes: set[Node]) -> list[Node]:
+        """nodes as they stand in the graph."""
+        return sorted(nodes, key=self._order.__getitem__)
+
+    def find(self, sink: Node, taken: set[Node]) -> tuple[set[Node], set[Node]]:
+        """The nodes that only the group that ends in sink reads, and those it computes for itself though others may, too."""
+        own = self._own(sink, taken)
+        copies: set[Node] = set()
+        budget = _KERNEL_WORK
+        for value in _read_outside(self.in_order(own)):
+            producer = self._graph.producers.get(value)
+            if producer is None or producer in taken or producer in copies or not self._repeats(producer):
+                continue
+            again = set().union(*self.find(producer, taken)) - copies
+            cost = sum(map(work, again)) * self._times(producer, sink)
+            if again <= self._elementwise and cost <= budget and self._fits({*own, *copies, *again}):
+                copies |= again
+                budget -= cost
+        return own, copies
+
+    def _repeats(self, producer: Node) -> bool:
+        """Whether a value need not be in memory: an elementwise node makes it, and such nodes alone read it."""
+        if producer not in self._elementwise or producer.output in self._outputs:
+            return False
+        return all(user in self._elementwise for user in self._graph.users[producer.output])
+
+    def _fits(self, members: set[Node]) -> bool:
+        """Whether the expression tree of members stays small."""
+        repeats: dict[Node, int] = {}
+        for node in reversed(self.in_order(members)):
+            users = [user for value in node.outputs for user in self._graph.users.get(value, ()) if user in members]
+            repeats[node] = sum(repeats[user] * user.inputs.count(node.output) for user in users) or 1
+        return len(members) <= _MAX_MEMBERS and max(repeats.values()) <= _MAX_REPEATS
+
+    def _times(self, producer: Node, sink: Node) -> int:
+        """How often a group computes an element of a producer that broadcasts to its result."""
+        elements = estimate(sink.output.type.elements)
+        if producer.output.type.shape == sink.output.type.shape:
+            return elements
+        return max(estimate(producer.output.type.elements), elements // _SHARED_ELEMENTS)
+
+    def _own(self, sink: Node, taken: set[Node]) -> set[Node]:
+        """The nodes all of whose readers are among them, and sink."""
         members = {sink: 1}
         anchors: list[Node] = []
         pending = [sink] if sink in self._elementwise else []
@@ -91,7 +159,7 @@ class _Finder:
         if anchors:
             anchor = max(anchors, key=lambda node: (_is_heavy(node), self._order[node]))
             found = self._of_one_anchor(found, anchor, [a for a in anchors if a is not anchor], sink)
-        return sorted(found, key=self._order.__getitem__)
+        return found
 
     def _belongs(self, producer: Node, sink: Node, members: Mapping[Node, int]) -> bool:
         """Whether a producer's only result is of the sink's shape and layout and read inside alone."""
@@ -131,13 +199,17 @@ def _is_heavy(node: Node) -> bool:
     return node.op != "to_layout" and lookup(node.op).regions(types, node.attrs) is None
 
 
-def _group_node(nodes: list[Node], builder: GraphBuilder) -> Node:
-    """The nodes, the last of which makes the group's result, as one."""
+def _read_outside(nodes: Sequence[Node]) -> tuple[Value, ...]:
+    """What nodes read that none of them makes."""
     made = {value for node in nodes for value in node.outputs}
-    outer = tuple(dict.fromkeys(v for node in nodes for v in node.present_inputs if v not in made))
-    twins = {v: Value(builder.unique(v.name), v.type) for v in outer}
-    sink = nodes[-1]
-    twins.update({v: Value(builder.unique(v.name), v.type) for v in sink.outputs})
+    return tuple(dict.fromkeys(v for node in nodes for v in node.present_inputs if v not in made))
+
+
+def _group_node(nodes: list[Node], copied: set[Node], builder: GraphBuilder) -> Node:
+    """The nodes, the last of which makes the group's result, as one; those in ``copied`` are in other groups, too."""
+    outer, sink = _read_outside(nodes), nodes[-1]
+    inside = (v for node in nodes if node is sink or node in copied for v in node.outputs)
+    twins = {v: Value(builder.unique(v.name), v.type) for v in (*outer, *inside)}
     inner = tuple(
         Node(n.op, tuple(None if v is None else twins.get(v, v) for v in n.inputs), tuple(twins.get(v, v) for v in n.outputs), n.attrs, name=n.name)
         for n in nodes

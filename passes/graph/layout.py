@@ -13,18 +13,15 @@ from typing import ClassVar
 import networkx as nx
 
 from compiler.ir.graph import Graph, Node, Value, captured
-from compiler.ir.intexpr import Dim, evaluate, symbols
 from compiler.ir.op import Layouts, lookup
 from compiler.ir.types import TensorType, same_bytes
 from compiler.ir.verify import Stage, is_elementwise
+from passes.analysis.estimate import estimate
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish, substitute
 
 _CONVERSION_BYTES = 4096
 """What starting one more kernel costs, as memory traffic."""
-
-_UNKNOWN_DIM = 16
-"""What a symbolic dim counts as in estimates."""
 
 _BLOCKED, _ROW_MAJOR = "blocked", "row-major"
 _Side = Hashable
@@ -125,8 +122,8 @@ class _Cut:
         elif self.kinds[number] is Layouts.BLOCKED_OUT:
             x = node.present_inputs[0].type
             self._add_edge(number, _ROW_MAJOR, self._padding(x))
-            if _estimate(x.shape[1]) >= self.block:
-                self._add_edge(_BLOCKED, number, _estimate(x.nbytes))
+            if estimate(x.shape[1]) >= self.block:
+                self._add_edge(_BLOCKED, number, estimate(x.nbytes))
 
     def _add_conversion(self, value: Value, readers: list[_Side]) -> None:
         """One conversion for all who read on the other side: a node of its own stands between them and the value."""
@@ -150,10 +147,10 @@ class _Cut:
         if not _blockable(type_):
             return 0
         blocked = type_.with_block(self.block)
-        return 1 if same_bytes(type_, blocked) else _CONVERSION_BYTES + _estimate(type_.nbytes) + _estimate(blocked.nbytes)
+        return 1 if same_bytes(type_, blocked) else _CONVERSION_BYTES + estimate(type_.nbytes) + estimate(blocked.nbytes)
 
     def _padding(self, type_: TensorType) -> int:
-        return _estimate(type_.with_block(self.block).nbytes) - _estimate(type_.nbytes)
+        return estimate(type_.with_block(self.block).nbytes) - estimate(type_.nbytes)
 
 
 class _Writer:
@@ -211,7 +208,3 @@ def _one_channel(node: Node, operand: TensorType) -> bool:
     """Whether an elementwise node reads one element of operand for all channels, which it does row-major."""
     axis = 1 - (node.outputs[0].type.rank - operand.rank)
     return is_elementwise(node) and (axis < 0 or operand.shape[axis] == 1)
-
-
-def _estimate(dim: Dim) -> int:
-    return evaluate(dim, dict.fromkeys(symbols(dim), _UNKNOWN_DIM))

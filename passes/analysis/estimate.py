@@ -1,0 +1,32 @@
+"""What passes weigh against each other when they choose: sizes of tensors and the work of nodes, in rough numbers."""
+
+from __future__ import annotations
+
+from compiler.ir.graph import Node
+from compiler.ir.intexpr import Dim, evaluate, symbols
+from compiler.ir.op import lookup
+from compiler.ir.scalar import Arg, Call, Scalar
+
+_UNKNOWN_DIM = 16
+"""What a symbolic dim counts as."""
+
+_FUNCTIONS = ("exp", "log", "tanh", "sigmoid", "erf", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
+_COSTS = {"div": 4, "sqrt": 4, "mod": 16, "fmod": 16, "pow": 32, **dict.fromkeys(_FUNCTIONS, 16)}
+"""What a scalar function costs that is more than one simple instruction."""
+
+
+def estimate(dim: Dim) -> int:
+    """A size, supposing what is not known."""
+    return evaluate(dim, dict.fromkeys(symbols(dim), _UNKNOWN_DIM))
+
+
+def work(node: Node) -> int:
+    """What an elementwise node costs for one element, in simple instructions."""
+    expr = lookup(node.op).scalar([Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)], node.attrs)
+    return 0 if expr is None else _cost(expr)
+
+
+def _cost(expr: Scalar) -> int:
+    if not isinstance(expr, Call):
+        return 0
+    return _COSTS.get(expr.fn, 1) + sum(map(_cost, expr.args))
