@@ -17,6 +17,7 @@ from passes.graph.fold_affine import FoldAffine
 from passes.graph.group import Group
 from passes.graph.integer_products import IntegerProducts
 from passes.graph.layout import AssignLayout
+from passes.graph.order import OrderNodes
 from passes.graph.outputs import CopyOutputs
 from passes.graph.plan import PlanMemory
 from passes.graph.simplify import Simplify
@@ -52,6 +53,7 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
         AssignLayout(target.lanes),
         CopyOutputs(),
         Group(fuse=opt_level >= 1),
+        *((OrderNodes(),) if opt_level >= 1 else ()),
         PlanMemory(effort=400_000 if opt_level == 3 else 50_000),
     )
 

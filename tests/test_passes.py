@@ -21,11 +21,12 @@ from compiler.lowering import lower
 from compiler.pipeline import OPT_LEVELS, optimize, passes_for
 from compiler.target import resolve
 from passes.analysis.liveness import Interval, max_live_bytes
+from passes.analysis.packing import place
 from passes.base import PassManager, PassReport, PassResult, parse_passes
 from passes.graph.constant_fold import ConstantFold
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.group import Group
-from passes.graph.plan import PlanMemory, place
+from passes.graph.plan import PlanMemory
 from passes.rewrite import rewrite
 from tests.graph_cases import check_same, f32, networks
 

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from compiler.ir.graph import Graph, Value
-from compiler.ir.verify import is_view
+from compiler.ir.control import type_symbols
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.intexpr import Dim, evaluate, symbols
+from compiler.ir.types import TensorType
+from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, is_view
+
+_TYPICAL, _TYPICAL_STEP = 48, 16
+"""The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
+
+_STORE_ONCE = frozenset({"conv", "matmul"})
+"""Anchors whose kernels touch an output element once, with its epilogue; others may keep intermediate results there."""
 
 
 def memory_roots(graph: Graph) -> Mapping[Value, Value]:
@@ -58,3 +68,43 @@ def max_live_bytes(intervals: Iterable[Interval]) -> int:
         live += changes[number]
         peak = max(peak, live)
     return peak
+
+
+_Size = TypeVar("_Size", int, Dim)
+
+
+def aligned(nbytes: _Size) -> _Size:
+    """nbytes rounded up to whole alignment units."""
+    return (nbytes + (ARENA_ALIGNMENT - 1)) // ARENA_ALIGNMENT * ARENA_ALIGNMENT
+
+
+def typical_sizes(graph: Graph) -> dict[str, int]:
+    """A size for each symbol in the types of a graph's inputs."""
+    names = sorted({name for value in graph.inputs for name in type_symbols(value.type)})
+    return {name: _TYPICAL + _TYPICAL_STEP * k for k, name in enumerate(names)}
+
+
+def estimated_bytes(type_: TensorType, sizes: Mapping[str, int]) -> int:
+    """The bytes a value has in the arena for such sizes; 0 for one that is not there, since its size is only known in a run."""
+    nbytes = type_.nbytes
+    return evaluate(nbytes, sizes) if sizes.keys() >= set(symbols(nbytes)) else 0
+
+
+def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
+    """The operands over whose memory a group may write its result, if nothing reads it later."""
+    if node.op != "group":
+        return ()
+    (region,) = node.regions
+    if any(not is_elementwise(inner) and inner.op not in _STORE_ONCE for inner in region.nodes):
+        return ()
+    result = region.outputs[0].type
+    memory = [roots[value] for value in node.present_inputs]
+    found = []
+    for operand, (value, root) in enumerate(zip(region.inputs, memory, strict=True)):
+        type_ = value.type
+        same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
+        # The same memory must not also come in as another operand, nor be read elsewhere than at the element written.
+        alone = memory.count(root) == 1 and all(is_elementwise(user) for user in region.users.get(value, ()))
+        if same and alone and root.type.nbytes == result.nbytes:
+            found.append(operand)
+    return tuple(found)

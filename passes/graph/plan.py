@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
-from compiler.ir.control import BRANCHING, Loop, type_symbols
+from compiler.ir.control import BRANCHING, Loop
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, evaluate, maximum, sym, symbols
-from compiler.ir.verify import ARENA_ALIGNMENT, Stage, is_elementwise
-from passes.analysis.liveness import Interval, live_ranges, max_live_bytes, memory_roots
+from compiler.ir.verify import Stage
+from passes.analysis.liveness import Interval, aligned, live_ranges, max_live_bytes, memory_roots, overwritable, typical_sizes
+from passes.analysis.packing import place
 from passes.base import PassResult, register_pass
 
 
@@ -19,7 +19,8 @@ from passes.base import PassResult, register_pass
 @dataclass(frozen=True)
 class PlanMemory:
     """Gives each group that does not write an output an ``offset`` (bytes, a multiple of 64), and the graph ``arena_bytes`` and
-    ``arena_bound_bytes``, the most bytes alive at once: no plan for this order of nodes can be smaller (None where sizes are not known).
+    ``arena_bound_bytes``, the most bytes alive at once, values in whole alignment units: no plan for this order of nodes can be smaller
+    (None where sizes are not known).
 
     A group may write over an operand that is not needed later and of which it reads, elementwise, just what it writes; the attribute
     ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
@@ -52,13 +53,6 @@ class PlanMemory:
         return PassResult(graph.with_(nodes=level.nodes, attrs=attrs), changed=True, notes=(note,))
 
 
-_STORE_ONCE = frozenset({"conv", "matmul"})
-"""Anchors whose kernels touch an output element once, with its epilogue; others may keep intermediate results there."""
-
-_TYPICAL, _TYPICAL_STEP = 48, 16
-"""The size that the first symbol is taken for when the order in memory is chosen, and how much larger each further one is."""
-
-
 class _Slot:
     """Memory for one value, or for several that follow each other in place, or for the arena of a node's regions."""
 
@@ -82,11 +76,10 @@ class _Planner:
 
     def __init__(self, graph: Graph, effort: int) -> None:
         self._effort = effort
-        names = sorted({name for value in graph.inputs for name in type_symbols(value.type)})
-        self._typical = {name: _TYPICAL + _TYPICAL_STEP * k for k, name in enumerate(names)}
+        self._typical = typical_sizes(graph)
         self._named: dict[Dim, Dim] = {}
         self.definitions: list[tuple[str, Dim]] = []
-        self.symbolic = bool(names)
+        self.symbolic = bool(self._typical)
         self.dynamic = 0
         self.in_place = 0
 
@@ -178,19 +171,20 @@ class _Planner:
                 if roots[value] is not value or value in outside or not self._known(value.type.nbytes):
                     continue
                 first, last = ranges[value]
-                over = _overwritable(node, [slots.get(roots[v]) for v in node.present_inputs], number)
-                if over is None:
+                operands = [slots.get(roots[v]) for v in node.present_inputs]
+                free = ((k, operands[k]) for k in overwritable(node, roots))
+                for over, slot in free:
+                    if slot is not None and slot.last == number:
+                        in_place[node], slots[value], slot.last = over, slot, last
+                        break
+                else:
                     slots[value] = _Slot(value.type.nbytes, first, last)
-                    continue
-                in_place[node] = over
-                slot = slots[value] = slots[roots[node.present_inputs[over]]]
-                slot.last = last
         self.in_place += len(in_place)
         return slots, in_place
 
     def _arrange(self, blocks: Sequence[_Slot]) -> tuple[dict[_Slot, Dim], Dim, int]:
         """Offsets, the bytes of the arena, and the most bytes that live at once for typical sizes."""
-        intervals = [Interval(evaluate(block.nbytes, self._typical), block.first, block.last) for block in blocks]
+        intervals = [Interval(aligned(evaluate(block.nbytes, self._typical)), block.first, block.last) for block in blocks]
         places, arena = place(intervals, self._effort)
         bound = max_live_bytes(intervals)
         if all(isinstance(block.nbytes, int) for block in blocks):
@@ -201,11 +195,11 @@ class _Planner:
         for number in sorted(range(len(blocks)), key=lambda i: (places[i], i)):
             below = {other for other in beneath if intervals[other].overlaps(intervals[number])}
             next_below = [other for other in sorted(below) if not any(other in beneath[between] for between in below)]
-            offset = self._name(_highest(offsets[blocks[other]] + _aligned(blocks[other].nbytes) for other in next_below))
+            offset = self._name(_highest(offsets[blocks[other]] + aligned(blocks[other].nbytes) for other in next_below))
             offsets[blocks[number]] = offset
             beneath[number] = below
         under = set().union(*beneath.values())
-        end = _highest(offsets[blocks[top]] + _aligned(blocks[top].nbytes) for top in sorted(beneath.keys() - under))
+        end = _highest(offsets[blocks[top]] + aligned(blocks[top].nbytes) for top in sorted(beneath.keys() - under))
         return offsets, self._name(end), bound
 
     def _name(self, value: Dim) -> Dim:
@@ -230,86 +224,3 @@ def _highest(ends: Iterable[Dim]) -> Dim:
     for end in ends:
         found = end if found is None else maximum(found, end)
     return 0 if found is None else found
-
-
-def _overwritable(node: Node, slots: Sequence[_Slot | None], number: int) -> int | None:
-    """The first operand whose memory the group may write its result to."""
-    if node.op != "group":
-        return None
-    (region,) = node.regions
-    if any(not is_elementwise(inner) and inner.op not in _STORE_ONCE for inner in region.nodes):
-        return None
-    for operand, (value, slot) in enumerate(zip(region.inputs, slots, strict=True)):
-        type_, result = value.type, region.outputs[0].type
-        same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
-        if slot is None or not same or slot.last != number or slot.nbytes != result.nbytes:
-            continue
-        # The same memory must not also come in as another operand, nor be read elsewhere than at the element written.
-        alone = sum(other is slot for other in slots) == 1
-        if alone and all(is_elementwise(user) for user in region.users.get(value, ())):
-            return operand
-    return None
-
-
-def place(intervals: Sequence[Interval], effort: int) -> tuple[list[int], int]:
-    """Offsets, multiples of 64, such that intervals that overlap in time do not in memory; and the bytes of arena that takes.
-
-    First-fit in several orders, then random exchanges in the best one, until no arena of whole alignment units can be smaller or
-    ``effort`` is spent (the result does not depend on the clock).
-    """
-    if not intervals:
-        return [], 0
-    neighbours = [[j for j, other in enumerate(intervals) if j != i and other.overlaps(one)] for i, one in enumerate(intervals)]
-    orders = [sorted(range(len(intervals)), key=lambda i: key(intervals[i])) for key in _ORDERS]
-    best_offsets, best_order = min(((_first_fit(intervals, neighbours, order), order) for order in orders), key=lambda p: _arena(intervals, p[0]))
-    best = _arena(intervals, best_offsets)
-    target = max_live_bytes(replace(i, nbytes=_aligned(i.nbytes)) for i in intervals)
-    rng = random.Random(0)
-    for _ in range(effort // (1 + sum(map(len, neighbours)))):
-        if best <= target:
-            break
-        order = list(best_order)
-        highest = max(order, key=lambda i: best_offsets[i] + intervals[i].nbytes)
-        moved = rng.choice((highest, *neighbours[highest])) if rng.random() < 0.5 else rng.choice(order)
-        order.remove(moved)
-        order.insert(rng.randrange(len(order) + 1), moved)
-        offsets = _first_fit(intervals, neighbours, order)
-        size = _arena(intervals, offsets)
-        if size <= best:
-            best, best_order, best_offsets = size, order, offsets
-    return best_offsets, best
-
-
-_ORDERS: tuple[Callable[[Interval], tuple[int, ...]], ...] = (
-    lambda i: (-i.nbytes, i.first),
-    lambda i: (i.first - i.last, -i.nbytes),
-    lambda i: (-i.nbytes * (i.last - i.first + 1), i.first),
-    lambda i: (i.first, -i.nbytes),
-    lambda i: (-i.last, -i.nbytes),
-)
-
-
-def _first_fit(intervals: Sequence[Interval], neighbours: Sequence[Sequence[int]], order: Sequence[int]) -> list[int]:
-    offsets = [-1] * len(intervals)
-    for i in order:
-        size, at = intervals[i].nbytes, 0
-        taken = sorted((offsets[j], offsets[j] + intervals[j].nbytes) for j in neighbours[i] if offsets[j] >= 0)
-        for begin, end in taken:
-            if at + size <= begin:
-                break
-            at = max(at, _aligned(end))
-        offsets[i] = at
-    return offsets
-
-
-def _arena(intervals: Sequence[Interval], offsets: Sequence[int]) -> int:
-    """The end of the last value, whole alignment units."""
-    return _aligned(max(offset + interval.nbytes for offset, interval in zip(offsets, intervals, strict=True)))
-
-
-_Size = TypeVar("_Size", int, Dim)
-
-
-def _aligned(nbytes: _Size) -> _Size:
-    """nbytes rounded up to whole alignment units."""
-    return (nbytes + (ARENA_ALIGNMENT - 1)) // ARENA_ALIGNMENT * ARENA_ALIGNMENT
