@@ -197,7 +197,7 @@ def build(graph: Graph, options: Options) -> Built:
         threads=options.threads,
         inputs=_tensors(graph.attrs["input_names"], program.inputs),
         outputs=_tensors(graph.attrs["output_names"], program.outputs),
-        kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, _amount(c.flops), _amount(c.nbytes)) for c in program.calls),
+        kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, _amount(c.flops), _amount(c.nbytes), c.divisions) for c in program.calls),
         arena_bytes=_fixed(program.arena_bytes),
         arena_bound_bytes=program.arena_bound_bytes,
         scratch_bytes=_fixed(program.scratch_bytes),

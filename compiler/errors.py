@@ -1,4 +1,4 @@
-"""The two kinds of failure: what the user can mend (UserError) and what we must (InternalError)."""
+"""The two kinds of failure: what the user can mend (UserError) and what we must (InternalError); and how a run reports what it met."""
 
 from __future__ import annotations
 
@@ -40,3 +40,33 @@ class ArtifactError(UserError):
 
 class InternalError(TensorsmithError):
     """A broken invariant of the compiler itself; the message names the stage or pass that broke it."""
+
+
+# -- what a run reports -----------------------------------------------------------------------------------------------
+
+STATUS_WORDS = 4
+"""64-bit words through which a run reports: what went wrong (0: nothing), then three numbers that belong to it."""
+
+INDEX = 1
+"""What a kernel puts into the first word for an index out of range; the index, the size and the number of the axis are the numbers."""
+
+DIVISION = 2
+"""What a kernel puts into the first word where division number 0 of its expression divides an integer by zero; the others follow. One word
+says it all: workers of one run may report at the same time."""
+
+CALL_BITS = 16
+"""Bits of the first word in which a kernel reports; the number of its call is added above them."""
+
+
+def index_error(index: int, axis: int, size: int, where: str) -> UserError:
+    """An index of the data lies outside the axis it indexes."""
+    hint = "give inputs whose indices lie inside what they index"
+    return UserError(f"index {index} is out of range for axis {axis} of size {size}", where=where, hint=hint)
+
+
+BY_ZERO = "an integer is divided by zero"
+
+
+def division_error(where: str) -> UserError:
+    """An element of an integer divisor is zero."""
+    return UserError(BY_ZERO, where=where, hint="give inputs that make no divisor zero, or replace zeros in the model before it divides")

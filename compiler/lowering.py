@@ -296,10 +296,11 @@ class _Writer:
             buffer = self._late_scratch()
             scratch = [Address(Space.DYNAMIC, address.offset, buffer, each=bytes_each) for address in scratch]
             yield Allocate(buffer, bytes_each * sym(WORKERS))
-        status = [Address(Space.STATUS) for buffer in function.buffers if buffer.access is Access.STATUS]
+        places, status = iter(scratch), Address(Space.STATUS)
+        own = [status if b.access is Access.STATUS else next(places) for b in function.buffers if b.access in (Access.STATUS, Access.SCRATCH)]
         params = tuple(sym(name) for name in function.params)
         flops, nbytes = self._measure(chosen.flops(workload)), self._measure(nbytes)
-        yield KernelCall(number, (*reads, to, *scratch, *status), name, chosen.name, str(schedule), flops, nbytes, params)
+        yield KernelCall(number, (*reads, to, *own), name, chosen.name, str(schedule), flops, nbytes, params, group.divisions)
 
     def _late_scratch(self) -> int:
         """The dynamic buffer for the scratch of kernels whose sizes depend on data."""

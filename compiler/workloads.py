@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from compiler.errors import InternalError
 from compiler.ir.graph import Constant, Node, Value
 from compiler.ir.narrow import widen
 from compiler.ir.op import lookup
-from compiler.ir.scalar import Arg, Const, Scalar, substitute
+from compiler.ir.scalar import Arg, Const, Scalar, divisors, substitute, unchecked
 from compiler.ir.types import TensorType, compute_dtype, is_coded
 from compiler.ir.verify import is_elementwise
 from compiler.kernels.base import Operand, Workload
@@ -18,11 +20,15 @@ from compiler.kernels.base import Operand, Workload
 
 @dataclass(frozen=True)
 class LoweredGroup:
-    """A group as a workload; ``reads`` are the group's operands behind ``workload.inputs`` and ``workload.operands``, in order."""
+    """A group as a workload; ``reads`` are the group's operands behind ``workload.inputs`` and ``workload.operands``, in order.
+
+    ``divisions`` are the names of the nodes that divide integers, one for each different ``nonzero`` of the epilogue, in order.
+    """
 
     workload: Workload
     families: tuple[str, ...]
     reads: tuple[Value, ...]
+    divisions: tuple[str, ...] = ()
 
 
 def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -> LoweredGroup:
@@ -34,6 +40,7 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     result = region.outputs[0].type
     operands: dict[Value, int] = {}
     exprs: dict[Value, Scalar] = {}
+    dividing: dict[Scalar, str] = {}
     if anchor is not None:
         exprs[anchor.output] = Arg(0, anchor.output.type.dtype)
     for inner in region.nodes:
@@ -47,6 +54,10 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
         expr = lookup(inner.op).scalar([Arg(i, a.dtype) for i, a in enumerate(args)], inner.attrs)
         if expr is None:
             raise InternalError(f"{inner.op} has no scalar expression", where=f"group {node.name}")
+        safe = [Arg(i, v.type.dtype) for i, v in enumerate(inner.present_inputs) if _has_no_zero(constants.get(outer.get(v, v)))]
+        expr = unchecked(expr, safe.__contains__)
+        for divisor in divisors(expr):
+            dividing.setdefault(substitute(divisor, args), inner.name or inner.output.name)
         exprs[inner.output] = substitute(expr, args)
     inputs = anchor.present_inputs if anchor is not None else ()
     computes = anchor is not None and lookup(anchor.op).computes
@@ -70,7 +81,13 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
         operands=tuple(extra),
         threads=threads,
     )
-    return LoweredGroup(workload, lookup((anchor or region.nodes[-1]).op).families, tuple(outer[v] for v in (*inputs, *operands)))
+    divisions = dict(zip(divisors(workload.epilogue), (dividing[divisor] for divisor in divisors(stored)), strict=True))
+    families = lookup((anchor or region.nodes[-1]).op).families
+    return LoweredGroup(workload, families, tuple(outer[v] for v in (*inputs, *operands)), tuple(divisions.values()))
+
+
+def _has_no_zero(constant: Constant | None) -> bool:
+    return constant is not None and bool(np.all(constant.array))
 
 
 def _computed(type_: TensorType) -> TensorType:

@@ -58,13 +58,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One kernel call, in the order of the program; flops and nbytes (read and written) of one call, or the symbols that hold them."""
+    """One kernel call, in the order of the program; flops and nbytes (read and written) of one call, or the symbols that hold them.
+
+    ``divisions`` are the nodes whose integer divisors it checks.
+    """
 
     name: str
     family: str
     schedule: str
     flops: int | str
     nbytes: int | str
+    divisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -302,7 +306,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             "cpu_flags": tuple(fields["cpu_flags"]),
             "inputs": tuple(_tensor_info(item) for item in fields["inputs"]),
             "outputs": tuple(_tensor_info(item) for item in fields["outputs"]),
-            "kernels": tuple(KernelInfo(**item) for item in fields["kernels"]),
+            "kernels": tuple(_kernel_info(item) for item in fields["kernels"]),
             "state": _state(fields["state"]),
             "results": tuple(fields["results"]),
             "checks": tuple(fields["checks"]),
@@ -313,6 +317,10 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
 
 def _state(fields: dict[str, Any]) -> State:
     return State(**fields | {"symbols": tuple(fields["symbols"]), "outputs": tuple(fields["outputs"])})
+
+
+def _kernel_info(fields: dict[str, Any]) -> KernelInfo:
+    return KernelInfo(**fields | {"divisions": tuple(fields["divisions"])})
 
 
 def _tensor_info(fields: dict[str, Any]) -> TensorInfo:

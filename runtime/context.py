@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from compiler.errors import STATUS_WORDS
 from runtime.artifact import Artifact
 
 ALIGNMENT = 64
@@ -15,9 +16,6 @@ ALIGNMENT = 64
 
 ARENA, WEIGHTS, STATE, ALLOC, FREE, FIRST_TENSOR = range(6)
 """The slots, with the first input's; the outputs follow the inputs, and two words for each dynamic buffer them."""
-
-STATUS_WORDS = 4
-"""Words at the beginning of the state: what went wrong, and three numbers to report. The sizes of inputs follow."""
 
 OUT_OF_MEMORY = 1 << 62
 """The status of a run for which there was not enough memory, and a size that no memory has; the first number reported is what it asked for."""

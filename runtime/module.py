@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import UserError
+from compiler.errors import CALL_BITS, DIVISION, UserError, division_error, index_error
 from runtime import profile
 from runtime.artifact import Artifact, PassInfo, TensorInfo, file_path
 from runtime.context import FIRST_TENSOR, OUT_OF_MEMORY, Context
@@ -214,9 +214,10 @@ class Module:
         if status < 0:
             message = self._artifact.manifest.checks[-1 - status].format(low=low, value=value, high=high)
             raise UserError(message, where=self.name, hint="give inputs that the model is made for")
-        kernel = self.kernels[status - 1].name
-        what = f"index {low} is out of range for axis {high} of size {value}"
-        raise UserError(what, where=f"{self.name}, node {kernel}", hint="give inputs whose indices lie inside what they index")
+        kernel, what = self.kernels[status >> CALL_BITS], status & (1 << CALL_BITS) - 1
+        if what >= DIVISION:
+            raise division_error(f"{self.name}, node {kernel.divisions[what - DIVISION]}")
+        raise index_error(low, high, value, f"{self.name}, node {kernel.name}")
 
     def _team(self, wait: bool) -> WorkerPool | None:
         """The workers, with ``free`` taken; None for a run on the calling thread alone."""

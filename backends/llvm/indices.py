@@ -30,9 +30,13 @@ def apply(emit: Emit, op: str, lhs: str, rhs: str) -> str:
 
 def _floordiv(emit: Emit, lhs: str, rhs: str) -> str:
     key = ("floordiv", lhs, rhs)
-    if rhs.startswith("%"):  # a dim of zero must not trap where nothing depends on the quotient
+    if rhs.startswith("%"):  # neither a dim of zero, where nothing depends on the quotient, nor the least number over -1 may trap
         zero = emit(f"icmp eq i64 {rhs}, 0", ("zero", rhs))
-        rhs = emit(f"select i1 {zero}, i64 1, i64 {rhs}", ("divisor", rhs))
+        some = emit(f"select i1 {zero}, i64 1, i64 {rhs}", ("divisor", rhs))
+        opposite = emit(f"icmp eq i64 {rhs}, -1", ("opposite", rhs))
+        negated = emit(f"sub i64 0, {lhs}", ("negated", lhs))
+        lhs = emit(f"select i1 {opposite}, i64 {negated}, i64 {lhs}", (*key, "dividend"))
+        rhs = emit(f"select i1 {opposite}, i64 1, i64 {some}", ("positive", rhs))
     quotient = emit(f"sdiv i64 {lhs}, {rhs}", (*key, "quotient"))
     rest = emit(f"srem i64 {lhs}, {rhs}", (*key, "rest"))
     signs = emit(f"xor i64 {rest}, {rhs}", (*key, "signs"))

@@ -7,6 +7,7 @@ followed by a barrier. A symbol that a step defines lives in a variable of each 
 from __future__ import annotations
 
 from backends.llvm.indices import IndexWriter
+from compiler.errors import CALL_BITS
 from compiler.ir.intexpr import sym, symbols
 from compiler.ir.program import (
     WORKERS,
@@ -292,9 +293,10 @@ class _Main:
         self._stamp(2 + number, begin)
         if any(address.space is Space.STATUS for address in call.args):
             report, go = self._label("report"), self._label("go")
+            what = w.ins(f"load i64, ptr %slot{STATE}")
             w.do(f"br i1 {self._failed()}, label %{report}, label %{go}")
             self._open(report)
-            self._first_only([f"store i64 {1 + number}, ptr %slot{STATE}"])
+            self._first_only([f"store i64 {w.ins(f'add i64 {what}, {number << CALL_BITS}')}, ptr %slot{STATE}"])
             w.do("br label %end")
             self._open(go)
 

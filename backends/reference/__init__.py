@@ -6,14 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compiler.errors import InternalError, UserError
+from compiler.errors import DIVISION, STATUS_WORDS, InternalError, UserError, division_error, index_error
 from compiler.ir.graph import Value
 from compiler.ir.interp import bind_inputs
 from compiler.ir.intexpr import Dim, evaluate
 from compiler.ir.loop import Access, Buffer
 from compiler.ir.loop_interp import LoopInterpreter
 from compiler.ir.program import (
-    STATUS_WORDS,
     WORKERS,
     Address,
     Allocate,
@@ -115,8 +114,11 @@ class _Run:
         params = {name: self._number(param) for name, param in zip(function.params, call.params, strict=True)}
         views = [self._view(call, buffer, address, params) for buffer, address in zip(function.buffers, call.args, strict=True)]
         kernel(views, params, self._workers)
-        if self._status[0]:
-            raise UserError(f"index {self._status[1]} is out of range for axis {self._status[3]} of size {self._status[2]}", where=call.name, hint="")
+        what, index, size, axis = map(int, self._status)
+        if what >= DIVISION:
+            raise division_error(f"node {call.divisions[what - DIVISION]}")
+        if what:
+            raise index_error(index, axis, size, f"node {call.name}")
 
     def _check(self, step: Check) -> None:
         low, value, high = (None if dim is None else self._number(dim) for dim in (step.low, step.value, step.high))

@@ -8,13 +8,13 @@ from math import prod
 
 import numpy as np
 
-from compiler.errors import UnsupportedForm
+from compiler.errors import BY_ZERO, UnsupportedForm
 from compiler.ir.broadcast import Meeting, meetings
 from compiler.ir.control import attr_symbols
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, sym
 from compiler.ir.op import lookup
-from compiler.ir.run_time import depends_on_run, is_natural
+from compiler.ir.run_time import depends_on_run, is_equal, is_natural, lower_bound
 from compiler.ir.types import ADDRESSABLE_BYTES, DType, TensorType
 
 _FOLD_LIMIT = 1 << 16
@@ -100,7 +100,7 @@ class GraphBuilder:
         if self._folding:
             for left, right in definition.assumes([None if v is None else v.type for v in inputs], attrs):
                 self.equal(left, right, name or op)
-        folded = self._fold(op, inputs, attrs, types) if self._folding else None
+        folded = self._fold(op, inputs, attrs, types, name or op) if self._folding else None
         if folded is not None:
             return (folded,)
         outputs = tuple(Value(self.unique(name or op), t) for t in types)
@@ -213,7 +213,7 @@ class GraphBuilder:
         self.nodes.append(node)
         self._producers.update(dict.fromkeys(node.outputs, node))
 
-    def _fold(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], types: tuple[TensorType, ...]) -> Value | None:
+    def _fold(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], types: tuple[TensorType, ...], name: str) -> Value | None:
         if len(types) != 1:
             return None
         elements = types[0].elements
@@ -222,7 +222,10 @@ class GraphBuilder:
         arrays = [None if v is None else self.array(v) for v in inputs]
         fixed = not any(True for attr in attrs.values() for _ in attr_symbols(attr))
         if inputs and fixed and all(a is not None or v is None for a, v in zip(arrays, inputs, strict=True)):
-            (result,) = lookup(op).evaluate(arrays, attrs)
+            try:
+                (result,) = lookup(op).evaluate(arrays, attrs)
+            except ZeroDivisionError:  # a run that comes here reports it
+                return None
             return self.constant(result, name=op)
         if types[0].dtype not in (DType.INT64, DType.INT32, DType.BOOL):
             return None
@@ -230,6 +233,9 @@ class GraphBuilder:
         content = lookup(op).known_content([None if v is None else v.type for v in inputs], known, attrs)
         if content is None:
             return None
+        for divisor in lookup(op).divisors(known):
+            if (lower_bound(divisor, 0) or 0) < 1:
+                self.check(0, is_equal(divisor, 0), 0, BY_ZERO, f"node {name!r}")
         content = content.reshape(types[0].static_shape)
         if not any(isinstance(d, IntExpr) for d in content.reshape(-1)):
             return self.constant(content.astype(types[0].dtype.numpy), name=op)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from compiler.errors import InternalError, UserError
+from compiler.errors import InternalError, UserError, division_error
 from compiler.ir.control import If, Loop, names, planned_sizes
 from compiler.ir.graph import Array, Attr, Graph, Node, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, Sym, evaluate, substitute
@@ -127,6 +127,8 @@ def _results(node: Node, values: dict[Value, Array], dims: dict[str, int], *, fu
         return lookup(node.op).evaluate(inputs, {key: bind_attr(attr, dims) for key, attr in node.attrs.items()})
     except IndexError as error:
         raise UserError(str(error), where=f"node {node.name}", hint="give inputs whose indices lie inside what they index") from error
+    except ZeroDivisionError as error:
+        raise division_error(f"node {node.name or node.output.name}") from error
 
 
 def _number(dim: Attr, dims: Mapping[str, int]) -> int:

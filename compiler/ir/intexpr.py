@@ -247,7 +247,7 @@ def substitute(expr: Dim, values: Mapping[str, Dim]) -> Dim:
 
 
 def evaluate(expr: Dim, values: Mapping[str, int]) -> int:
-    """The number expr stands for. Raises KeyError for a symbol without a value."""
+    """The number expr stands for; a zero divisor counts as one, as in compiled code. Raises KeyError for a symbol without a value."""
     if isinstance(expr, int):
         return expr
     total = expr.const
@@ -262,9 +262,9 @@ def _atom_value(atom: Atom, values: Mapping[str, int]) -> int:
     lhs, rhs = evaluate(atom.lhs, values), evaluate(atom.rhs, values)
     match atom.op:
         case "floordiv":
-            return lhs // rhs
+            return lhs // (rhs or 1)
         case "mod":
-            return lhs % rhs
+            return lhs % rhs if rhs else lhs
         case "min":
             return min(lhs, rhs)
         case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from compiler.errors import STATUS_WORDS
 from compiler.ir.intexpr import Dim, IntExpr, sym
 from compiler.ir.loop import (
     Access,
@@ -59,6 +60,11 @@ class LoopBuilder:
         self._buffers.append(buffer)
         return buffer
 
+    def status(self) -> Buffer:
+        """The buffer in which what cannot be done is reported, declared where it is asked for the first time."""
+        found = next((buffer for buffer in self._buffers if buffer.access is Access.STATUS), None)
+        return found or self.buffer("status", DType.INT64, STATUS_WORDS, Access.STATUS)
+
     # -- values -------------------------------------------------------------------------------------------------
 
     def reg(self, type_: VecType) -> Reg:
@@ -104,6 +110,19 @@ class LoopBuilder:
         """All lanes of x folded by ``reduce_add``, ``reduce_mul``, ``reduce_max`` or ``reduce_min``; a scalar is itself."""
         return x if x.type.lanes == 1 else self.let(op, (x,), VecType(x.type.dtype, 1))
 
+    def first_lanes(self, count: Dim, lanes: int) -> Reg:
+        """True in the lanes below ``count``."""
+        numbers = VecType(DType.INT32, lanes)
+        limit = self.const(count, numbers) if isinstance(count, int) else self.splat(self.cast(self.index_value(count), DType.INT32), lanes)
+        return self.op("lt", self.let("iota", (), numbers), limit)
+
+    def any_lane(self, flags: Sequence[Reg]) -> IntExpr:
+        """1 where some lane of some vectors of bools is true, else 0."""
+        found = flags[0]
+        for flag in flags[1:]:
+            found = self.op("or", found, flag)
+        return self.bind(self.cast(self.reduce("reduce_max", self.cast(found, DType.INT32)), DType.INT64))
+
     def index_value(self, expr: Dim) -> Reg:
         """An index expression as an i64 scalar."""
         return self.let("index", (), VecType(DType.INT64, 1), expr)
@@ -116,8 +135,14 @@ class LoopBuilder:
 
     def scalar(self, expr: Scalar, args: Sequence[Reg]) -> Reg:
         """A scalar expression inlined over registers, one per operand; shared sub-expressions are computed once."""
+        (result,) = self.scalars((expr,), args)
+        return result
+
+    def scalars(self, exprs: Sequence[Scalar], args: Sequence[Reg]) -> list[Reg]:
+        """Several scalar expressions over the same operands."""
         lanes = max((r.type.lanes for r in args), default=1)
-        return self._scalar(expr, args, lanes, {})
+        done: dict[Scalar, Reg] = {}
+        return [self._scalar(expr, args, lanes, done) for expr in exprs]
 
     def _scalar(self, expr: Scalar, args: Sequence[Reg], lanes: int, done: dict[Scalar, Reg]) -> Reg:
         if isinstance(expr, Arg):

@@ -204,6 +204,10 @@ class Op(ABC):
             return None
         return np.asarray(content, dtype=object)
 
+    def divisors(self, contents: Sequence[Array | None]) -> Sequence[Dim]:
+        """The integers that ``known_content`` divides by; a run checks that none is zero."""
+        return ()
+
     def assumes(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> Sequence[tuple[Dim, Dim]]:
         """Dims that ``infer`` takes to be equal where one of them is symbolic; a run checks it."""
         return ()
@@ -231,8 +235,8 @@ class Elementwise(Op):
     def evaluate(self, inputs: Sequence[Array | None], attrs: Mapping[str, Attr]) -> tuple[Array, ...]:
         arrays = [x for x in inputs if x is not None]
         args = [ScalarArg(i, DType.of(x.dtype)) for i, x in enumerate(arrays)]
-        result = evaluate(widen(self.scalar(args, attrs)), arrays)
-        return (np.broadcast_to(result, np.broadcast_shapes(*(x.shape for x in arrays))),)
+        expr, shape = widen(self.scalar(args, attrs)), np.broadcast_shapes(*(x.shape for x in arrays))
+        return (np.empty(shape, expr.dtype.numpy) if 0 in shape else np.broadcast_to(evaluate(expr, arrays), shape),)
 
     def assumes(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> Sequence[tuple[Dim, Dim]]:
         return broadcast_assumptions([t.shape for t in present_types(inputs)])

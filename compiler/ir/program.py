@@ -19,6 +19,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Union
 
+from compiler.errors import STATUS_WORDS
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
@@ -55,7 +56,8 @@ class Address:
 class KernelCall:
     """One kernel of the inference. ``function`` is its number in ``Program.functions``; ``params`` are its integer arguments.
 
-    The rest is for people and profiles; ``flops`` and ``nbytes`` (read and written) of one call.
+    The rest is for people and profiles; ``flops`` and ``nbytes`` (read and written) of one call. ``divisions`` are the nodes whose integer
+    divisors it checks, in the order of their numbers.
     """
 
     function: int
@@ -66,6 +68,7 @@ class KernelCall:
     flops: Dim
     nbytes: Dim
     params: tuple[Dim, ...] = ()
+    divisions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +148,9 @@ Step = Union[KernelCall, Read, Define, Check, Allocate, Swap, Branch, Repeat]
 class StateLayout:
     """Positions in the state array, in i64 words.
 
-    0 to 3: what went wrong (0: nothing; ``-1 - n``: check number n; ``1 + n``: kernel call number n could not do its work) and three numbers
-    to report. Then the values of ``symbols`` and of ``definitions``, the bytes of arena and of one worker's scratch, and the dims
-    of the outputs, one output after another.
+    First what a run reports, as ``compiler.errors`` says: what went wrong (0: nothing; ``-1 - n``: check number n; ``what + (n << CALL_BITS)``:
+    kernel call number n reports ``what``) and three numbers. Then the values of ``symbols`` and of ``definitions``, the bytes of arena and of
+    one worker's scratch, and the dims of the outputs, one output after another.
     """
 
     symbols: int
@@ -157,9 +160,6 @@ class StateLayout:
     outputs: tuple[int, ...]
     words: int
 
-
-STATUS_WORDS = 4
-"""Words at the beginning of the state: not zero where something is reported, then three numbers that belong to it."""
 
 WORKERS = "workers."
 """A symbol that steps may use: the number of workers of the run."""

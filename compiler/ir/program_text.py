@@ -7,6 +7,7 @@
       output %y: f32[1, seq] dynamic 0
       weight 0: f32[3, 3] = @f0c1a5f25e8e3c7d
       call @gemm0(input 0, weights + 0, dynamic 0)(<seq>) "fc" matmul "Schedule(mr=1)" flops <18> bytes <60>
+      call @halves(dynamic 0, status)(<seq>) "out" injective "Schedule(vectors=4)" flops <9> bytes <36> divides ["half"]
       read u1, u2 = arena + <size.0> as i64
       check <0> <= <u1> <= none "sizes must not be negative"
       allocate dynamic 0 <4*u1> keep
@@ -44,7 +45,7 @@ _PLACE = r"(none|(?:arena|weights|scratch|input|output|dynamic|status)[^{]*?)"
 _HEAD = re.compile(rf"program @{_NAME} arena {_DIM} bound (none|\d+) weights (\d+) scratch {_DIM} dynamic (\d+) \{{")
 _VALUE = re.compile(rf"(input|output) %{_NAME}: (.*?)(?: dynamic (\d+))?")
 _WEIGHT = re.compile(r"weight (\d+): (.*) = @(\w+)")
-_CALL = re.compile(rf"call @(\w+)\((.*?)\)\((.*?)\) ({_STRING}) (\S+) ({_STRING}) flops {_DIM} bytes {_DIM}")
+_CALL = re.compile(rf"call @(\w+)\((.*?)\)\((.*?)\) ({_STRING}) (\S+) ({_STRING}) flops {_DIM} bytes {_DIM}(?: divides (\[.*\]))?")
 _READ = re.compile(r"read (.*) = (.*) as (\w+)")
 _DEFINE = re.compile(rf"define (\S+) = {_DIM}")
 _CHECK = re.compile(rf"check {_MAYBE} <= {_DIM} <= {_MAYBE} ({_STRING})")
@@ -94,7 +95,8 @@ def _steps(program: Program, steps: tuple[Step, ...], indent: str) -> Iterator[s
             case KernelCall():
                 args, params = ", ".join(map(_address, step.args)), ", ".join(f"<{param}>" for param in step.params)
                 labels = f"{json.dumps(step.name)} {step.family} {json.dumps(step.schedule)} flops <{step.flops}> bytes <{step.nbytes}>"
-                yield f"{indent}call @{program.functions[step.function].name}({args})({params}) {labels}"
+                divides = f" divides {json.dumps(step.divisions)}" if step.divisions else ""
+                yield f"{indent}call @{program.functions[step.function].name}({args})({params}) {labels}{divides}"
             case Read():
                 yield f"{indent}read {', '.join(step.symbols)} = {_address(step.address)} as {step.dtype.value}"
             case Define():
@@ -207,7 +209,8 @@ class _Parser:
             args = tuple(self._address(arg) for arg in re.split(r", (?![^<]*>)", match[2]) if arg)
             params = tuple(self._dim(param) for param in re.findall(_DIM, match[3]))
             labels = json.loads(match[4]), match[5], json.loads(match[6])
-            return KernelCall(self._numbers[match[1]], args, *labels, self._dim(match[7]), self._dim(match[8]), params)
+            divisions = tuple(map(str, json.loads(match[9] or "[]")))
+            return KernelCall(self._numbers[match[1]], args, *labels, self._dim(match[7]), self._dim(match[8]), params, divisions)
         if match := _READ.fullmatch(line):
             return Read(tuple(name for name in match[1].split(", ") if name), self._address(match[2]), DType(match[3]))
         if match := _DEFINE.fullmatch(line):

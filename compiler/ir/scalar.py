@@ -12,6 +12,7 @@ from typing import Union
 
 import numpy as np
 
+from compiler.errors import BY_ZERO
 from compiler.ir.types import Array as Array
 from compiler.ir.types import DType, compute_dtype, is_coded
 
@@ -139,11 +140,41 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 
+_NONZERO = "nonzero"
+
+
 def call(fn: str, *args: Scalar) -> Call:
     """The application of ``fn``, its result type derived. Use ``cast`` for casts."""
     kind = FUNCTIONS[fn].result
     dtype = DType.BOOL if kind == "bool" else args[1].dtype if kind == "second" else args[0].dtype
     return Call(fn, args, dtype)
+
+
+def nonzero(x: Scalar) -> Scalar:
+    """x, a divisor; where an element of it is zero a run ends with an error. No operation of Loop IR: a kernel's epilogue sees to it."""
+    return Call(_NONZERO, (x,), x.dtype)
+
+
+def divide(fn: str, x: Scalar, y: Scalar) -> Scalar:
+    """``div``, ``mod`` or ``fmod`` of x and y, where an integer y must not be zero."""
+    return call(fn, x, y if y.dtype.is_float else nonzero(y))
+
+
+def divisors(expr: Scalar) -> Iterator[Call]:
+    """Every ``nonzero`` in expr, left to right, with repeats."""
+    if isinstance(expr, Call):
+        if expr.fn == _NONZERO:
+            yield expr
+        for arg in expr.args:
+            yield from divisors(arg)
+
+
+def unchecked(expr: Scalar, which: Callable[[Scalar], bool] = lambda _: True) -> Scalar:
+    """expr with ``nonzero(x)`` as x alone, for those x that ``which`` holds of."""
+    if not isinstance(expr, Call):
+        return expr
+    args = tuple(unchecked(arg, which) for arg in expr.args)
+    return args[0] if expr.fn == _NONZERO and which(expr.args[0]) else Call(expr.fn, args, expr.dtype)
 
 
 def cast(x: Scalar, dtype: DType) -> Scalar:
@@ -175,7 +206,14 @@ def leaves(expr: Scalar) -> Iterator[Arg]:
 
 
 def apply(fn: str, args: Sequence[Array], dtype: DType) -> Array:
-    """The function on numpy arrays, rounded to dtype; this is what every other execution of it is compared with."""
+    """The function on numpy arrays, rounded to dtype; this is what every other execution of it is compared with.
+
+    Raises ZeroDivisionError where ``nonzero`` meets a zero.
+    """
+    if fn == _NONZERO:
+        if not np.all(args[0]):
+            raise ZeroDivisionError(BY_ZERO)
+        return args[0]
     with np.errstate(all="ignore"):
         if fn == "cast":
             return cast_array(args[0], dtype)

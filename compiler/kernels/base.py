@@ -4,7 +4,7 @@ A ``Workload`` is everything a kernel depends on, canonical and hashable: it is 
 kernel de-duplication and the cache. A family's ``Schedule`` is a frozen dataclass whose fields are its search space.
 
 A built function's buffers are, in order: one for each ``Workload.inputs``, one for each ``Workload.operands``, the output,
-then its scratch buffers, if any.
+then its scratch buffers and the status, if any.
 Inputs and operands that are constants arrive as ``pack`` laid them out; everything else as its type's ``physical_shape``, row-major.
 """
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from compiler.errors import InternalError
+from compiler.errors import DIVISION, InternalError
 from compiler.ir.control import attr_symbols
 from compiler.ir.graph import Attr
-from compiler.ir.intexpr import Dim, IntExpr, symbols
+from compiler.ir.intexpr import Dim, IntExpr, mod, symbols
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Arg, Array, Call, Scalar, leaves
-from compiler.ir.types import TensorType, pack_physical
+from compiler.ir.scalar import Arg, Array, Call, Scalar, divisors, leaves, unchecked
+from compiler.ir.types import DType, TensorType, pack_physical
 from compiler.target import Target
 
 
@@ -199,6 +199,8 @@ class Epilogue:
         self._bias: int | None = None
         if row_axes:
             self._fold_bias([axis % len(self._output_strides) for axis in row_axes])
+        self._divisors = [unchecked(divisor) for divisor in dict.fromkeys(divisors(self._expr))]
+        self._expr = unchecked(self._expr)
 
     @property
     def padded(self) -> bool:
@@ -215,14 +217,19 @@ class Epilogue:
         return zero
 
     def apply(self, value: Reg, coordinates: Sequence[Dim], count: Dim | None = None, loads: dict[object, Reg] | None = None, axis: int = -1) -> Reg:
-        """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``."""
+        """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``.
+
+        An integer divisor that is zero in a lane in use is reported, and divides as if it were one.
+        """
         if isinstance(self._expr, Arg) and self._expr.index == 0:
             return value
         used = {leaf.index for leaf in leaves(self._expr)}
         known = {} if loads is None else loads
         lanes = value.type.lanes
         operands = (self._operand(n, coordinates, lanes, count, known, axis) if n + 1 in used else value for n in range(len(self._buffers)))
-        return self._builder.scalar(self._expr, [value, *operands])
+        result, *found = self._builder.scalars((self._expr, *self._divisors), [value, *operands])
+        self._check_divisors(found, coordinates, lanes if count is None else count, axis)
+        return result
 
     def store(
         self,
@@ -252,6 +259,32 @@ class Epilogue:
             along = strides[axis] if strides else 0
             value = loads[key] = self._builder.load(self._buffers[number], index, lanes, stride=along, count=count if along != 0 else None)
         return value
+
+    def _check_divisors(self, found: Sequence[Reg], coordinates: Sequence[Dim], count: Dim, axis: int) -> None:
+        """Report the divisors that are zero in one of the first ``count`` lanes, those of padding aside."""
+        b = self._builder
+        flags = []
+        for divisor in found:
+            lanes = divisor.type.lanes
+            flag = b.op("eq", divisor, b.const(0, divisor.type))
+            for used in (count, self._before_padding(coordinates, axis, lanes)):
+                if used != lanes:
+                    flag = b.op("and", flag, b.first_lanes(used, lanes))
+            flags.append(flag)
+        if not flags:
+            return
+        with b.if_less(0, b.any_lane(flags)):
+            for number, flag in enumerate(flags):
+                with b.if_less(0, b.any_lane([flag])):
+                    b.store(b.status(), 0, b.const(DIVISION + number, VecType(DType.INT64, 1)))
+
+    def _before_padding(self, coordinates: Sequence[Dim], axis: int, lanes: int) -> Dim:
+        """How many of the lanes along ``axis`` are not in the padding of a channel block; any number from ``lanes`` on: all, from 0 down: none."""
+        output = self._workload.output
+        if output.block == 1 or mod(output.shape[1], output.block) == 0:
+            return lanes
+        left = output.shape[1] - coordinates[1] * output.block - coordinates[-1]
+        return left if axis % len(coordinates) == len(coordinates) - 1 else left * lanes
 
     def _fold_bias(self, row_axes: Sequence[int]) -> None:
         if sum(leaf.index == 0 for leaf in leaves(self._expr)) != 1:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from compiler.errors import INDEX
 from compiler.ir.intexpr import Dim
-from compiler.ir.loop import Access, Reg
+from compiler.ir.loop import Reg
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.program import STATUS_WORDS
 from compiler.ir.types import DType
 from compiler.kernels.loops import number
 
 
 class Bounds:
-    """The bounds of an axis of ``size`` elements, the ``axis`` of what the model indexes; make one when all other buffers are declared.
+    """The bounds of an axis of ``size`` elements, the ``axis`` of what the model indexes.
 
     A negative index counts from the end. Without ``reports``, indices are only kept inside.
     """
@@ -22,7 +22,7 @@ class Bounds:
         self._b = b
         self._size = size
         self._axis = axis
-        self._status = b.buffer("status", DType.INT64, STATUS_WORDS, Access.STATUS) if reports else None
+        self._reports = reports
 
     def wrapped(self, indices: Reg) -> Reg:
         """i64 indices with negative ones counted from the end."""
@@ -36,15 +36,12 @@ class Bounds:
         return b.op("max", b.op("min", wrapped, self._splat(self._size - 1, wrapped)), b.const(0, wrapped.type))
 
     def outside(self, wrapped: Sequence[Reg], inside: Sequence[Reg]) -> Dim:
-        """1 where some lane of some vectors of wrapped indices is out of range, given where they are brought to, else 0."""
+        """Above 0 where some lane of some vectors of wrapped indices is out of range, given where they are brought to, else 0."""
         b = self._b
         flags = [b.op("ne", *pair) for pair in zip(wrapped, inside, strict=True)]
         if not isinstance(self._size, int) or self._size == 0:
             flags.append(b.op("lt", self._splat(self._size, wrapped[0]), b.const(1, wrapped[0].type)))
-        found = flags[0]
-        for flag in flags[1:]:
-            found = b.op("or", found, flag)
-        return b.bind(b.cast(b.reduce("reduce_max", b.cast(found, DType.INT32)), DType.INT64))
+        return b.any_lane(flags)
 
     def check(self, index: Reg, wrapped: Dim, inside: Dim) -> None:
         """Report an index, an i64 scalar, that is out of range, given what it is wrapped and where it is brought to."""
@@ -56,9 +53,10 @@ class Bounds:
                     self._report(index)
 
     def _report(self, index: Reg) -> None:
-        b, status = self._b, self._status
-        if status is not None:
-            words = (b.const(1, index.type), index, number(b, self._size, DType.INT64), b.const(self._axis, index.type))
+        b = self._b
+        if self._reports:
+            status = b.status()
+            words = (b.const(INDEX, index.type), index, number(b, self._size, DType.INT64), b.const(self._axis, index.type))
             for place, word in reversed(list(enumerate(words))):
                 b.store(status, place, word)
 

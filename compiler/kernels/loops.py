@@ -319,9 +319,4 @@ def number(b: LoopBuilder, value: Dim, dtype: DType) -> Reg:
 def mask_tail(b: LoopBuilder, value: Reg, count: Dim, identity: Reg) -> Reg:
     """value with the lanes from ``count`` on replaced by those of identity."""
     lanes = value.type.lanes
-    if count == lanes:
-        return value
-    numbers = VecType(DType.INT32, lanes)
-    limit = b.const(count, numbers) if isinstance(count, int) else b.splat(b.cast(b.index_value(count), DType.INT32), lanes)
-    used = b.op("lt", b.let("iota", (), numbers), limit)
-    return b.op("select", used, value, identity)
+    return value if count == lanes else b.op("select", b.first_lanes(count, lanes), value, identity)

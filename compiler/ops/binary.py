@@ -10,10 +10,10 @@ import numpy as np
 from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
-from compiler.ir.intexpr import IntExpr, floordiv, maximum, minimum, mod
+from compiler.ir.intexpr import Dim, IntExpr, floordiv, maximum, minimum, mod
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
 from compiler.ir.run_time import lower_bound
-from compiler.ir.scalar import Scalar, call, cast, const_like
+from compiler.ir.scalar import Scalar, call, cast, const_like, divide
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import (
     Arrays,
@@ -147,7 +147,7 @@ def _divide_by_power_of_two(node: Node, builder: GraphBuilder) -> Value | None:
 def _truncating(a: object, b: object) -> object:
     if isinstance(a, int) and isinstance(b, int):
         return None if b == 0 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
-    return floordiv(a, b) if isinstance(a, (int, IntExpr)) and isinstance(b, (int, IntExpr)) else None
+    return floordiv(a, b) if isinstance(a, (int, IntExpr)) and isinstance(b, (int, IntExpr)) and b != 0 else None
 
 
 def _modulo(a: object, b: object) -> object:
@@ -178,7 +178,6 @@ def _compare(function: Callable[[int], bool]) -> DimFunction:
 _define("add", "Add", "add", _pairs("Add", "f", "i"), _dims(lambda a, b: a + b))
 _define("sub", "Sub", "sub", _pairs("Sub", "f", "i"), _dims(lambda a, b: a - b))
 _define("mul", "Mul", "mul", _pairs("Mul", "f", "i"), _dims(lambda a, b: a * b))
-_define("div", "Div", "div", (*_pairs("Div", "f"), Sample("Div", (_I, _IROW))), _truncating)
 _define("maximum", "Max", "max", (*_pairs("Max", "f", "i"), Sample("Max", (_F, _ROW, _F))), _dims(maximum), variadic=True)
 _define("minimum", "Min", "min", (*_pairs("Min", "f", "i"), Sample("Min", (_F, _ROW, _F))), _dims(minimum), variadic=True)
 _define("equal", "Equal", "eq", _pairs("Equal", "f", "i", "b"), _compare(lambda d: d == 0))
@@ -203,8 +202,32 @@ def _variadic_mean(context: FormContext) -> Value:
     return context.emit("mul", total, scalar_like(context, total, 1 / len(context.inputs)))
 
 
+class Division(Binary):
+    """A division; integers divided by zero end a run with an error."""
+
+    def divisors(self, contents: Arrays) -> Sequence[Dim]:
+        numbers = () if contents[1] is None else contents[1].reshape(-1)
+        return [number for number in numbers if isinstance(number, IntExpr)]
+
+
 @register
-class Mod(Binary):
+class Div(Division):
+    """The quotient; that of integers is rounded towards zero."""
+
+    name = "div"
+    dims = staticmethod(_truncating)
+    samples = (*_pairs("Div", "f"), Sample("Div", (_I, _IROW)))
+    forms = (OnnxForm("Div", lambda context: context.emit("div", context.input(0), _aligned(context))),)
+
+    def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
+        return divide("div", args[0], args[1])
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        return _drop_neutral(node, builder)
+
+
+@register
+class Mod(Division):
     """Remainder with the divisor's sign, or with the dividend's (``fmod``)."""
 
     name = "mod"
@@ -224,7 +247,7 @@ class Mod(Binary):
     forms = (OnnxForm("Mod", _build), OnnxForm("Sum", _variadic_sum), OnnxForm("Mean", _variadic_mean))
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        return call("fmod" if attrs["fmod"] else "mod", args[0], args[1])
+        return divide("fmod" if attrs["fmod"] else "mod", args[0], args[1])
 
 
 @register

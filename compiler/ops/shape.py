@@ -12,7 +12,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
-from compiler.ir.run_time import is_natural, is_negative, is_positive, natural
+from compiler.ir.run_time import is_equal, is_natural, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota
 from compiler.ops.run_time_axes import named, spread, without
@@ -320,7 +320,7 @@ def _range_at_run_time(context: FormContext) -> Value:
         (count,) = context.builder.bind(cast_to(context, steps, DType.INT64))
     else:
         (first,), (end,), (step,) = (context.builder.bind(bound) for bound in (start, limit, delta))
-        context.check(1, step * step, None, "the distance of two elements is 0")
+        context.check(0, is_equal(step, 0), 0, "the distance of two elements is 0")
         count = -floordiv(first - end, step)
     (length,) = context.settled([natural(count)])
     places = cast_to(context, iota(context, length), start.type.dtype)

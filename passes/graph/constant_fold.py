@@ -42,6 +42,8 @@ class ConstantFold:
             return None
         try:
             (array,) = lookup(node.op).evaluate(arrays, node.attrs)
+        except ZeroDivisionError:  # a run that comes here reports it
+            return None
         except (ArithmeticError, LookupError, ValueError) as error:
             where = f"node {node.name or node.output.name}"
             raise UserError(f"{node.op} of these constants: {error}", where=where, hint="mend the constants in the model") from error
