@@ -20,6 +20,7 @@ from compiler.target import Target, resolve
 from runtime import artifact
 from runtime.cpus import available_cpus, cpu_flags
 from runtime.module import Module, checked_threads, load
+from runtime.texts import STRINGS
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from compiler.ir.graph import Attr, Graph, Value
     from compiler.ir.intexpr import Dim
     from compiler.ir.program import Program
+    from compiler.ir.types import DType
     from passes.base import PassReport
 
     Model = Union[str, os.PathLike[str], bytes, onnx.ModelProto]
@@ -208,6 +210,7 @@ def build(graph: Graph, options: Options) -> Built:
         results=program.results,
         checks=tuple(check.message for check in program.checks),
         passes=tuple(_pass_info(report) for report in reports),
+        texts=None if program.texts is None else artifact.Texts(program.texts.buffer, program.texts.offset, program.texts.nbytes),
     )
     return Built(manifest, image.code, program.weights, program.weights_bytes)
 
@@ -231,7 +234,11 @@ def _amount(amount: Dim) -> int | str:
 def _state(program: Program) -> artifact.State:
     layout = program.state
     names = (*program.symbols, *(definition.symbol for definition in program.definitions))
-    return artifact.State(layout.words, names, len(program.symbols), layout.arena, layout.scratch, layout.outputs)
+    return artifact.State(layout.words, names, len(program.symbols), layout.arena, layout.scratch, layout.texts, layout.outputs)
+
+
+def _dtype_name(dtype: DType) -> str:
+    return STRINGS if dtype.value == STRINGS else dtype.numpy.name
 
 
 def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:
@@ -239,6 +246,6 @@ def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo,
     if not isinstance(names, tuple) or len(names) != len(values):
         raise InternalError(f"{len(values)} values at the graph's boundary have the names {names!r}", where="compiler.driver")
     return tuple(
-        artifact.TensorInfo(str(name), value.type.dtype.numpy.name, tuple(dim if isinstance(dim, int) else str(dim) for dim in value.type.shape))
+        artifact.TensorInfo(str(name), _dtype_name(value.type.dtype), tuple(dim if isinstance(dim, int) else str(dim) for dim in value.type.shape))
         for name, value in zip(names, values, strict=True)
     )

@@ -7,19 +7,41 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from compiler.errors import InternalError, UnsupportedError
 from compiler.ir.control import BRANCHING, CONTROL, If, Loop, names, planned_sizes
 from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, sym, symbols
 from compiler.ir.loop import Access, Function
-from compiler.ir.program import WORKERS, Address, Allocate, Branch, Check, Define, KernelCall, Program, Read, Repeat, Space, Step, Swap
+from compiler.ir.program import (
+    TEXTS,
+    WORKERS,
+    Address,
+    Allocate,
+    Branch,
+    Check,
+    Define,
+    KernelCall,
+    Program,
+    Read,
+    Repeat,
+    Space,
+    Step,
+    Swap,
+    Texts,
+)
 from compiler.ir.scalar import Array
+from compiler.ir.types import DType
 from compiler.ir.verify import ARENA_ALIGNMENT, is_view
-from compiler.kernels.base import Family, Workload, family
+from compiler.kernels.base import Family, TextMaker, Workload, family
 from compiler.target import Target
 from compiler.workloads import LoweredGroup, copied, lower_group
 from passes.analysis.liveness import memory_roots
 from passes.graph.plan import direct_outputs
+from runtime.texts import Records
+
+Build = Callable[[Workload, Any, Target, str], Function]
 
 Choose = Callable[[Family, Workload, Target], Any]
 """Picks the schedule of a workload."""
@@ -163,6 +185,9 @@ class _Writer:
         self._dynamic = _number(graph.attrs.get("dynamic", 0))
         self._scratch_bytes: Dim = 0
         self._scratch_buffer: int | None = None
+        self._texts_buffer: int | None = None
+        self._records = Records()
+        self._records.place("")
 
     def program(self) -> Program:
         """The finished program."""
@@ -173,6 +198,12 @@ class _Writer:
         places = {value: Address(Space.INPUT, index=number) for number, value in enumerate(graph.inputs)}
         places |= {roots[value]: Address(Space.OUTPUT, index=number) for number, (value, buffer) in enumerate(given) if buffer is None}
         body = tuple(self._steps(_Level(graph, places, {}, 0)))
+        if any(value.type.dtype is DType.STRING for value in (*graph.inputs, *graph.outputs)):
+            self._texts()
+        texts = None
+        if self._texts_buffer is not None:
+            records = np.frombuffer(self._records.data(), np.uint8)
+            texts = Texts(self._texts_buffer, self._store(records), records.size)
         bound = graph.attrs["arena_bound_bytes"]
         return Program(
             name=graph.name,
@@ -189,6 +220,7 @@ class _Writer:
             definitions=tuple(self._definitions),
             dynamic=self._dynamic,
             results=tuple(None if buffer is None else _number(buffer) for buffer in buffers),
+            texts=texts,
         )
 
     # -- steps --------------------------------------------------------------------------------------------------
@@ -274,7 +306,7 @@ class _Writer:
     def _address(self, level: _Level, value: Value) -> Address:
         """Where a value is read from as it is; a constant, and a view of one, lies among the weights as it is in the model."""
         constant = level.graph.constants.get(level.roots[value])
-        return level.place(value) if constant is None else Address(Space.WEIGHTS, self._store(constant.array))
+        return level.place(value) if constant is None else Address(Space.WEIGHTS, self._store(self._stored(constant.array)))
 
     # -- kernels ------------------------------------------------------------------------------------------------
 
@@ -282,13 +314,23 @@ class _Writer:
         chosen, group = selected.family, selected.group
         workload = replace(group.workload, family=chosen.name)
         schedule = self._choose(chosen, workload, self._target)
-        number = self._function(chosen, workload, schedule)
-        function = self._functions[number]
+        number = self._function(chosen.build, chosen.name, workload, schedule)
         reads = self._reads(level, chosen, workload, schedule, group.reads)
         types = [*(o.type for o in (*workload.inputs, *workload.operands)), workload.output]
         nbytes: Dim = 0
         for type_ in types:
             nbytes = nbytes + type_.nbytes
+        flops, nbytes = self._measure(chosen.flops(workload)), self._measure(nbytes)
+        if isinstance(chosen, TextMaker):
+            sizes = self._function(chosen.build_sizes, f"{chosen.name}_sizes", workload, schedule)
+            yield from self._kernel(sizes, (*reads, to), KernelCall(sizes, (), name, f"{chosen.name} sizes", str(schedule), 0, nbytes))
+            yield Allocate(self._texts(), sym(TEXTS), keep=True)
+        call = KernelCall(number, (), name, chosen.name, str(schedule), flops, nbytes, divisions=group.divisions)
+        yield from self._kernel(number, (*reads, to), call)
+
+    def _kernel(self, number: int, given: tuple[Address, ...], call: KernelCall) -> Iterator[Step]:
+        """A call with all its arguments: those given, and what else the function's buffers ask for."""
+        function = self._functions[number]
         scratch, bytes_each = _scratch(function)
         if all(name in self._known for name in symbols(bytes_each)):
             self._scratch_bytes = maximum(self._scratch_bytes, bytes_each)
@@ -296,11 +338,27 @@ class _Writer:
             buffer = self._late_scratch()
             scratch = [Address(Space.DYNAMIC, address.offset, buffer, each=bytes_each) for address in scratch]
             yield Allocate(buffer, bytes_each * sym(WORKERS))
-        places, status = iter(scratch), Address(Space.STATUS)
-        own = [status if b.access is Access.STATUS else next(places) for b in function.buffers if b.access in (Access.STATUS, Access.SCRATCH)]
-        params = tuple(sym(name) for name in function.params)
-        flops, nbytes = self._measure(chosen.flops(workload)), self._measure(nbytes)
-        yield KernelCall(number, (*reads, to, *own), name, chosen.name, str(schedule), flops, nbytes, params, group.divisions)
+        args = list(given)
+        for further in function.buffers[len(given) :]:
+            match further.access:
+                case Access.SCRATCH:
+                    args.append(scratch.pop(0))
+                case Access.STATUS:
+                    args.append(Address(Space.STATUS))
+                case Access.TEXTS:
+                    args.append(Address(Space.DYNAMIC, index=self._texts()))
+                case Access.TEXTS_END:
+                    args.append(Address(Space.TEXTS_END))
+                case _:
+                    raise InternalError(f"nothing is given for buffer {further.name}", where=f"kernel {function.name}")
+        yield replace(call, args=tuple(args), params=tuple(map(sym, function.params)))
+
+    def _texts(self) -> int:
+        """The dynamic buffer of the texts."""
+        if self._texts_buffer is None:
+            self._texts_buffer = self._dynamic
+            self._dynamic += 1
+        return self._texts_buffer
 
     def _late_scratch(self) -> int:
         """The dynamic buffer for the scratch of kernels whose sizes depend on data."""
@@ -321,13 +379,15 @@ class _Writer:
             self._definitions.append(Define(found, amount))
         return sym(found)
 
-    def _function(self, chosen: Family, workload: Workload, schedule: Any) -> int:
+    def _function(self, build: Build, stem: str, workload: Workload, schedule: Any) -> int:
         # By its text: -0.0 is equal to 0.0, and NaN not to itself.
-        name = f"{chosen.name}_{hashlib.sha256(f'{workload!r} {schedule!r}'.encode()).hexdigest()[:12]}"
+        name = f"{stem}_{hashlib.sha256(f'{workload!r} {schedule!r}'.encode()).hexdigest()[:12]}"
         number = self._kernels.get(name)
         if number is None:
             number = self._kernels[name] = len(self._functions)
-            self._functions.append(replace(chosen.build(workload, schedule, self._target, name), params=workload.symbols))
+            built = build(workload, schedule, self._target, name)
+            texts = (TEXTS,) if any(buffer.access is Access.TEXTS for buffer in built.buffers) else ()
+            self._functions.append(replace(built, params=(*workload.symbols, *texts)))
         return number
 
     def _reads(self, level: _Level, chosen: Family, workload: Workload, schedule: Any, reads: Sequence[Value]) -> list[Address]:
@@ -337,13 +397,20 @@ class _Writer:
         if any(key is not None and key not in self._packed for key in keys):
             types = [operand.type for operand in (*workload.inputs, *workload.operands)]
             arrays = [
-                None if c is None else c.array.reshape(t.static_shape).astype(t.dtype.numpy, copy=False)
+                None if c is None else self._stored(c.array).reshape(t.static_shape).astype(t.dtype.numpy, copy=False)
                 for c, t in zip(constants, types, strict=True)
             ]
             for key, array in zip(keys, chosen.pack(workload, schedule, arrays), strict=True):
                 if key is not None and array is not None and key not in self._packed:
                     self._packed[key] = self._store(array)
         return [self._address(level, v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)]
+
+    def _stored(self, array: Array) -> Array:
+        """A constant as it lies in memory: of strings, where their records are."""
+        if array.dtype != DType.STRING.numpy:
+            return array
+        self._texts()
+        return self._records.places(array)
 
     def _store(self, array: Array) -> int:
         """The offset of an array appended to the weights."""

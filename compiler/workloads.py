@@ -12,8 +12,8 @@ from compiler.errors import InternalError
 from compiler.ir.graph import Constant, Node, Value
 from compiler.ir.narrow import widen
 from compiler.ir.op import lookup
-from compiler.ir.scalar import Arg, Const, Scalar, divisors, substitute, unchecked
-from compiler.ir.types import TensorType, compute_dtype, is_coded
+from compiler.ir.scalar import Arg, Call, Const, Scalar, divisors, substitute, unchecked
+from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
 from compiler.ir.verify import is_elementwise
 from compiler.kernels.base import Operand, Workload
 
@@ -83,11 +83,28 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     )
     divisions = dict(zip(divisors(workload.epilogue), (dividing[divisor] for divisor in divisors(stored)), strict=True))
     families = lookup((anchor or region.nodes[-1]).op).families
-    return LoweredGroup(workload, families, tuple(outer[v] for v in (*inputs, *operands)), tuple(divisions.values()))
+    return LoweredGroup(_in_memory(workload), families, tuple(outer[v] for v in (*inputs, *operands)), tuple(divisions.values()))
 
 
 def _has_no_zero(constant: Constant | None) -> bool:
     return constant is not None and bool(np.all(constant.array))
+
+
+def _in_memory(workload: Workload) -> Workload:
+    """The workload on what lies in memory: kernels know strings as integers."""
+    return replace(
+        workload,
+        inputs=tuple(replace(operand, type=operand.type.in_memory) for operand in workload.inputs),
+        anchor=workload.anchor.in_memory,
+        output=workload.output.in_memory,
+        epilogue=_on_memory(workload.epilogue),
+        operands=tuple(replace(operand, type=operand.type.in_memory) for operand in workload.operands),
+    )
+
+
+def _on_memory(expr: Scalar) -> Scalar:
+    dtype = DType.INT64 if expr.dtype is DType.STRING else expr.dtype
+    return Call(expr.fn, tuple(map(_on_memory, expr.args)), dtype) if isinstance(expr, Call) else replace(expr, dtype=dtype)
 
 
 def _computed(type_: TensorType) -> TensorType:
@@ -101,7 +118,7 @@ def _widened(operand: Operand) -> Operand:
 
 def _leaf(value: Value, constant: Constant | None, operands: dict[Value, int]) -> Scalar:
     """An operand of the epilogue; constants of one element become literals."""
-    if constant is not None and constant.array.size == 1:
+    if constant is not None and constant.array.size == 1 and value.type.dtype is not DType.STRING:
         return Const(constant.array.astype(compute_dtype(value.type.dtype).numpy).item(), value.type.dtype)
     return Arg(1 + operands.setdefault(value, len(operands)), value.type.dtype)
 
@@ -120,7 +137,7 @@ def _ranked(type_: TensorType, rank: int) -> TensorType:
 
 def copied(value: Value, constant: bool, threads: int) -> LoweredGroup:
     """The workload that copies a row-major value."""
-    type_ = value.type
+    type_ = value.type.in_memory
     epilogue = Arg(1, type_.dtype)
     workload = Workload("", (), (), type_, type_, epilogue, (Operand(type_, constant),), threads)
     return LoweredGroup(workload, ("injective",), (value,))

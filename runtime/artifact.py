@@ -46,7 +46,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: dtype is numpy's name of it (``bfloat16`` included); a symbolic dim is its name, or an expression of names."""
+    """An input or output: dtype is numpy's name of it (``bfloat16`` included), or ``str``; a symbolic dim is its name, or an expression of names."""
 
     name: str
     dtype: str
@@ -95,7 +95,17 @@ class State:
     inputs: int
     arena: int
     scratch: int
+    texts: int
     outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What the texts of a run begin with: ``nbytes`` from ``offset`` of the weights on; they are in dynamic buffer number ``buffer``."""
+
+    buffer: int
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Manifest:
     Sizes that depend on the shapes of inputs are in the ``state``, once ``ts_prepare`` has worked them out; arena and scratch are None here then.
     ``dynamic`` buffers grow as a run asks for them; ``results`` are those that hold an output whose shape depends on data, or None.
     ``checks`` are the messages of what a run verifies; they may name ``{low}``, ``{value}`` and ``{high}``. ``passes`` is the compilation's report.
+    ``texts`` is None where there are no strings.
 
     ``machine`` (as ``platform.machine`` says it) and ``cpu_flags`` (as /proc/cpuinfo does) are what the code needs to run. ``threads`` is how many
     workers a run uses by default; None: the CPUs available. ``entries`` are byte offsets into the code. ``peak_flops`` is the work
@@ -129,6 +140,7 @@ class Manifest:
     results: tuple[int | None, ...] = ()
     checks: tuple[str, ...] = ()
     passes: tuple[PassInfo, ...] = ()
+    texts: Texts | None = None
 
 
 @dataclass(frozen=True)
@@ -311,6 +323,7 @@ def _manifest(fields: dict[str, Any]) -> Manifest:
             "results": tuple(fields["results"]),
             "checks": tuple(fields["checks"]),
             "passes": tuple(PassInfo(**item | {"notes": tuple(item["notes"])}) for item in fields["passes"]),
+            "texts": None if fields["texts"] is None else Texts(**fields["texts"]),
         }
     )
 

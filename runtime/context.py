@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import STATUS_WORDS
 from runtime.artifact import Artifact
+from runtime.texts import WORD_BYTES, Records, decoded
 
 ALIGNMENT = 64
 """Bytes of a cache line, and of the widest vector."""
@@ -25,6 +26,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _libc = ctypes.CDLL(None)
 _libc.free.argtypes = (ctypes.c_void_p,)
 _libc.free.restype = None
+_libc.aligned_alloc.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+_libc.aligned_alloc.restype = ctypes.c_void_p
 
 
 class Context:
@@ -47,6 +50,10 @@ class Context:
         self.slots[FREE] = ctypes.cast(_libc.free, ctypes.c_void_p).value
         self.address = ctypes.addressof(self.slots)
         self.arena_bytes = 0
+        self._texts = manifest.texts
+        if manifest.texts is not None:
+            self._grow_texts(manifest.texts.nbytes)
+            ctypes.memmove(self._texts_address, artifact.weights_address + manifest.texts.offset, manifest.texts.nbytes)
         if manifest.arena_bytes is not None and manifest.scratch_bytes is not None:
             self._reserve(manifest.arena_bytes, manifest.scratch_bytes)
 
@@ -92,6 +99,42 @@ class Context:
         if array.nbytes and address:
             ctypes.memmove(array.ctypes.data, address, array.nbytes)
         return array
+
+    def place(self, arrays: Sequence[Array]) -> list[Array]:
+        """The inputs as code reads them: of texts, arrays of the bytes of each, the places where they are now among the texts of the run."""
+        if self._texts is None:
+            return list(arrays)
+        records = Records(self._texts.nbytes // WORD_BYTES)
+        found = [records.places(array) if array.dtype.kind == "O" else array for array in arrays]
+        data, begin = records.data(), self._texts.nbytes
+        self._grow_texts(begin + len(data))
+        ctypes.memmove(self._texts_address + begin, data, len(data))
+        self.state[self._layout.texts] = begin + len(data)
+        return found
+
+    def texts(self, places: Array) -> Array:
+        """The strings at places, as objects."""
+        base = self._texts_address
+        return decoded(places, lambda place: ctypes.string_at(base + 8 * place + 8, ctypes.c_int64.from_address(base + 8 * place).value))
+
+    @property
+    def _texts_address(self) -> int:
+        return self.slots[self._dynamic + 2 * self._texts.buffer] or 0 if self._texts is not None else 0
+
+    def _grow_texts(self, nbytes: int) -> None:
+        """Make the buffer of texts large enough, what the run begins with staying. Raises MemoryError where it cannot be."""
+        if self._texts is None:
+            return
+        slot = self._dynamic + 2 * self._texts.buffer
+        if nbytes > (self.slots[slot + 1] or 0):
+            size = -(-2 * nbytes // ALIGNMENT) * ALIGNMENT
+            fresh = _libc.aligned_alloc(ALIGNMENT, size)
+            if not fresh:
+                raise MemoryError(f"{size} bytes of texts")
+            if self.slots[slot]:
+                ctypes.memmove(fresh, self.slots[slot] or 0, self._texts.nbytes)
+                _libc.free(self.slots[slot])
+            self.slots[slot], self.slots[slot + 1] = fresh, size
 
     def _reserve(self, arena_bytes: int, scratch_bytes: int) -> None:
         wanted = max(0, arena_bytes) + self._workers * max(0, scratch_bytes)  # below 0 where dims are, which the run refuses

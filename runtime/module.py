@@ -17,6 +17,7 @@ from runtime.artifact import Artifact, PassInfo, TensorInfo, file_path
 from runtime.context import FIRST_TENSOR, OUT_OF_MEMORY, Context
 from runtime.cpus import available_cpus
 from runtime.pool import WorkerCode, WorkerPool, pool
+from runtime.texts import STRINGS, encoded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -117,7 +118,10 @@ class Module:
             value = feeds.get(name)
             if value is None:
                 raise self._feeds_error(feeds)
-            array = value if isinstance(value, np.ndarray) else self._array(name, value)
+            if dtype.kind == "O":
+                array = encoded(name, value, self.name)
+            else:
+                array = value if isinstance(value, np.ndarray) else self._array(name, value)
             if array.dtype != dtype:
                 what = f"input {name} is {array.dtype}; the model takes {dtype}"
                 raise UserError(what, where=self.name, hint=f"convert it: array.astype('{dtype}')")
@@ -168,7 +172,8 @@ class Module:
             context.resize(sizes)
         outputs = [self._output(context, number) for number in range(len(self._out))]
         slots = context.slots
-        for slot, array in enumerate(inputs + outputs, FIRST_TENSOR):
+        placed = context.place(inputs)
+        for slot, array in enumerate(placed + outputs, FIRST_TENSOR):
             slots[slot] = array.__array_interface__["data"][0]
         team = self._team(wait)
         if team is None:
@@ -187,7 +192,9 @@ class Module:
                     what = f"output {self._out[number][0]} would have shape {_shape(shape)}"
                     raise UserError(what, where=self.name, hint="give inputs large enough for what the model does with them")
                 if buffer is not None:
-                    outputs[number] = context.result(buffer, shape, self._out[number][1])
+                    outputs[number] = context.result(buffer, shape, _in_memory(self._out[number][1]))
+                if self._out[number][1].kind == "O":
+                    outputs[number] = context.texts(outputs[number])
             return outputs, context.amounts if stamps is None and wait else {}
         finally:
             self._contexts.append(context)
@@ -196,7 +203,7 @@ class Module:
         """Memory for an output; none where its shape is only known when the run ends. Raises MemoryError for more than there is."""
         shape = self._shape(context, number) if self._results[number] is None else (0,)
         try:
-            return np.empty([max(0, dim) for dim in shape], self._out[number][1])
+            return np.empty([max(0, dim) for dim in shape], _in_memory(self._out[number][1]))
         except ValueError as error:  # more bytes than numpy can count
             raise MemoryError(str(error)) from error
 
@@ -250,8 +257,15 @@ def _integer(value: Any) -> int:
         return -1
 
 
+def _in_memory(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """What elements are to code: strings are 64-bit integers."""
+    return np.dtype(np.int64) if dtype.kind == "O" else dtype
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of that name; ml_dtypes is imported for those that numpy does not have itself (``bfloat16``, ``int4``, …)."""
+    """The numpy dtype of that name, objects for strings; ml_dtypes is imported for those numpy does not have itself (``bfloat16``, ``int4``, …)."""
+    if name == STRINGS:
+        return np.dtype(np.object_)
     try:
         return np.dtype(name)
     except TypeError:

@@ -137,11 +137,17 @@ def _takes(sample: Sample, schema: onnx.defs.OpSchema, dtype: DType) -> bool:
         return False
     with np.errstate(all="ignore"):
         inputs = tuple(
-            x.astype(np.float32).astype(dtype.numpy) if x is not None and kind.type_str == formal[0].type_str else x
+            _converted(x, dtype) if x is not None and kind.type_str == formal[0].type_str else x
             for x, kind in zip(sample.inputs, formal, strict=True)
         )
         variants = {opset: replace(sample, inputs=inputs, opset=opset) for opset in (sample.opset, onnx.defs.onnx_opset_version())}
         return any(_compiles(variant) for opset, variant in variants.items() if opset == sample.opset or not sample.domain)
+
+
+def _converted(x: np.ndarray, dtype: DType) -> np.ndarray:
+    """x in another element type: numbers as strings, and strings as zeros."""
+    numbers = np.zeros(x.shape, np.float32) if x.dtype == object else x.astype(np.float32)
+    return numbers.astype(str).astype(object) if dtype is DType.STRING else numbers.astype(dtype.numpy)
 
 
 def _compiles(sample: Sample) -> bool:
@@ -171,7 +177,9 @@ def _difference(samples: Sequence[Sample]) -> str:
 
 
 def ulps(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest difference in units in the last place of what is wanted; of integers and codes, in ones."""
+    """The largest difference in units in the last place of what is wanted; of integers and codes, in ones; of strings, nothing or infinite."""
+    if want.dtype == object:
+        return 0.0 if got.tolist() == want.tolist() else np.inf
     dtype, x, y = DType.of(want.dtype), got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(y)
     if not finite.any():

@@ -87,6 +87,10 @@ def arrays(draw: Any) -> np.ndarray[Any, Any]:
     shape = draw(st.lists(st.integers(0, 4), max_size=2))
     dtype = draw(st.sampled_from(DType))
     size = int(np.prod(shape, dtype=int))
+    if dtype is DType.STRING:
+        texts: np.ndarray[Any, Any] = np.empty(size, object)
+        texts[:] = draw(st.lists(st.text(max_size=3), min_size=size, max_size=size))
+        return texts.reshape(shape)
     data = draw(st.binary(min_size=size * dtype.itemsize, max_size=size * dtype.itemsize))
     flat = np.frombuffer(data, np.uint8) & (1 if dtype is DType.BOOL else (1 << min(dtype.bits, 8)) - 1)
     return flat.view(dtype.numpy).reshape(shape)

@@ -86,7 +86,7 @@ def test_feeds_that_do_not_fit_are_named(saved: Path, feeds: object, message: st
 def test_symbolic_dims_are_bound_by_name(tmp_path: Path) -> None:
     info = artifact.TensorInfo
     shape = ("n", 24)
-    state = artifact.State(9, ("n",), 1, 5, 6, (7,))
+    state = artifact.State(10, ("n",), 1, 5, 6, 9, (7,))
     module = toy.module(tmp_path, inputs=(info("x", "float32", shape),), outputs=(info("y", "float32", shape),), state=state, arena_bytes=None)
     x = toy.feeds()["x"]
     assert np.array_equal(module.run({"x": x})["y"], toy.expected(x))

@@ -9,7 +9,9 @@ from __future__ import annotations
 from backends.llvm.indices import IndexWriter
 from compiler.errors import CALL_BITS
 from compiler.ir.intexpr import sym, symbols
+from compiler.ir.loop import Access
 from compiler.ir.program import (
+    TEXTS,
     WORKERS,
     Address,
     Allocate,
@@ -138,7 +140,7 @@ class _Main:
         self._writer = IndexWriter(self._load)
         layout = program.state
         names = (*program.symbols, *(definition.symbol for definition in program.definitions))
-        self._early = {name: layout.symbols + k for k, name in enumerate(names)}
+        self._early = {name: layout.symbols + k for k, name in enumerate(names)} | {TEXTS: layout.texts}
         self._late = {name: f"%var{k}" for k, name in enumerate(dict.fromkeys(_defined(program.body)))}
         self._calls = self._checks = self._labels = 0
 
@@ -196,6 +198,8 @@ class _Main:
                 base = "%scratch"
             case Space.STATUS:
                 base = f"%slot{STATE}"
+            case Space.TEXTS_END:
+                base = w.ins(f"getelementptr i64, ptr %slot{STATE}, i64 {self._program.state.texts}")
             case Space.DYNAMIC:
                 base = w.ins(f"load ptr, ptr {w.ins(f'getelementptr ptr, ptr %slots, i64 {self._dynamic(address.index)}')}")
         if address.each != 0:
@@ -291,7 +295,7 @@ class _Main:
         w.do(f"call void @{self._program.functions[call.function].name}({', '.join([*args, 'i64 %tid', 'i64 %nthreads'])})")
         self._barrier()
         self._stamp(2 + number, begin)
-        if any(address.space is Space.STATUS for address in call.args):
+        if any(buffer.access is Access.STATUS for buffer in self._program.functions[call.function].buffers):
             report, go = self._label("report"), self._label("go")
             what = w.ins(f"load i64, ptr %slot{STATE}")
             w.do(f"br i1 {self._failed()}, label %{report}, label %{go}")

@@ -13,6 +13,7 @@ from compiler.ir.intexpr import Dim, evaluate
 from compiler.ir.loop import Access, Buffer
 from compiler.ir.loop_interp import LoopInterpreter
 from compiler.ir.program import (
+    TEXTS,
     WORKERS,
     Address,
     Allocate,
@@ -29,6 +30,7 @@ from compiler.ir.program import (
 )
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, pack_physical, unpack_physical
+from runtime.texts import WORD_BYTES, Records, decoded
 
 
 def run_program(program: Program, feeds: Mapping[str, Array], workers: int = 1) -> dict[str, Array]:
@@ -60,17 +62,37 @@ class _Run:
                 raise InternalError(f"a weight at {offset} does not fit in {program.weights_bytes} bytes", where=f"program {program.name}")
             self._weights[offset : offset + data.size] = data
         packed = [pack_physical(array, value.type.block) for value, array in zip(program.inputs, arrays, strict=True)]
-        self._inputs = [array.reshape(-1).view(np.uint8) for array in packed]
+        self._texts_end = np.zeros(1, np.int64)
+        self._dynamic = [_nothing(0)] * program.dynamic
+        self._inputs = [array.reshape(-1).view(np.uint8) for array in self._placed(packed)]
         self._results = program.results or (None,) * len(program.outputs)
         given = zip(program.outputs, self._results, strict=True)
         self._outputs = [_nothing(self._number(value.type.nbytes) if buffer is None else 0) for value, buffer in given]
-        self._dynamic = [_nothing(0)] * program.dynamic
         self._status = np.zeros(STATUS_WORDS, np.int64)
 
     def outputs(self) -> dict[str, Array]:
         """Run everything."""
         self._steps(self._program.body)
         return {value.name: self._output(index, value) for index, value in enumerate(self._program.outputs)}
+
+    def _placed(self, arrays: list[Array]) -> list[Array]:
+        """The inputs with the places of their texts for strings; the texts the run begins with are written."""
+        texts = self._program.texts
+        if texts is None:
+            return arrays
+        constants = self._weights[texts.offset : texts.offset + texts.nbytes]
+        records = Records(texts.nbytes // WORD_BYTES)
+        found = [records.places(x) if x.dtype == DType.STRING.numpy else x for x in arrays]
+        self._dynamic[texts.buffer] = np.concatenate((constants, np.frombuffer(records.data(), np.uint8)))
+        self._texts_end[0] = self._sizes[TEXTS] = records.words * WORD_BYTES
+        return found
+
+    def _text(self, place: int) -> bytes:
+        """The bytes of the record at a word."""
+        texts = self._program.texts
+        memory = self._dynamic[texts.buffer if texts is not None else 0].tobytes()
+        start = (place + 1) * WORD_BYTES
+        return memory[start : start + int.from_bytes(memory[start - WORD_BYTES : start], "little")]
 
     def _number(self, dim: Dim) -> int:
         return evaluate(dim, self._sizes)
@@ -80,7 +102,8 @@ class _Run:
         type_, buffer = value.type, self._results[index]
         shape = tuple(map(self._number, type_.shape))
         memory = self._outputs[index] if buffer is None else self._dynamic[buffer][: self._number(type_.nbytes)]
-        return unpack_physical(memory.view(type_.dtype.numpy), shape, type_.block)
+        array = unpack_physical(memory.view(type_.in_memory.dtype.numpy), shape, type_.block)
+        return decoded(array, self._text) if type_.dtype is DType.STRING else array
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -114,6 +137,7 @@ class _Run:
         params = {name: self._number(param) for name, param in zip(function.params, call.params, strict=True)}
         views = [self._view(call, buffer, address, params) for buffer, address in zip(function.buffers, call.args, strict=True)]
         kernel(views, params, self._workers)
+        self._sizes[TEXTS] = int(self._texts_end[0])
         what, index, size, axis = map(int, self._status)
         if what >= DIVISION:
             raise division_error(f"node {call.divisions[what - DIVISION]}")
@@ -185,6 +209,8 @@ class _Run:
                 return self._dynamic[address.index]
             case Space.STATUS:
                 return self._status.view(np.uint8)
+            case Space.TEXTS_END:
+                return self._texts_end.view(np.uint8)
             case Space.SCRATCH:
                 raise InternalError("a buffer that is not scratch lies in scratch", where="backends.reference")
 

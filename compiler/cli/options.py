@@ -64,7 +64,8 @@ def read_inputs(texts: Sequence[str] | None) -> dict[str, Any]:
         except OSError as error:
             raise UserError(f"cannot read the array: {error.strerror or error}", where=file, hint="give a file written by numpy.save") from error
         except (ValueError, EOFError) as error:
-            raise UserError("the file holds no array of numbers", where=file, hint="give a file written by numpy.save") from error
+            hint = "give a file written by numpy.save; strings as an array of dtype U: objects would be code that is run"
+            raise UserError("the file holds no array of numbers or strings", where=file, hint=hint) from error
         if not isinstance(arrays[name], np.ndarray):
             raise UserError("the file holds several arrays", where=file, hint="give a file written by numpy.save, one array each")
     return arrays
@@ -106,16 +107,20 @@ def as_declared(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[s
 
 
 def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` and, for what is not there, normal floats and zeros of other types (zero is a valid index)."""
+    """``given`` and, for what is not there, normal floats, empty strings, and zeros of other types (zero is a valid index)."""
     import numpy as np
 
     from runtime.module import numpy_dtype
+    from runtime.texts import STRINGS
 
     random = np.random.default_rng(0)
     feeds = as_declared(infos, given)
     for info in infos:
         if info.name not in feeds:
             shape = [dim for dim in info.shape if isinstance(dim, int)]
+            if info.dtype == STRINGS:
+                feeds[info.name] = np.full(shape, "", object)
+                continue
             floats = info.dtype.startswith(("float", "bfloat"))
             feeds[info.name] = random.standard_normal(shape).astype(numpy_dtype(info.dtype)) if floats else np.zeros(shape, numpy_dtype(info.dtype))
     return feeds

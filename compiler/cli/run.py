@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, as_declared, open_module, parse_shapes, read_inputs
 from compiler.errors import UserError
+
+if TYPE_CHECKING:
+    from runtime.module import Array
 
 OutputDir = Annotated[Path | None, typer.Option(help="Folder for the outputs, one .npy file each.", show_default=False)]
 
@@ -25,17 +28,30 @@ def run_command(
     opened = open_module(module, threads, shapes)
     outputs = opened.run(as_declared(opened.inputs, feeds))
     for index, (info, (name, array)) in enumerate(zip(opened.outputs, outputs.items(), strict=True)):
-        numbers = array.astype(np.float64)
-        values = f", from {numbers.min():.6g} to {numbers.max():.6g}, mean {numbers.mean():.6g}" if array.size else ""
+        values = _summary(array) if array.size else ""
         typer.echo(f"{info}{values}")
         if output_dir is not None:
             file = output_dir / file_name(name, index)
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
-                named = array.dtype.isbuiltin == 1
-                np.save(file, array if named else array.view(f"V{array.itemsize}"), allow_pickle=False)
+                np.save(file, _plain(array), allow_pickle=False)
             except OSError as error:
                 raise UserError(f"cannot write: {error.strerror}", where=str(file), hint="name a folder that can be written") from error
+
+
+def _plain(array: Array) -> Array:
+    """An array of a type that .npy files can name: strings as numpy's own, the bytes of what numpy lacks."""
+    if array.dtype.kind == "O":
+        return array.astype(str)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"V{array.itemsize}")
+
+
+def _summary(array: Array) -> str:
+    """What the elements of an output are like."""
+    if array.dtype.kind == "O":
+        return f", the first {array.reshape(-1)[0]!r:.60}"
+    numbers = array.astype(float)
+    return f", from {numbers.min():.6g} to {numbers.max():.6g}, mean {numbers.mean():.6g}"
 
 
 def file_name(name: str, index: int) -> str:

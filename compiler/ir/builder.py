@@ -24,6 +24,8 @@ _FOLD_LIMIT = 1 << 16
 _SHORT = 24
 """Characters up to which an expression is not worth a name."""
 
+NO_STRINGS = "strings are not supported in this place"
+
 _UNSIGNED = (DType.BOOL, DType.UINT8, DType.UINT16, DType.UINT32, DType.UINT64)
 
 _SYMBOLIC_LIMIT = 256
@@ -68,7 +70,10 @@ class GraphBuilder:
 
     def constant(self, array: Array, name: str = "const") -> Value:
         """A constant by reference to its array."""
-        value = Value(self.unique(name), TensorType(DType.of(array.dtype), tuple(array.shape)))
+        dtype = DType.of(array.dtype)
+        if dtype is DType.STRING and not all(isinstance(item, str) for item in array.reshape(-1)):
+            raise UnsupportedForm(NO_STRINGS)
+        value = Value(self.unique(name), TensorType(dtype, tuple(array.shape)))
         self.constants[value] = Constant(array)
         return value
 
@@ -94,7 +99,10 @@ class GraphBuilder:
         definition = lookup(op)
         if self._folding and definition.broadcasts is not None:
             inputs = self._stretched(inputs, definition.broadcasts, name or op)
-        types = definition.infer([None if v is None else v.type for v in inputs], attrs)
+        given = [None if v is None else v.type for v in inputs]
+        types = definition.infer(given, attrs)
+        if not definition.takes_strings and any(t is not None and t.dtype is DType.STRING for t in (*given, *types)):
+            raise UnsupportedForm(NO_STRINGS)
         for type_ in types:
             _check_size(type_)
         if self._folding:
@@ -204,8 +212,8 @@ class GraphBuilder:
         return Graph(self.name, tuple(self.inputs), tuple(outputs), tuple(self.nodes), dict(self.constants))
 
     def content(self, value: Value) -> Array | None:
-        """What is known of a value's elements: its data where it is constant, or an object array of dims; None where it is computed."""
-        return self._dims.get(value, self.array(value))
+        """What is known of a value's numbers: its data where it is constant, or an object array of dims; None where it is computed."""
+        return None if value.type.dtype is DType.STRING else self._dims.get(value, self.array(value))
 
     def _add(self, node: Node) -> None:
         if len(self.nodes) == self.node_limit:

@@ -57,6 +57,9 @@ class Constant:
     def digest(self) -> str:
         """A content hash: dtype, shape and bytes (sha256, 16 hex digits)."""
         hasher = hashlib.sha256(f"{self.array.dtype}{self.array.shape}".encode())
+        if self.array.dtype == DType.STRING.numpy:
+            hasher.update(repr(self.array.tolist()).encode())
+            return hasher.hexdigest()[:16]
         hasher.update(np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data)
         return hasher.hexdigest()[:16]
 

@@ -48,6 +48,8 @@ class Access(Enum):
     WRITE = "out"
     SCRATCH = "scratch"  # private to each worker, contents undefined at entry
     STATUS = "status"  # where what cannot be done is reported
+    TEXTS = "texts"  # the bytes of the run's texts, of which new ones are written by the kernels that make them
+    TEXTS_END = "texts_end"  # one i64, the bytes of texts in use, which rises by what is to be written
 
 
 @dataclass(frozen=True, slots=True)

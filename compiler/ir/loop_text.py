@@ -99,7 +99,7 @@ def _print_literal(value: LetValue) -> str:
 
 _DTYPES = {dtype.value: dtype for dtype in DType}
 _HEAD = re.compile(r"func @(\w+)\((.*?)\)(?: params\(([\w., ]*)\))? \{")
-_BUFFER = re.compile(r"(in|out|scratch|status) (\w+): (\w+)\[([^\]]*)\]")
+_BUFFER = re.compile(rf"({'|'.join(access.value for access in Access)}) (\w+): (\w+)\[([^\]]*)\]")
 _DEFINITION = re.compile(r"%(\d+): (\w+) = (\w+)(?: (.*))?")
 _LANES = r"(?: stride (.+?))?(?: count (.+?))?"
 _LOAD = re.compile(r"(\w+)\[([^\]]*)\]" + _LANES)

@@ -169,6 +169,8 @@ class Op(ABC):
     """Whether its kernels do arithmetic: they read half-precision operands as float32, and that is what their epilogue sees."""
     broadcasts: ClassVar[int | None] = None
     """How many of the last axes of its operands do not broadcast by numpy's rules, where the others do; None: none does."""
+    takes_strings: ClassVar[bool] = False
+    """Whether operands may be strings: it only moves elements, or its kernels know texts."""
     is_view: ClassVar[bool] = False
     """Whether the result is input 0's memory under another shape (row-major)."""
 

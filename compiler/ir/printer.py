@@ -181,6 +181,8 @@ def _print_data(constant: Constant) -> str:
     if not is_inline(constant):
         return f"@{constant.digest}"
     array = np.ascontiguousarray(constant.array)
+    if array.dtype == DType.STRING.numpy:
+        return print_attr(tuple(array.reshape(-1).tolist()))
     # The bits of a NaN do not survive as a literal.
     if array.dtype.kind not in "iub" and np.isnan(array).any():
         return f'bytes "{array.tobytes().hex()}"'

@@ -36,7 +36,8 @@ class Space(Enum):
     OUTPUT = "output"
     SCRATCH = "scratch"
     DYNAMIC = "dynamic"  # a buffer that is allocated when its size is known, and kept from run to run
-    STATUS = "status"  # where a kernel reports what it could not do
+    TEXTS_END = "texts_end"  # the i64 of the state that says how many bytes of texts are in use
+    STATUS = "status"  # the state: where a kernel reports what it could not do
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +150,37 @@ class StateLayout:
     """Positions in the state array, in i64 words.
 
     First what a run reports, as ``compiler.errors`` says: what went wrong (0: nothing; ``-1 - n``: check number n; ``what + (n << CALL_BITS)``:
-    kernel call number n reports ``what``) and three numbers. Then the values of ``symbols`` and of ``definitions``, the bytes of arena and of
-    one worker's scratch, and the dims of the outputs, one output after another.
+    kernel call number n reports ``what``) and three numbers. Then the values of ``symbols`` and of ``definitions``, the bytes of arena, of
+    one worker's scratch and of the texts in use, and the dims of the outputs, one output after another.
     """
 
     symbols: int
     definitions: int
     arena: int
     scratch: int
+    texts: int
     outputs: tuple[int, ...]
     words: int
 
 
 WORKERS = "workers."
 """A symbol that steps may use: the number of workers of the run."""
+
+TEXTS = "texts."
+"""A symbol that steps may use, and a param of kernels that read texts: the bytes of texts in use. It rises as texts are made."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a program (``runtime/texts.py``): dynamic buffer number ``buffer``.
+
+    It begins with the ``nbytes`` from ``offset`` of the weights on, which are those of the constants.
+    The texts of the inputs follow, then those that the run makes.
+    """
+
+    buffer: int
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -172,6 +190,7 @@ class Program:
     ``scratch_bytes`` is what each worker needs for itself, whatever kernel it runs; the workers' parts lie behind the arena, in order.
     ``arena_bound_bytes`` is the most bytes that live at the same time; None where that depends on sizes known at run time.
     ``results`` are the dynamic buffers that hold the outputs whose shape is only known when a run ends; None: the caller gives the memory.
+    ``texts`` is None where there are no strings.
     """
 
     name: str
@@ -188,6 +207,7 @@ class Program:
     definitions: tuple[Define, ...] = ()
     dynamic: int = 0
     results: tuple[int | None, ...] = ()
+    texts: Texts | None = None
 
     @cached_property
     def calls(self) -> tuple[KernelCall, ...]:
@@ -204,12 +224,12 @@ class Program:
         """Where in the state array everything lies."""
         definitions = STATUS_WORDS + len(self.symbols)
         arena = definitions + len(self.definitions)
-        at = arena + 2
+        at = arena + 3
         outputs = []
         for value in self.outputs:
             outputs.append(at)
             at += value.type.rank
-        return StateLayout(STATUS_WORDS, definitions, arena, arena + 1, tuple(outputs), at)
+        return StateLayout(STATUS_WORDS, definitions, arena, arena + 1, arena + 2, tuple(outputs), at)
 
 
 def walk(steps: tuple[Step, ...]) -> Iterator[Step]:

@@ -6,6 +6,7 @@
       input %x: f32[1, seq]
       output %y: f32[1, seq] dynamic 0
       weight 0: f32[3, 3] = @f0c1a5f25e8e3c7d
+      texts dynamic 0 from 64 bytes 32
       call @gemm0(input 0, weights + 0, dynamic 0)(<seq>) "fc" matmul "Schedule(mr=1)" flops <18> bytes <60>
       call @halves(dynamic 0, status)(<seq>) "out" injective "Schedule(vectors=4)" flops <9> bytes <36> divides ["half"]
       read u1, u2 = arena + <size.0> as i64
@@ -34,17 +35,18 @@ from compiler.ir.intexpr import Dim, parse
 from compiler.ir.loop_text import parse_functions, print_function
 from compiler.ir.parser import parse_type, unquoted
 from compiler.ir.printer import BARE_NAME, print_value, quoted
-from compiler.ir.program import Address, Allocate, Branch, Check, Define, KernelCall, Program, Read, Repeat, Space, Step, Swap
+from compiler.ir.program import Address, Allocate, Branch, Check, Define, KernelCall, Program, Read, Repeat, Space, Step, Swap, Texts
 from compiler.ir.types import DType, TensorType
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _NAME = rf"({BARE_NAME}|{_STRING})"
 _DIM = r"<([^>]*)>"
 _MAYBE = r"(none|<[^>]*>)"
-_PLACE = r"(none|(?:arena|weights|scratch|input|output|dynamic|status)[^{]*?)"
+_PLACE = r"(none|(?:arena|weights|scratch|input|output|dynamic|texts_end|status)[^{]*?)"
 _HEAD = re.compile(rf"program @{_NAME} arena {_DIM} bound (none|\d+) weights (\d+) scratch {_DIM} dynamic (\d+) \{{")
 _VALUE = re.compile(rf"(input|output) %{_NAME}: (.*?)(?: dynamic (\d+))?")
 _WEIGHT = re.compile(r"weight (\d+): (.*) = @(\w+)")
+_TEXTS = re.compile(r"texts dynamic (\d+) from (\d+) bytes (\d+)")
 _CALL = re.compile(rf"call @(\w+)\((.*?)\)\((.*?)\) ({_STRING}) (\S+) ({_STRING}) flops {_DIM} bytes {_DIM}(?: divides (\[.*\]))?")
 _READ = re.compile(r"read (.*) = (.*) as (\w+)")
 _DEFINE = re.compile(rf"define (\S+) = {_DIM}")
@@ -53,7 +55,7 @@ _ALLOCATE = re.compile(rf"allocate dynamic (\d+) {_DIM}( keep)?")
 _SWAP = re.compile(r"swap dynamic (\d+), (\d+)")
 _REPEAT = re.compile(rf"repeat (\S+) count (\S+) trips {_MAYBE} first {_PLACE} following {_PLACE} \{{")
 _CARRY = re.compile(rf"(\S+) = {_DIM}")
-_ADDRESS = re.compile(r"(arena|weights|scratch|input|output|dynamic|status)(?: (\d+))?(?: \+ (?:(\d+)|<([^>]*)>))?(?: each <([^>]*)>)?")
+_ADDRESS = re.compile(r"(arena|weights|scratch|input|output|dynamic|texts_end|status)(?: (\d+))?(?: \+ (?:(\d+)|<([^>]*)>))?(?: each <([^>]*)>)?")
 
 
 def print_program(program: Program) -> str:
@@ -85,6 +87,8 @@ def _lines(program: Program) -> Iterator[str]:
         yield f"  output {print_value(value)}" + ("" if buffer is None else f" dynamic {buffer}")
     for offset, array in program.weights:
         yield f"  weight {offset}: {TensorType(DType.of(array.dtype), array.shape)} = @{Constant(array).digest}"
+    if program.texts is not None:
+        yield f"  texts dynamic {program.texts.buffer} from {program.texts.offset} bytes {program.texts.nbytes}"
     yield from _steps(program, program.body, "  ")
     yield "}\n"
 
@@ -130,7 +134,7 @@ def _address(address: Address) -> str:
     text = f"{address.space.value} {address.index}" if numbered else address.space.value
     if not isinstance(address.offset, int):
         text += f" + <{address.offset}>"
-    elif address.offset or not (numbered or address.space is Space.STATUS):
+    elif address.offset or not (numbered or address.space in (Space.STATUS, Space.TEXTS_END)):
         text += f" + {address.offset}"
     return text if address.each == 0 else f"{text} each <{address.each}>"
 
@@ -156,7 +160,8 @@ class _Parser:
         symbols, definitions, blob = [], [], []
         values: dict[str, list[Value]] = {"input": [], "output": []}
         results: list[int | None] = []
-        while self._at < self._end and (match := re.match(r"symbol|define|input|output|weight", self._lines[self._at])):
+        texts: Texts | None = None
+        while self._at < self._end and (match := re.match(r"symbol|define|input|output|weight|texts", self._lines[self._at])):
             line = self._lines[self._at]
             if match[0] == "symbol":
                 symbols.append(line.removeprefix("symbol "))
@@ -169,6 +174,8 @@ class _Parser:
                 if found[3] not in self._weights:
                     raise self._error(f"the array @{found[3]} was not given")
                 blob.append((int(found[1]), self._weights[found[3]]))
+            elif found := _TEXTS.fullmatch(line):
+                texts = Texts(*map(int, found.groups()))
             else:
                 raise self._error(f"{line!r} is not a part of a program")
             self._at += 1
@@ -190,6 +197,7 @@ class _Parser:
             definitions=tuple(definitions),
             dynamic=int(head[6]),
             results=tuple(results),
+            texts=texts,
         )
 
     def _steps(self) -> tuple[Step, ...]:

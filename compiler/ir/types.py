@@ -20,7 +20,11 @@ ADDRESSABLE_BYTES = 1 << 47
 
 
 class DType(Enum):
-    """An element type; the value is the name that both IRs print. One element takes whole bytes, as in numpy and ml_dtypes."""
+    """An element type; the value is the name that both IRs print. One element takes whole bytes, as in numpy and ml_dtypes.
+
+    Strings are ``str`` objects in numpy. In memory their elements are 64-bit integers, which say where in the texts of a run the bytes are
+    (``runtime/texts.py``); Loop IR has those alone.
+    """
 
     FLOAT64 = "f64"
     FLOAT32 = "f32"
@@ -47,6 +51,7 @@ class DType(Enum):
     UINT4 = "u4"
     UINT2 = "u2"
     BOOL = "bool"
+    STRING = "str"
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
@@ -56,7 +61,7 @@ class DType(Enum):
     @property
     def itemsize(self) -> int:
         """Bytes of one element in memory."""
-        return _NUMPY[self].itemsize
+        return _STRING_BYTES if self is DType.STRING else _NUMPY[self].itemsize
 
     @property
     def bits(self) -> int:
@@ -70,7 +75,7 @@ class DType(Enum):
     @property
     def is_signed(self) -> bool:
         """Whether negative values exist (signed integers, and floats but for the powers of two of ``f8e8m0``)."""
-        return self.value[0] != "u" and self not in (DType.BOOL, DType.FLOAT8E8M0)
+        return self.value[0] != "u" and self not in (DType.BOOL, DType.FLOAT8E8M0, DType.STRING)
 
     @classmethod
     def of(cls, dtype: np.dtype[np.generic] | type[np.generic]) -> DType:
@@ -104,8 +109,10 @@ _NUMPY: dict[DType, np.dtype[np.generic]] = {
     DType.UINT4: np.dtype(ml_dtypes.uint4),
     DType.UINT2: np.dtype(ml_dtypes.uint2),
     DType.BOOL: np.dtype(np.bool_),
+    DType.STRING: np.dtype(np.object_),
 }
 _OF_NUMPY = {numpy: dtype for dtype, numpy in _NUMPY.items()}
+_STRING_BYTES = 8
 _SUB_BYTE = {
     DType.FLOAT6E2M3: 6,
     DType.FLOAT6E3M2: 6,
@@ -182,6 +189,11 @@ class TensorType:
         if len(dims) != len(self.shape):
             raise ValueError(f"{self} has symbolic dims")
         return dims
+
+    @property
+    def in_memory(self) -> TensorType:
+        """The type of what lies in memory for it: of strings, integers."""
+        return replace(self, dtype=DType.INT64) if self.dtype is DType.STRING else self
 
     def with_block(self, block: int) -> TensorType:
         """The same tensor in another layout."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from compiler.errors import DIVISION, InternalError
 from compiler.ir.control import attr_symbols
@@ -113,6 +113,18 @@ class Family(Protocol):
 
     def flops(self, workload: Workload) -> Dim:
         """Floating-point operations, a multiply-add counted as two."""
+
+
+@runtime_checkable
+class TextMaker(Family, Protocol):
+    """A family whose results are new texts, made by two kernels of the same buffers.
+
+    The first gives every element of the output a place behind the texts in use, as many bytes as its record takes, and says where they end;
+    when there is memory for them, the second, which is ``build``'s, writes the records. Neither has an epilogue.
+    """
+
+    def build_sizes(self, workload: Workload, schedule: Any, target: Target, name: str) -> Function:
+        """The kernel that finds the places."""
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -328,6 +328,7 @@ class Where(Elementwise):
     """Operand 1 where operand 0 is true, else operand 2."""
 
     name = "where"
+    takes_strings = True
     forms = (OnnxForm("Where", forward("where", 3)),)
     samples = (Sample("Where", (_BCOL, _F, _ROW)), Sample("Where", (_B, _I, _IROW)), Sample("Where", (np.array(True), _EMPTY, _ROW)))
 

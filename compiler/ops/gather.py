@@ -48,6 +48,7 @@ class Gather(Op):
 
     name = "gather"
     families = ("gather",)
+    takes_strings = True
     samples = (
         Sample("Gather", (_X, _ints(2, 0, -1)), {"axis": 1}),
         Sample("Gather", (_X, np.array([[0, 1], [1, -1]], np.int32))),

@@ -45,6 +45,7 @@ class IndexMap(Op):
     """An op whose meaning is its regions; layouts are kept where the channel axis stays as it is."""
 
     families = ("injective",)
+    takes_strings = True
 
     def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
         """Whether every output channel comes from the same lane of a block."""

@@ -15,7 +15,7 @@ from compiler.ir.graph import Array, Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, minimum
 from compiler.ir.op import FormContext, OnnxForm, Sample, register
 from compiler.ir.run_time import natural
-from compiler.ir.types import TensorType
+from compiler.ir.types import DType, TensorType
 from compiler.ops.index import IndexMap
 from compiler.ops.support import (
     Arrays,
@@ -53,7 +53,7 @@ class Segment:
 class Pad(IndexMap):
     """Elements added (or, where negative, removed) before (``begins``) and after (``ends``) each axis.
 
-    ``mode`` is ``constant`` (``value``), ``edge``, ``reflect`` (without repeating the edge) or ``wrap``.
+    ``mode`` is ``constant`` (``value``; of strings the empty one, as which 0 stands), ``edge``, ``reflect`` (without repeating the edge) or ``wrap``.
     """
 
     name = "pad"
@@ -76,6 +76,8 @@ class Pad(IndexMap):
         pads = list(zip(attr_ints(attrs, "begins"), attr_ints(attrs, "ends"), strict=True))
         kept = x[tuple(slice(max(0, -b), dim - max(0, -e)) for (b, e), dim in zip(pads, x.shape, strict=True))]
         widths = [(max(0, b), max(0, e)) for b, e in pads]
+        if x.dtype.kind == "O" and mode == "constant":
+            return (np.pad(kept, widths, constant_values=""),)
         if mode == "constant":
             return (np.pad(kept, widths, constant_values=attr_float(attrs, "value") if x.dtype.kind not in "iu" else attr_int(attrs, "value")),)
         return (np.pad(kept, widths, mode=mode),)  # type: ignore[call-overload]
@@ -189,9 +191,9 @@ def _pad(context: FormContext) -> Value:
     value, filler = context.attrs.get("value", 0.0), context.optional(2)
     if filler is not None and mode == "constant":
         data = context.constant(2)
-        if data is None:
+        if data is None or (x.type.dtype is DType.STRING and data.item()):
             return _filled(context, x, tuple(begins), tuple(ends), reshape(context, filler, ()))
-        value = data.item()
+        value = data.item() or 0
     fill = value if x.type.dtype.is_float else int(value)
     runs = [len(list(_segments(axis, dim, begins[axis], ends[axis], mode))) for axis, dim in enumerate(x.type.shape)]
     if mode == "constant" or prod(runs) <= _BOXES:

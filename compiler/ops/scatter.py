@@ -35,6 +35,7 @@ class Scatter(Op):
     name = "scatter"
     families = ("scatter",)
     takes_epilogue = False
+    takes_strings = True
     samples = (
         Sample("ScatterElements", (_X, _E, _U), {"axis": 1}),
         Sample("ScatterElements", (_X[0], np.array([[2], [0], [1]], np.int32), np.ones((3, 1), np.float32)), {"axis": -1}, opset=11),
@@ -56,6 +57,8 @@ class Scatter(Op):
         data, updates = first_type(inputs), inputs[2]
         if updates is None or updates.dtype is not data.dtype:
             raise UnsupportedForm(f"the updates are not of the data's type {data.dtype.value}")
+        if data.dtype is DType.STRING and attr_str(attrs, "kind") != "none":
+            raise UnsupportedForm("strings cannot be combined")
         return (data,)
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:

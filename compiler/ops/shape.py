@@ -51,6 +51,7 @@ class Reshape(Op):
     name = "reshape"
     families = ("injective",)
     dims_foldable = True
+    takes_strings = True
     is_view = True
     samples = (
         Sample("Reshape", (_X, _ints(4, 6)), constant=(1,)),
@@ -208,6 +209,7 @@ class Expand(Op):
     name = "expand"
     families = ("injective",)
     dims_foldable = True
+    takes_strings = True
     samples = (
         Sample("Expand", (_X, _ints(2, 1, 1, 4)), constant=(1,)),
         Sample("Expand", (_ONES, _ints(3, 1, 4, 1)), constant=(1,)),
@@ -327,7 +329,14 @@ def _range_at_run_time(context: FormContext) -> Value:
     return context.emit("add", start, context.emit("mul", places, delta))
 
 
-_LITERALS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+_LITERALS: dict[str, type] = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_string": object,
+    "value_strings": object,
+}
 
 
 def _constant(context: FormContext) -> Value:

@@ -26,6 +26,7 @@ ONNX_DTYPES: dict[int, DType] = {
     5: DType.INT16,
     6: DType.INT32,
     7: DType.INT64,
+    8: DType.STRING,
     9: DType.BOOL,
     10: DType.FLOAT16,
     11: DType.FLOAT64,

@@ -241,6 +241,7 @@ class Identity(Elementwise):
     """A copy: stands only where a graph output needs a value of its own (an input or a constant handed out as it is)."""
 
     name = "identity"
+    takes_strings = True
     samples = (Sample("Identity", (_REALS,)), Sample("Identity", (_INTEGERS,)))
     forms = (OnnxForm("Identity", lambda context: context.input(0)),)
 

@@ -335,7 +335,7 @@ class _Importer:
             case AttributeProto.INT:
                 return attribute.i
             case AttributeProto.STRING:
-                return attribute.s.decode("utf-8", "replace")
+                return attribute.s.decode()
             case AttributeProto.TENSOR:
                 return self._reader.array(attribute.t)
             case AttributeProto.SPARSE_TENSOR:
@@ -345,7 +345,7 @@ class _Importer:
             case AttributeProto.INTS:
                 return tuple(attribute.ints)
             case AttributeProto.STRINGS:
-                return tuple(s.decode("utf-8", "replace") for s in attribute.strings)
+                return tuple(s.decode() for s in attribute.strings)
             case _:
                 return attribute
 

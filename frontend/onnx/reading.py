@@ -107,6 +107,8 @@ class TensorReader:
         if any(dim < 0 for dim in shape):
             raise self._error(f"tensor {name!r} has a negative dim: {list(shape)}")
         count = prod(shape)
+        if dtype is DType.STRING:
+            return self._strings(tensor, count, name).reshape(shape)
         size = -(-count * dtype.bits // 8)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             return _elements(self._external(tensor, size, name), dtype, count).reshape(shape)
@@ -119,6 +121,16 @@ class TensorReader:
             return np.asarray(numpy_helper.to_array(tensor)).astype(dtype.numpy, copy=False).reshape(shape)
         except (ValueError, TypeError) as error:
             raise self._error(f"tensor {name!r} does not hold the {count} elements of its shape {list(shape)}") from error
+
+    def _strings(self, tensor: onnx.TensorProto, count: int, name: str) -> Array:
+        if len(tensor.string_data) != count:
+            raise self._error(f"tensor {name!r} of shape {list(tensor.dims)} needs {count} strings and has {len(tensor.string_data)}")
+        found: Array = np.empty(count, object)
+        try:
+            found[:] = [text.decode() for text in tensor.string_data]
+        except UnicodeDecodeError as error:
+            raise self._error(f"tensor {name!r} holds a string that is not UTF-8: {error}") from error
+        return found
 
     def _external(self, tensor: onnx.TensorProto, nbytes: int, name: str) -> Array:
         entries = {entry.key: entry.value for entry in tensor.external_data}
