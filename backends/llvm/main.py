@@ -9,7 +9,6 @@ from __future__ import annotations
 from backends.llvm.indices import IndexWriter
 from compiler.errors import CALL_BITS
 from compiler.ir.intexpr import sym, symbols
-from compiler.ir.loop import Access
 from compiler.ir.program import (
     TEXTS,
     WORKERS,
@@ -295,7 +294,7 @@ class _Main:
         w.do(f"call void @{self._program.functions[call.function].name}({', '.join([*args, 'i64 %tid', 'i64 %nthreads'])})")
         self._barrier()
         self._stamp(2 + number, begin)
-        if any(buffer.access is Access.STATUS for buffer in self._program.functions[call.function].buffers):
+        if any(address.space is Space.STATUS for address in call.args):
             report, go = self._label("report"), self._label("go")
             what = w.ins(f"load i64, ptr %slot{STATE}")
             w.do(f"br i1 {self._failed()}, label %{report}, label %{go}")
