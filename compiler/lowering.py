@@ -32,12 +32,12 @@ from compiler.ir.program import (
     Texts,
 )
 from compiler.ir.scalar import Array
-from compiler.ir.types import DType
+from compiler.ir.types import DType, pack_physical
 from compiler.ir.verify import ARENA_ALIGNMENT, is_view
 from compiler.kernels.base import Family, TextMaker, Workload, family
 from compiler.target import Target
 from compiler.workloads import LoweredGroup, copied, lower_group
-from passes.analysis.liveness import memory_roots
+from passes.analysis.liveness import memory_places, memory_roots
 from passes.graph.plan import direct_outputs
 from runtime.texts import Records
 
@@ -121,17 +121,28 @@ class _Level:
 
     def __init__(self, graph: Graph, places: dict[Value, Address], allocations: dict[Value, Step], arena: Dim) -> None:
         self.graph = graph
-        self.roots = memory_roots(graph)
+        self._memory = memory_places(graph)
         self._places = places
         self._allocations = allocations
         self._arena = arena
 
     def place(self, value: Value) -> Address:
         """Where a value lies. Raises InternalError for one that has no memory."""
-        root = self.roots[value]
-        if root not in self._places:
+        memory = self._memory[value]
+        if memory.root not in self._places:
             raise InternalError(f"%{value.name} has no memory", where="lowering", hint="plan memory before lowering")
-        return self._places[root]
+        address = self._places[memory.root]
+        return replace(address, offset=address.offset + memory.offset)
+
+    def root(self, value: Value) -> Value:
+        """The value whose memory value lies in."""
+        return self._memory[value].root
+
+    def constant(self, value: Value) -> tuple[Constant, Dim] | None:
+        """The constant a value is (a view of), and the byte at which it begins; None for what is computed."""
+        memory = self._memory[value]
+        constant = self.graph.constants.get(memory.root)
+        return None if constant is None else (constant, memory.offset)
 
     def make(self, node: Node) -> Iterator[Step]:
         """Give a group's result its place; what must be done for that."""
@@ -178,6 +189,7 @@ class _Writer:
         self._weights: list[tuple[int, Array]] = []
         self._weights_bytes = 0
         self._kernels: dict[str, int] = {}
+        self._whole: dict[tuple[Constant, int], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
         self._symbols = tuple(sorted({name for value in graph.inputs for dim in value.type.shape for name in symbols(dim)}))
         self._definitions = [Define(name, value) for name, value in planned_sizes(graph)]
@@ -290,10 +302,10 @@ class _Writer:
     def _region(self, level: _Level, targets: Sequence[_Target], name: str) -> Iterator[Step]:
         """The steps of a region, its outputs going to their targets: groups write there, what branches and loops make is copied."""
         direct = direct_outputs(level.graph)
-        copied_ = [target for target in targets if level.roots[target.value] not in direct]
+        copied_ = [target for target in targets if level.root(target.value) not in direct]
         for target in targets:
             if target not in copied_:
-                level.hold(level.roots[target.value], target.buffer, target.offset, target.allocation)
+                level.hold(level.root(target.value), target.buffer, target.offset, target.allocation)
         yield from self._steps(level)
         for target in copied_:
             yield target.allocation
@@ -304,9 +316,15 @@ class _Writer:
         yield from self._call(level, Selected(family(group.families[0]), group), to, name)
 
     def _address(self, level: _Level, value: Value) -> Address:
-        """Where a value is read from as it is; a constant, and a view of one, lies among the weights as it is in the model."""
-        constant = level.graph.constants.get(level.roots[value])
-        return level.place(value) if constant is None else Address(Space.WEIGHTS, self._store(self._stored(constant.array)))
+        """Where a value is read from as it is; a constant, and a view of one, lies among the weights as its layout says."""
+        found = level.constant(value)
+        if found is None:
+            return level.place(value)
+        constant, offset = found
+        key = constant, level.root(value).type.block
+        if key not in self._whole:
+            self._whole[key] = self._store(pack_physical(self._stored(constant.array), key[1]))
+        return Address(Space.WEIGHTS, self._whole[key] + offset)
 
     # -- kernels ------------------------------------------------------------------------------------------------
 

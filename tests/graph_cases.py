@@ -58,7 +58,24 @@ def networks(draw: Any) -> Graph:
         x = draw(st.sampled_from(pool))
         channels = x.type.shape[1]
         assert isinstance(channels, int)
-        kind = draw(st.sampled_from(("conv", "conv", "depthwise", "unary", "const", "binary", "swish", "views", "pool", "gate", "concat", "affine")))
+        kinds = (
+            "conv",
+            "conv",
+            "depthwise",
+            "unary",
+            "const",
+            "binary",
+            "swish",
+            "views",
+            "pool",
+            "gate",
+            "concat",
+            "cut",
+            "shuffle",
+            "small",
+            "affine",
+        )
+        kind = draw(st.sampled_from(kinds))
         same = [v for v in pool if v.type == x.type]
         match kind:
             case "conv":
@@ -86,6 +103,20 @@ def networks(draw: Any) -> Graph:
                 value = b.emit("mul", x, b.emit("conv", squeezed, const(channels, channels, 1, 1), **CONV))
             case "concat":
                 value = b.emit("concat", x, draw(st.sampled_from(pool)), axis=1)
+            case "cut":
+                start, row = draw(st.integers(0, channels - 1)), draw(st.sampled_from((0, 0, 1)))
+                sizes = (1, draw(st.integers(1, channels - start)), 4 - row, 4)
+                part = b.emit("slice", x, starts=(0, start, row, 0), sizes=sizes, steps=(1, 1, 1, 1))
+                value = part if row == 0 else b.emit("pad", part, begins=(0, 0, 0, 0), ends=(0, 0, row, 0), mode="constant", value=0.0)
+            case "shuffle":
+                group = draw(st.sampled_from([n for n in range(1, channels + 1) if channels % n == 0]))
+                split = b.emit("reshape", x, shape=(1, group, channels // group, 4, 4))
+                swapped = b.emit("transpose", split, perm=(0, 2, 1, *draw(st.sampled_from(((3, 4), (4, 3))))))
+                value = b.emit("reshape", swapped, shape=x.type.shape)
+            case "small":
+                total = b.emit("mul", b.emit("reduce", x, kind="sum", axes=(2, 3), keepdims=True), const())
+                ratio = b.emit("sigmoid", b.emit("add", total, const(1, channels, 1, 1)))
+                value = b.emit("add", b.emit("mul", x, ratio), b.emit("neg", ratio))
             case _:
                 value = b.emit("add", b.emit("mul", x, const(1, channels, 1, 1)), const(channels, 1, 1))
         pool.append(b.emit("mul", value, b.constant(np.float32(0.25))))

@@ -172,7 +172,7 @@ class Op(ABC):
     takes_strings: ClassVar[bool] = False
     """Whether operands may be strings: it only moves elements, or its kernels know texts."""
     is_view: ClassVar[bool] = False
-    """Whether the result is input 0's memory under another shape (row-major)."""
+    """Whether the result is always input 0's memory under another shape (row-major)."""
 
     @abstractmethod
     def infer(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> tuple[TensorType, ...]:
@@ -193,6 +193,10 @@ class Op(ABC):
     def layouts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], block: int) -> Layouts:
         """The layouts a node can run in when channels are blocked by ``block``."""
         return Layouts.PLAIN
+
+    def view_offset(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], result: TensorType) -> Dim | None:
+        """The element of input 0's memory at which the result lies, in the layouts of these types, where it is a part of it; None: it is not."""
+        return 0 if self.is_view else None
 
     def known_content(self, inputs: Sequence[TensorType | None], contents: Sequence[Array | None], attrs: Mapping[str, Attr]) -> Array | None:
         """The integers in the result, as an object array of dims, from the operands' types and those contents that are known."""

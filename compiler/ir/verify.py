@@ -55,11 +55,21 @@ def verify_graph(graph: Graph, stage: Stage) -> None:
 
 
 def is_view(node: Node) -> bool:
-    """Whether a node only gives other type to its first input's memory: a view op, or a change of layout that moves no byte."""
+    """Whether a node only gives another type to (a part of) its first input's memory."""
+    return view_offset(node) is not None
+
+
+def view_offset(node: Node) -> Dim | None:
+    """The byte of its first input's memory at which a view begins; None for a node that is not one.
+
+    Views are the ops that say so for their operands, and changes of layout that move no byte.
+    """
     if node.op == "to_layout":
-        source = node.inputs[0]
-        return source is not None and same_bytes(source.type, node.output.type)
-    return node.op != "group" and lookup(node.op).is_view
+        return 0 if same_bytes(node.present_inputs[0].type, node.output.type) else None
+    if node.op == "group" or len(node.outputs) != 1:
+        return None
+    offset = lookup(node.op).view_offset([None if v is None else v.type for v in node.inputs], node.attrs, node.output.type)
+    return None if offset is None else offset * node.output.type.dtype.itemsize
 
 
 def is_elementwise(node: Node) -> bool:

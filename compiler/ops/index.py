@@ -184,6 +184,24 @@ class Slice(IndexMap):
         start, step = attr_dims(attrs, "starts")[1], attr_dims(attrs, "steps")[1]
         return step == 1 and isinstance(start, int) and start % block == 0
 
+    def view_offset(self, inputs: Types, attrs: Attrs, result: TensorType) -> Dim | None:
+        """Where what is taken lies together: single positions of the first axes, a run of one axis, all of the others."""
+        x = first_type(inputs)
+        starts = _in_blocks(attr_dims(attrs, "starts"), x.block)
+        steps = attr_dims(attrs, "steps")
+        offset: Dim = 0
+        stride: Dim = 1
+        whole = True
+        axes = zip(starts, result.physical_shape, x.physical_shape, (*steps, 1)[: len(starts)], strict=True)
+        for start, size, dim, step in reversed(list(axes)):
+            if not whole and size != 1:
+                return None
+            if size != 1 and step != 1:
+                return None
+            whole = whole and start == 0 and size == dim
+            offset, stride = offset + start * stride, stride * dim
+        return offset if result.elements != 0 else None
+
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         x, steps = node.present_inputs[0], attr_dims(node.attrs, "steps")
         if x.type == node.output.type and set(steps) <= {1}:
@@ -197,6 +215,11 @@ class Slice(IndexMap):
         merged = tuple(a * b for a, b in zip(first_steps, steps, strict=True))
         sizes = node.attrs["sizes"]
         return builder.emit(self.name, inner.present_inputs[0], name=node.name, starts=starts, sizes=sizes, steps=merged)
+
+
+def _in_blocks(starts: tuple[Dim, ...], block: int) -> tuple[Dim, ...]:
+    """The first element of a slice in physical coordinates; the channels begin with a block."""
+    return starts if block == 1 else (starts[0], floordiv(starts[1], block), *starts[2:], 0)
 
 
 def slice_axis(context: FormContext, x: Value, axis: int, start: Dim, size: Dim) -> Value:

@@ -10,7 +10,7 @@ from compiler.ir.control import type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, evaluate, symbols
 from compiler.ir.types import TensorType
-from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, is_view
+from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, view_offset
 
 _TYPICAL, _TYPICAL_STEP = 48, 16
 """The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
@@ -19,14 +19,31 @@ _STORE_ONCE = frozenset({"conv", "matmul"})
 """Anchors whose kernels touch an output element once, with its epilogue; others may keep intermediate results there."""
 
 
-def memory_roots(graph: Graph) -> Mapping[Value, Value]:
-    """For every value the one whose memory it is: itself, or what it is (a view of) a view of."""
-    roots = {value: value for value in (*graph.inputs, *graph.constants)}
+@dataclass(frozen=True)
+class Place:
+    """The memory of a value: that of ``root``, from byte ``offset`` on."""
+
+    root: Value
+    offset: Dim = 0
+
+
+def memory_places(graph: Graph) -> Mapping[Value, Place]:
+    """For every value where it lies: in memory of its own, or in that of what it is (a view of) a view of."""
+    places = {value: Place(value) for value in (*graph.inputs, *graph.constants)}
     for node in graph.nodes:
-        view = is_view(node)
+        offset = view_offset(node)
         for value in node.outputs:
-            roots[value] = roots[node.present_inputs[0]] if view else value
-    return roots
+            if offset is None:
+                places[value] = Place(value)
+            else:
+                viewed = places[node.present_inputs[0]]
+                places[value] = Place(viewed.root, viewed.offset + offset)
+    return places
+
+
+def memory_roots(graph: Graph) -> Mapping[Value, Value]:
+    """For every value the one whose memory it lies in."""
+    return {value: place.root for value, place in memory_places(graph).items()}
 
 
 @dataclass(frozen=True)

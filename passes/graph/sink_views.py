@@ -45,7 +45,13 @@ def _compute_first(node: Node, builder: GraphBuilder, single: set[Value]) -> Val
         return None
     source = view.present_inputs[0]
     producer = builder.producer(source)
-    if source.type.dtype is not data[0].type.dtype or source not in single or producer is None or is_view(producer):
+    if (
+        source.type.dtype is not data[0].type.dtype
+        or source.type.elements != data[0].type.elements
+        or source not in single
+        or producer is None
+        or is_view(producer)
+    ):
         return None
     numbers = {v: _of_rank(v, source.type.rank, builder) for v in node.present_inputs if v is not data[0]}
     inputs = [None if v is None else numbers.get(v, source) for v in node.inputs]

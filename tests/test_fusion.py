@@ -1,0 +1,123 @@
+"""What needs no kernel: parts of a tensor that lie together, and values that their readers compute for themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph
+from compiler.ir.intexpr import sym
+from compiler.ir.op import lookup
+from compiler.ir.types import DType, TensorType, pack_physical, unpack_physical
+from compiler.lowering import lower
+from compiler.pipeline import optimize
+from compiler.target import resolve
+from tests.graph_cases import CONV, f32, networks
+from tests.test_lowering import check_program
+
+TARGET = resolve("x86-64-v3")
+
+
+def check(graph: Graph) -> Graph:
+    """The planned graph, after its program has been run beside the interpreter."""
+    planned = optimize(graph, TARGET, verify=True)[0]
+    check_program(graph, lower(planned, TARGET, threads=2), workers=2)
+    return planned
+
+
+def groups(graph: Graph) -> list[str]:
+    """The ops of each group, joined."""
+    return [" ".join(inner.op for inner in node.regions[0].nodes) for node in graph.nodes if node.op == "group"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks())
+def test_random_networks_run_as_interpreted(graph: Graph) -> None:
+    check(graph)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_slice_is_a_view_exactly_where_its_elements_lie_together(data: Any) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    block = data.draw(st.sampled_from((1, 2, 3))) if len(shape) > 1 else 1
+    starts, sizes, steps = [], [], []
+    for axis, dim in enumerate(shape):
+        start = data.draw(st.integers(0, dim - 1))
+        start -= start % block if axis == 1 else 0
+        size = data.draw(st.integers(1, dim - start))
+        starts.append(start)
+        sizes.append(size)
+        steps.append(2 if size == 1 else 1)
+    x = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape)
+    attrs = {"starts": tuple(starts), "sizes": tuple(sizes), "steps": tuple(steps)}
+    source, result = TensorType(DType.FLOAT32, shape, block), TensorType(DType.FLOAT32, tuple(sizes), block)
+    offset = lookup("slice").view_offset([source], attrs, result)
+    (want,) = lookup("slice").evaluate([x], attrs)
+    memory, count = pack_physical(x, block).reshape(-1), result.elements
+    assert isinstance(count, int)
+    found = [
+        at for at in range(memory.size - count + 1) if np.array_equal(unpack_physical(memory[at : at + count], result.static_shape, block), want)
+    ]
+    if offset is not None:
+        assert offset in found
+    else:
+        assert not found
+
+
+def test_no_part_of_nothing_is_a_view() -> None:
+    attrs = {"starts": (3, 0), "sizes": (0, 2), "steps": (1, 1)}
+    assert lookup("slice").view_offset([f32(3, 2)], attrs, f32(0, 2)) is None
+
+
+def sliced(kind: str) -> Graph:
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(1, 16, 3, 3))
+    if kind == "computed":
+        x = b.emit("conv", x, b.constant(np.ones((16, 16, 1, 1), np.float32)), **CONV)
+    elif kind == "constant":
+        x = b.constant(np.arange(144, dtype=np.float32).reshape(1, 16, 3, 3))
+    elif kind == "view":
+        x = b.emit("reshape", x, shape=(2, 8, 3, 3))
+        x = b.emit("slice", x, starts=(1, 0, 0, 0), sizes=(1, 8, 3, 3), steps=(1, 1, 1, 1))
+    channels = x.type.shape[1]
+    assert isinstance(channels, int)
+    part = b.emit("slice", x, starts=(0, channels - 8, 0, 0), sizes=(1, 8, 3, 3), steps=(1, 1, 1, 1))
+    product = b.emit("conv", part, b.constant(np.ones((8, 8, 1, 1), np.float32)), **CONV)
+    return b.graph([product, part])
+
+
+@pytest.mark.parametrize("kind", ["input", "computed", "constant", "view"])
+def test_a_part_of_any_memory_is_read_in_place(kind: str) -> None:
+    assert all("slice" not in ops for ops in groups(check(sliced(kind))))
+
+
+def test_a_part_that_begins_where_only_a_run_knows() -> None:
+    b = GraphBuilder("g", folding=False)
+    table = b.constant(np.arange(40, dtype=np.float32).reshape(10, 4))
+    x = b.input("x", f32(sym("n"), 4))
+    rows = b.emit("slice", table, starts=(sym("n"), 0), sizes=(sym("n"), 4), steps=(1, 1))
+    total = b.emit("add", x, rows)
+    assert groups(check(b.graph([total, b.emit("mul", b.emit("slice", x, starts=(1, 0), sizes=(1, 4), steps=(1, 1)), x)]))) == ["add", "mul"]
+
+
+def test_numbers_for_several_kernels_are_computed_in_each() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, low, high = b.input("x", f32(5, 8)), b.input("low", f32()), b.input("high", f32())
+    span = b.emit("sqrt", b.emit("abs", b.emit("sub", high, low)))
+    half = b.emit("mul", x, span)
+    product = b.emit("matmul", half, b.constant(np.ones((8, 3), np.float32)))
+    assert groups(check(b.graph([b.emit("div", product, span)]))) == ["sub abs sqrt mul", "sub abs sqrt matmul div"]
+
+
+def test_what_takes_long_is_computed_once() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, y = b.input("x", f32(64, 256)), b.input("y", f32(64, 256))
+    slow = b.emit("tanh", x)
+    found = groups(optimize(b.graph([b.emit("add", slow, y), b.emit("mul", slow, y)]), TARGET, verify=True)[0])
+    assert found == ["tanh", "add", "mul"]
