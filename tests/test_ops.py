@@ -27,12 +27,14 @@ from frontend.onnx.importer import import_model
 SAMPLES = [pytest.param(s, id=f"{op.name}-{k}-{s.op_type}") for op in all_ops() for k, s in enumerate(op.samples)]
 
 REFERENCE_IS_WRONG = {
+    "CategoryMapper": "has no implementation",
     "ConvTranspose": "fails on groups and on output_shape",
     "DynamicQuantizeLSTM": "is not in the standard",
     "GRU": "knows neither directions nor lengths nor clip",
     "GatherElements": "refuses indices smaller than the data",
     "GlobalLpPool": "has no implementation",
     "Hardmax": "does not flatten before opset 13",
+    "LabelEncoder of object": "does not know version 1",
     "LinearClassifier": "negates the score of two classes for the first of them",
     "LogSoftmax": "loses everything below exp's range",
     "LpNormalization": "ignores p",
@@ -171,7 +173,11 @@ def test_simplifications_keep_the_result(sample: Sample) -> None:
     simple = simplified(graph)
     found = interpret_all(simple, feeds_of(sample))
     for before, after in zip(graph.outputs, simple.outputs, strict=True):
-        np.testing.assert_allclose(np.asarray(found[after.name], np.float64), np.asarray(values[before.name], np.float64), rtol=1e-6)
+        got, want = np.asarray(found[after.name]), np.asarray(values[before.name])
+        if want.dtype == object:
+            assert_same(got, want)
+        else:
+            np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=1e-6)
 
 
 F32 = DType.FLOAT32

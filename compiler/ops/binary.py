@@ -35,6 +35,7 @@ _I = np.array([[-7, 5, 9], [4, -2, 0]], np.int32)
 _IROW = np.array([2, -3, 4], np.int32)
 _B = np.array([[True, False, True]])
 _BCOL = np.array([[True], [False]])
+_TEXTS = np.array([["a", "b", "a"], ["", "\0", ""]], object)
 _EMPTY = np.zeros((0, 3), np.float32)
 
 _MATCHING = "operands have different element types: {}"
@@ -78,7 +79,9 @@ def _define(
     """Register ``function`` as an op with one ONNX form."""
 
     def build(context: FormContext) -> Value:
-        return context.emit(op_name, context.input(0), _aligned(context))
+        left, right = context.input(0), _aligned(context)
+        texts = op_name == "equal" and left.type.dtype is DType.STRING
+        return context.emit("equal_text" if texts else op_name, left, right)
 
     @register
     class Plain(Binary):
@@ -180,7 +183,7 @@ _define("sub", "Sub", "sub", _pairs("Sub", "f", "i"), _dims(lambda a, b: a - b))
 _define("mul", "Mul", "mul", _pairs("Mul", "f", "i"), _dims(lambda a, b: a * b))
 _define("maximum", "Max", "max", (*_pairs("Max", "f", "i"), Sample("Max", (_F, _ROW, _F))), _dims(maximum), variadic=True)
 _define("minimum", "Min", "min", (*_pairs("Min", "f", "i"), Sample("Min", (_F, _ROW, _F))), _dims(minimum), variadic=True)
-_define("equal", "Equal", "eq", _pairs("Equal", "f", "i", "b"), _compare(lambda d: d == 0))
+_define("equal", "Equal", "eq", (*_pairs("Equal", "f", "i", "b"), Sample("Equal", (_TEXTS, _TEXTS[:, :1]))), _compare(lambda d: d == 0))
 _define("less", "Less", "lt", _pairs("Less", "f", "i"), _compare(lambda d: d < 0))
 _define("less_or_equal", "LessOrEqual", "le", _pairs("LessOrEqual", "f", "i"), _compare(lambda d: d <= 0))
 _define("greater", "Greater", "gt", _pairs("Greater", "f", "i"), _compare(lambda d: d > 0))

@@ -16,6 +16,7 @@ from compiler.ir.types import DType
 from compiler.ops.binary import Where
 from compiler.ops.reduce import reduce
 from compiler.ops.support import cast_to, known, known_shape, reshape, scalar_like
+from compiler.ops.texts import find_text
 
 MACHINE_LEARNING = "ai.onnx.ml"
 
@@ -87,51 +88,83 @@ def _normalizer(context: FormContext) -> Value:
 
 def _one_hot_encoder(context: FormContext) -> Value:
     """A new last axis with one at the category of each element; other elements give zeros."""
-    x, categories = context.input(0), context.attrs.get("cats_int64s")
-    if not categories:
-        raise UnsupportedForm("categories that are strings are not supported")
+    x, strings = context.input(0), context.attrs.get("cats_strings")
+    categories = strings or context.attrs.get("cats_int64s")
+    if not categories or bool(strings) != (x.type.dtype is DType.STRING):
+        raise UnsupportedForm(f"the categories are not of the type of {x.type}")
     if not context.attrs.get("zeros", 1):
         raise UnsupportedForm("zeros = 0, which asks for an error where an element has no category, is not supported")
+    if strings:
+        x, categories = find_text(context, x, strings), range(len(strings))
     wide = reshape(context, cast_to(context, x, DType.INT64), (*x.type.shape, 1))
     return cast_to(context, context.emit("equal", wide, context.const(np.array(categories, np.int64))), DType.FLOAT32)
 
 
 def _label_encoder(context: FormContext) -> Value:
     """The value of each element's key, or the default."""
-    keys, values, default = _table(context)
+    return _looked_up(context, *_table(context))
+
+
+def _looked_up(context: FormContext, keys: Array, values: Array, default: Array) -> Value:
+    """The value of each element's key, of equal ones the last; the default where there is none."""
     x = context.input(0)
+    default = default.astype(values.dtype).reshape(())
     if DType.of(keys.dtype) is not x.type.dtype:
         raise UnsupportedForm(f"keys of type {DType.of(keys.dtype).value} for {x.type}")
     if keys.shape != values.shape or keys.ndim != 1 or not keys.size:
         raise UnsupportedForm(f"keys of shape {list(keys.shape)} and values of shape {list(values.shape)}")
+    if x.type.dtype is DType.STRING:
+        return context.emit("gather", context.const(np.append(values, default)), find_text(context, x, keys.tolist()), axis=0)
     # Of equal keys the last counts, and NaN, which is equal to nothing, is looked for by itself.
     order = np.argsort(keys, kind="stable")
     ordered, results = keys[order], values[order]
     places = _last_not_above(context, x, ordered[~np.isnan(ordered)] if x.type.dtype.is_float else ordered)
     same = context.emit("equal", context.emit("gather", context.const(ordered), places, axis=0), x)
     found = context.emit("gather", context.const(results), places, axis=0)
-    found = context.emit("where", same, found, context.const(default.astype(values.dtype).reshape(())))
+    found = context.emit("where", same, found, context.const(default))
     if x.type.dtype.is_float and np.isnan(keys).any():
         found = context.emit("where", context.emit("is_nan", x), context.const(results[-1:].reshape(())), found)
     return found
 
 
+def _label_encoder_of_classes(context: FormContext) -> Value:
+    """Version 1: strings that are classes become their numbers, and numbers strings."""
+    classes = np.array(context.attrs.get("classes_strings", ()), object)
+    return _mapped(context, classes, np.arange(classes.size))
+
+
+def _category_mapper(context: FormContext) -> Value:
+    strings, numbers = np.array(context.attrs["cats_strings"], object), np.array(context.attrs["cats_int64s"], np.int64)
+    return _mapped(context, strings, numbers)
+
+
+def _mapped(context: FormContext, strings: Array, numbers: Array) -> Value:
+    """The number of each string, or the string of each number."""
+    pairs = (strings, numbers, np.array(context.attrs.get("default_int64", -1)))
+    if context.input(0).type.dtype is not DType.STRING:
+        pairs = (numbers, strings, np.array(context.attrs.get("default_string", "_Unused"), object))
+    return _looked_up(context, *pairs)
+
+
 def _table(context: FormContext) -> tuple[Array, Array, Array]:
-    """Keys, values and the default, of numbers."""
+    """Keys, values and the default."""
     attrs, found = context.attrs, []
     for role in ("keys", "values"):
         if attrs.get(f"{role}_int64s"):
             found.append(np.array(attrs[f"{role}_int64s"], np.int64))
         elif attrs.get(f"{role}_floats"):
             found.append(np.array(attrs[f"{role}_floats"], np.float32))
+        elif attrs.get(f"{role}_strings"):
+            found.append(np.array(attrs[f"{role}_strings"], object))
         elif isinstance(attrs.get(f"{role}_tensor"), np.ndarray):
             found.append(attrs[f"{role}_tensor"])
         else:
-            raise UnsupportedForm(f"{role} that are strings are not supported")
+            raise UnsupportedForm(f"it has no {role}")
     keys, values = found
     if isinstance(attrs.get("default_tensor"), np.ndarray):
         return keys, values, attrs["default_tensor"]
-    return keys, values, np.array(attrs.get("default_float", -0.0) if values.dtype.kind == "f" else attrs.get("default_int64", -1))
+    names: dict[str, tuple[str, object]] = {"f": ("default_float", -0.0), "O": ("default_string", "_Unused")}
+    return keys, values, np.array(attrs.get(*names.get(values.dtype.kind, ("default_int64", -1))), values.dtype)
 
 
 def _last_not_above(context: FormContext, x: Value, ordered: Array) -> Value:
@@ -159,6 +192,7 @@ def first_rows(context: FormContext, x: Value) -> tuple[Value, int, int]:
 
 _X = np.array([[0.0, -1.5, 2.0, 3.0], [7.0, 0.5, np.nan, -0.25], [0.0, 0.0, 0.0, 0.0]], np.float32)
 _PLAIN = np.nan_to_num(_X, nan=1.0)
+_WORDS = np.array([["a", "b", ""], ["é", "é\0", "twelve bytes"]], object)
 _INTS = np.array([[3, -1, 7], [0, 3, 9]], np.int64)
 
 
@@ -170,19 +204,28 @@ def sample(op_type: str, *inputs: Array, opset: int = 3, outputs: int = 1, **att
 extend(
     Where,
     forms=tuple(
-        OnnxForm(name, build, since, domain=MACHINE_LEARNING)
-        for name, build, since in (
-            ("ArrayFeatureExtractor", _array_feature_extractor, 1),
-            ("Binarizer", _binarizer, 1),
-            ("FeatureVectorizer", _feature_vectorizer, 1),
-            ("Imputer", _imputer, 1),
-            ("LabelEncoder", _label_encoder, 2),
-            ("Normalizer", _normalizer, 1),
-            ("OneHotEncoder", _one_hot_encoder, 1),
-            ("Scaler", _scaler, 1),
+        OnnxForm(name, build, since, until, domain=MACHINE_LEARNING)
+        for name, build, since, until in (
+            ("ArrayFeatureExtractor", _array_feature_extractor, 1, None),
+            ("Binarizer", _binarizer, 1, None),
+            ("CategoryMapper", _category_mapper, 1, None),
+            ("FeatureVectorizer", _feature_vectorizer, 1, None),
+            ("Imputer", _imputer, 1, None),
+            ("LabelEncoder", _label_encoder_of_classes, 1, 1),
+            ("LabelEncoder", _label_encoder, 2, None),
+            ("Normalizer", _normalizer, 1, None),
+            ("OneHotEncoder", _one_hot_encoder, 1, None),
+            ("Scaler", _scaler, 1, None),
         )
     ),
     samples=(
+        sample("CategoryMapper", _WORDS, cats_strings=["b", "", "a"], cats_int64s=[5, -2, 7], opset=1),
+        sample("CategoryMapper", _INTS, cats_strings=["b", "", "a"], cats_int64s=[3, -1, 9], default_string="none", opset=1),
+        sample("LabelEncoder", _WORDS, keys_strings=["b", "a"], values_int64s=[5, 6], default_int64=9, opset=2),
+        sample("LabelEncoder", _WORDS, keys_strings=["b", "é\0"], values_strings=["c", ""], default_string="?", opset=2),
+        sample("LabelEncoder", _INTS, keys_int64s=[9, 3], values_strings=["nine", "three"], opset=2),
+        sample("LabelEncoder", _WORDS, classes_strings=["b", "a"], opset=1),
+        sample("OneHotEncoder", _WORDS, cats_strings=["b", "é"], opset=1),
         sample("ArrayFeatureExtractor", _X, np.array([[2, 0]], np.int64)),
         sample("ArrayFeatureExtractor", _INTS[0], np.array([2], np.int64)),
         sample("Binarizer", _X, threshold=0.25),
