@@ -20,6 +20,7 @@ from passes.graph.layout import AssignLayout
 from passes.graph.order import OrderNodes
 from passes.graph.outputs import CopyOutputs
 from passes.graph.plan import PlanMemory
+from passes.graph.recover import RecoverOps
 from passes.graph.simplify import Simplify
 from passes.graph.sink_views import SinkViews
 
@@ -40,7 +41,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
     if opt_level >= 1:
         clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), SimplifyControlFlow(), EliminateDeadCode())
     if opt_level >= 2:
-        clean = (IntegerProducts(), *clean, FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
+        clean = (IntegerProducts(), *clean, RecoverOps(), FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
     return clean
 
 

@@ -13,9 +13,9 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Graph, Node, Value
 from compiler.ir.verify import Stage, is_elementwise
 from passes.base import PassResult, register_pass
+from passes.pattern import COMMUTATIVE
 from passes.rewrite import rewrite, single_use
 
-_COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum", "and", "or", "xor", "bitwise_and", "bitwise_or", "bitwise_xor", "equal"})
 _ASSOCIATIVE: dict[str, Callable[[Array, Array], Array]] = {"add": np.add, "mul": np.multiply, "maximum": np.maximum, "minimum": np.minimum}
 
 
@@ -43,7 +43,7 @@ class GatherConstants:
 
 
 def _constant_second(node: Node, builder: GraphBuilder) -> Value | None:
-    if node.op not in _COMMUTATIVE:
+    if node.op not in COMMUTATIVE:
         return None
     left, right = node.present_inputs
     if builder.array(left) is None or builder.array(right) is not None:

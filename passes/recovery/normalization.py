@@ -1,0 +1,102 @@
+"""Normalisations written out: by mean and variance (layer, instance, group), or by the root of the mean square alone.
+
+They are found over any axes and with any factors; ``normalize`` works on trailing axes, so that others are transposed to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf, sqrt
+
+import numpy as np
+
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Value
+from passes.pattern import Match, Pattern, either, number, op, value
+from passes.recovery.parts import Mean, inverse
+from passes.rules import Rule
+
+_CLOSE = 1e-5
+"""How far a factor may be from 1: that of a mean is rounded to the model's element type."""
+
+
+class _Spread:
+    """The root of the mean square of a value, perhaps with an epsilon beneath it, and the value divided by it."""
+
+    def __init__(self, of: Pattern) -> None:
+        self.square = Mean("square", op("mul", of, of))
+        mean = self.square.pattern
+        beneath = either(op("add", mean, number(name="epsilon")), mean, name="beneath")
+        root = op("sqrt", beneath)
+        inverted = either(inverse(root), op("pow", beneath, number(-0.5)))
+        self.factor = either(op("mul", inverted, value("gamma")), inverted)
+        self.divided = either(op("div", of, root), op("mul", of, self.factor))
+
+
+_X = value("x")
+_MEAN = Mean("mean", _X)
+_AVERAGE = _MEAN.pattern
+_CENTERED = _Spread(op("sub", _X, _AVERAGE))
+_PLAIN = _Spread(_X)
+_SQUARE = _PLAIN.square
+_SHIFTED = op("add", op("mul", _X, _CENTERED.factor), op("sub", value("beta"), op("mul", _AVERAGE, _CENTERED.factor)))
+
+
+def _check_squares(match: Match) -> str | None:
+    if not match["x"].type.dtype.is_float:
+        return f"%{match['x'].name} holds integers"
+    if (reason := _SQUARE.reduced.not_kept(match, "beneath")) is not None:
+        return reason
+    if (share := _SQUARE.share(match)) is None or share <= 0:
+        return "what the sum of the squares is multiplied with is not a positive number"
+    if not 0 <= _epsilon(match, share) < inf:
+        return f"the epsilon is {_epsilon(match, share):.8g}"
+    return None
+
+
+def _check_mean(match: Match) -> str | None:
+    axes, of_squares = _MEAN.reduced.axes(match), _SQUARE.reduced.axes(match)
+    if axes != of_squares:
+        return f"the mean is over axes {list(axes)}, the squares are over axes {list(of_squares)}"
+    if (reason := _MEAN.reduced.not_kept(match, "mean")) is not None:
+        return reason
+    share = _MEAN.share(match)
+    if share is None or abs(share - 1) > _CLOSE:
+        return f"what is subtracted is not the mean{'' if share is None else f' but {share:.8g} times the mean'}"
+    return _check_squares(match)
+
+
+def _epsilon(match: Match, share: float) -> float:
+    """Beneath a root of a mean, where it stands beneath ``share`` times the mean."""
+    return (match.number("epsilon") if "epsilon" in match else 0.0) / share
+
+
+def _build(center: bool) -> Callable[[Match, GraphBuilder], Value]:
+    def build(match: Match, builder: GraphBuilder) -> Value:
+        share = _SQUARE.share(match) or 1.0
+        result = _normalized(match, builder, epsilon=_epsilon(match, share), center=center)
+        if abs(share - 1) > _CLOSE:
+            result = builder.emit("mul", result, builder.constant(np.asarray(1 / sqrt(share)).astype(result.type.dtype.numpy)))
+        if "gamma" in match:
+            result = builder.emit("mul", result, match["gamma"])
+        return builder.emit("add", result, match["beta"]) if "beta" in match else result
+
+    return build
+
+
+def _normalized(match: Match, builder: GraphBuilder, *, epsilon: float, center: bool) -> Value:
+    """x normalised over its axes, which are transposed to the end where they are not there."""
+    x, name, axes = match["x"], match.root.name, _SQUARE.reduced.axes(match)
+    order = (*(axis for axis in range(x.type.rank) if axis not in axes), *axes)
+    moved = order != tuple(range(x.type.rank))
+    rows = builder.emit("transpose", x, perm=order, name=name) if moved else x
+    result = builder.emit("normalize", rows, axis=x.type.rank - len(axes), epsilon=epsilon, center=center, name=name)
+    return builder.emit("transpose", result, perm=tuple(order.index(axis) for axis in range(x.type.rank)), name=name) if moved else result
+
+
+RULES = (
+    Rule("normalize", _CENTERED.divided, _build(center=True), _check_mean),
+    Rule("normalize-by-factor", _SHIFTED, _build(center=True), _check_mean),
+    Rule("rms-normalize", _PLAIN.divided, _build(center=False), _check_squares),
+)
+"""``(x - mean) / sqrt(variance + epsilon)``; ``x * f + (beta - mean * f)``, where f is gamma over that root; ``x / sqrt(mean(x²) + epsilon)``."""
