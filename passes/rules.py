@@ -10,6 +10,7 @@ from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from passes.base import PassResult, RuleEvent
+from passes.graph.dead_code import EliminateDeadCode
 from passes.pattern import Either, Match, Operation, Pattern, matches, operations
 from passes.rewrite import rewrite
 
@@ -85,20 +86,23 @@ class _Readers:
 
 
 def apply_rules(graph: Graph, rules: Sequence[Rule]) -> PassResult:
-    """The graph with every rule applied until none matches; events say what matched and, in the graph that is left, what nearly did."""
+    """The graph with every rule applied until none matches; events say what matched, and then what nearly did and never matched."""
     by_root: dict[str, list[Rule]] = {}
     for rule in rules:
         for root in _roots(rule.pattern):
             by_root.setdefault(root, []).append(rule)
     done: list[RuleEvent] = []
+    missed: dict[tuple[str, str], RuleEvent] = {}
     for _ in range(_ROUNDS):
         graph, events = _sweep(graph, by_root)
         applied = [event for event in events if event.reason is None]
         done += applied
+        missed.update({(event.rule, event.node): event for event in events})
         if not applied:
             counts = Counter(event.rule for event in done)
             notes = tuple(f"{count} {name}" for name, count in sorted(counts.items()))
-            return PassResult(graph, bool(done), notes, (*done, *events))
+            return PassResult(graph, bool(done), notes, (*done, *(event for event in missed.values() if event.reason is not None)))
+        graph = EliminateDeadCode().run(graph).graph  # what matches have left behind reads their values
     raise InternalError(f"nodes still change after {_ROUNDS} rounds: two rules undo each other", where="passes.rules")
 
 

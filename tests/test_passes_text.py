@@ -28,6 +28,8 @@ def test_text(path: Path, bless: bool) -> None:
     printed = print_graph(after)
     check_same(before, after)
     assert any(report.changed for report in reports) == (printed != print_graph(before))
+    again, reports = PassManager(steps, verify=True).run(after)
+    assert (print_graph(again), any(report.changed for report in reports)) == (printed, False), "a pass changes what it has made itself"
     if bless:
         path.write_text(f"{head}\n{before_text}{ARROW}{printed}")
     else:

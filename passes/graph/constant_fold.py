@@ -35,7 +35,12 @@ class ConstantFold:
 
     def _fold(self, node: Node, builder: GraphBuilder) -> Value | None:
         arrays = [None if v is None else builder.array(v) for v in node.inputs]
-        if node.regions or own_symbols(node) or any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
+        if (
+            node.op == "identity"
+            or node.regions
+            or own_symbols(node)
+            or any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True))
+        ):
             return None
         type_ = node.output.type
         if (prod(type_.static_shape) - sum(a.size for a in arrays if a is not None)) * type_.dtype.itemsize > self.growth_bytes:

@@ -41,6 +41,8 @@ class PlanMemory:
     stage: ClassVar[Stage] = Stage.PLANNED
 
     def run(self, graph: Graph) -> PassResult:
+        if "arena_bytes" in graph.attrs:  # planned before
+            return PassResult(graph, changed=False)
         planner = _Planner(graph, self.effort)
         level, results = planner.graph(graph)
         bound = None if planner.symbolic else level.bound

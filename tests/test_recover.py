@@ -1,0 +1,337 @@
+"""Operators that exporters write out: found as such, with the same results, and left alone where they are something else."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from graph_cases import check_same, f32
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+
+import tensorsmith as ts
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Value
+from compiler.ir.interp import interpret
+from compiler.ir.parser import parse_graph
+from compiler.ir.printer import print_graph
+from compiler.pipeline import canonical_passes
+from frontend.onnx.importer import import_model
+from passes.base import PassManager, PassResult
+from passes.graph.recover import RecoverOps
+
+
+def recovered(graph: Graph) -> PassResult:
+    """The pass's result, verified, of the same meaning, and final."""
+    after, (report,) = PassManager((RecoverOps(),), verify=True).run(graph)
+    check_same(graph, after, 1e-5)
+    again = RecoverOps().run(after)
+    assert not again.changed
+    assert print_graph(again.graph) == print_graph(after)
+    assert report.changed == (print_graph(after) != print_graph(graph))
+    return PassResult(after, report.changed, report.notes, report.events)
+
+
+def ops(graph: Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+class Writer(GraphBuilder):
+    """Writes out what a framework's exporter would, in the ways that they differ."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__("written", folding=False)
+        self.draw = draw
+
+    def number(self, x: float) -> Value:
+        return self.constant(np.full(self.draw(st.sampled_from(((), (1,)))), x, np.float32))
+
+    def product(self, *factors: Value) -> Value:
+        left = list(self.draw(st.permutations(factors)))
+        while len(left) > 1:
+            left.append(self.emit("mul", left.pop(0), left.pop(0)))
+        return left[0]
+
+    def total(self, x: Value, axes: tuple[int, ...]) -> Value:
+        if self.draw(st.booleans()):
+            return self.emit("reduce", x, kind="sum", axes=axes, keepdims=True)
+        shape = tuple(1 if axis in axes else dim for axis, dim in enumerate(x.type.shape))
+        return self.emit("reshape", self.emit("reduce", x, kind="sum", axes=axes, keepdims=False), shape=shape)
+
+    def mean(self, x: Value, axes: tuple[int, ...]) -> Value:
+        count = prod(x.type.static_shape[axis] for axis in axes)
+        total = self.total(x, axes)
+        return self.product(total, self.number(1 / count)) if self.draw(st.booleans()) else self.emit("div", total, self.number(count))
+
+    def over_root(self, x: Value, square: Value) -> Value:
+        """x over the root of a value."""
+        match self.draw(st.sampled_from(("div", "div", "reciprocal", "one over", "pow"))):
+            case "div":
+                return self.emit("div", x, self.emit("sqrt", square))
+            case "reciprocal":
+                return self.product(x, self.emit("reciprocal", self.emit("sqrt", square)))
+            case "one over":
+                return self.product(x, self.emit("div", self.number(1), self.emit("sqrt", square)))
+            case _:
+                return self.product(x, self.emit("pow", square, self.number(-0.5)))
+
+
+@st.composite
+def shapes_and_axes(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    shape = tuple(draw(st.lists(st.integers(2, 5), min_size=1, max_size=4)))
+    first = draw(st.integers(0, len(shape) - 1))
+    return shape, tuple(range(first, draw(st.integers(first + 1, len(shape)))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), shapes_and_axes(), st.booleans(), st.sampled_from((0.0, 1e-6, 1e-3, 2.0)), st.booleans())
+def test_norms(data: st.DataObject, where: tuple[tuple[int, ...], tuple[int, ...]], center: bool, epsilon: float, summed: bool) -> None:
+    """However they are written, over whichever axes, of sums of squares as of means."""
+    shape, axes = where
+    w = Writer(data.draw)
+    x = w.input("x", f32(*shape))
+    base = w.emit("sub", x, w.mean(x, axes)) if center else x
+    square = w.emit("mul", base, base)
+    spread = w.total(square, axes) if summed else w.mean(square, axes)
+    beneath = w.emit("add", spread, w.number(epsilon)) if epsilon else spread
+    result = recovered(w.graph([w.over_root(base, beneath)]))
+    wanted = {"normalize"} | ({"transpose"} if axes[-1] != len(shape) - 1 else set()) | ({"mul"} if summed else set())
+    assert set(ops(result.graph)) == wanted
+    assert result.graph.nodes[-1].outputs == result.graph.outputs
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), shapes_and_axes(), st.booleans(), st.booleans())
+def test_softmax(data: st.DataObject, where: tuple[tuple[int, ...], tuple[int, ...]], log: bool, shifted: bool) -> None:
+    shape, axes = where
+    w = Writer(data.draw)
+    x = w.input("x", f32(*shape))
+    largest = w.emit("reduce", x, kind="max", axes=axes, keepdims=True)
+    base = w.emit("sub", x, largest) if shifted else x
+    if log:
+        total = w.emit("log", w.total(w.emit("exp", base), axes))
+        result = w.emit("sub", x, w.emit("add", total, largest)) if shifted else w.emit("sub", x, total)
+    else:
+        e = w.emit("exp", base)
+        total = w.total(e, axes)
+        result = w.emit("div", e, total) if data.draw(st.booleans()) else w.product(e, w.emit("reciprocal", total))
+    found = ops(recovered(w.graph([result])).graph)
+    assert "softmax" in found
+    assert set(found) <= {"softmax", "reshape"} | ({"reduce", "sub"} if shifted and len(axes) > 1 else set())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(("gelu", "gelu_tanh", "swish", "scaled_swish", "mish", "hard_swish", "hard_sigmoid", "sigmoid")))
+def test_activations(data: st.DataObject, kind: str) -> None:
+    w = Writer(data.draw)
+    x = w.input("x", f32(2, 3))
+    e = w.emit
+    match kind:
+        case "gelu":
+            scaled = e("div", x, w.number(2**0.5)) if data.draw(st.booleans()) else w.product(x, w.number(0.5**0.5))
+            result = w.product(x, w.number(0.5), e("add", e("erf", scaled), w.number(1)))
+        case "gelu_tanh":
+            cube = e("mul", e("mul", x, x), x)
+            inner = w.product(e("add", x, w.product(cube, w.number(0.044715))), w.number(np.sqrt(2 / np.pi)))
+            result = w.product(x, w.number(0.5), e("add", w.number(1), e("tanh", inner)))
+        case "swish" | "sigmoid":
+            below = e("add", w.number(1), e("exp", e("neg", x)))
+            result = e("div", x if kind == "swish" else w.number(1), below)
+        case "scaled_swish":
+            result = w.product(x, e("sigmoid", w.product(x, w.number(1.702))))
+        case "mish":
+            result = w.product(x, e("tanh", e("log", e("add", e("exp", x), w.number(1)))))
+        case _:
+            raised = e("clip", e("add", w.number(3), x), low=0.0, high=6.0)
+            sixth = w.number(1 / 6)
+            result = w.product(x, raised, sixth) if kind == "hard_swish" else w.product(raised, sixth)
+    assert ops(recovered(w.graph([result])).graph) == [{"gelu_tanh": "gelu", "scaled_swish": "swish"}.get(kind, kind)]
+
+
+def test_values_that_are_read_elsewhere_are_left() -> None:
+    graph = parse_graph("""
+graph @g {
+  input %x: f32[2, 3]
+  %e: f32[2, 3] = exp(%x)
+  %s: f32[2, 1] = reduce(%e) {kind = "sum", axes = [1], keepdims = true}
+  %y: f32[2, 3] = div(%e, %s)
+  return %y, %e
+}
+""")
+    result = recovered(graph)
+    assert not result.changed
+    assert [(event.rule, event.node, event.reason) for event in result.events] == [("softmax", "y", "%e is also read by the caller")]
+
+
+NORM = """
+graph @g {{
+  input %x: f32[2, 3, 4]
+  const %part: f32[] = [{part}]
+  const %epsilon: f32[{wide}] = [0.001]
+  %sum: f32[{mean}] = reduce(%x) {{kind = "sum", axes = [{axis}], keepdims = true}}
+  %mean: f32[{mean}] = mul(%sum, %part)
+  %centered: f32[2, 3, 4] = sub(%x, %mean)
+  %square: f32[2, 3, 4] = mul(%centered, %centered)
+  %squares: f32[2, 3, 1] = reduce(%square) {{kind = "sum", axes = [2], keepdims = true}}
+  %above: f32[{above}] = add(%squares, %epsilon)
+  %root: f32[{above}] = sqrt(%above)
+  %y: f32[{result}] = div(%centered, %root)
+  return %y
+}}
+"""
+_PLAIN = {"part": 0.25, "mean": "2, 3, 1", "axis": 2, "above": "2, 3, 1", "result": "2, 3, 4", "wide": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"part": 0.5}, "what is subtracted is not the mean but 2 times the mean"),
+        ({"mean": "2, 1, 4", "axis": 1, "part": 1 / 3}, "the mean is over axes [1], the squares are over axes [2]"),
+        ({"wide": "1, 1, 1, 1", "above": "1, 2, 3, 1", "result": "1, 2, 3, 4"}, "a constant broadcasts the operands of %above"),
+    ],
+)
+def test_what_is_no_mean_and_variance_is_left(change: dict[str, object], reason: str) -> None:
+    """Centred by something else, only the division by the root of the squares is found."""
+    result = recovered(parse_graph(NORM.format(**_PLAIN | change)))
+    assert reason in {event.reason for event in result.events if event.rule == "normalize"}
+    assert [node.attrs["center"] for node in result.graph.nodes if node.op == "normalize"] in ([], [False])
+
+
+@pytest.mark.parametrize(
+    ("body", "rule", "reason"),
+    [
+        ("%a = mul(%x, %x); %s = reduce(%a); %r = sqrt(%s); %y = div(%z, %r)", "rms-normalize", "%x is not %z"),
+        ("%e = exp(%x); %o = exp(%z); %s = reduce(%o); %y = div(%e, %s)", "softmax", "%o is not %e"),
+        ("%d = mul(%x, 0.7); %e = erf(%d); %p = add(%e, 1.0); %h = mul(%x, 0.5); %y = mul(%h, %p)", "gelu", "%k1 is 0.69999999, not 0.70710678"),
+        ("%s = sigmoid(%z); %y = mul(%x, %s)", "swish", "%z is not %x"),
+        ("%r = add(%x, 3.0); %c = clip(%r); %y = div(%c, 5.0)", "hard-sigmoid", None),
+    ],
+)
+def test_near_misses_say_why(body: str, rule: str, reason: str | None) -> None:
+    """``f32[2, 3]`` throughout, reductions along the last axis."""
+    b = GraphBuilder("g", folding=False)
+    values = {"%x": b.input("x", f32(2, 3)), "%z": b.input("z", f32(2, 3))}
+    attrs: dict[str, dict[str, Any]] = {"reduce": {"kind": "sum", "axes": (1,), "keepdims": True}, "clip": {"low": 0.0, "high": 6.0}}
+    for statement in body.split("; "):
+        name, _, call = statement.partition(" = ")
+        op, _, given_ = call.rstrip(")").partition("(")
+        operands = [values.get(text) or b.constant(np.array(float(text), np.float32), name=f"k{len(b.constants) + 1}") for text in given_.split(", ")]
+        values[name] = b.emit(op, *operands, name=name[1:], **attrs.get(op, {}))
+    result = recovered(b.graph([values["%y"]]))
+    assert rule not in {event.rule for event in result.events if event.reason is None}
+    assert reason in {event.reason for event in result.events if event.rule == rule} | {None}
+
+
+def test_rows_that_have_no_spread_and_rows_out_of_range_stay_what_they_were() -> None:
+    """Zero over zero is not a number; infinities and what is not a number stay in their rows."""
+    text = NORM.format(**_PLAIN).replace("[0.001]", "[0.0]")
+    graph = parse_graph(text)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    x[0, 0], x[0, 1, 2], x[1, 1, 0], x[1, 2] = 3.0, np.inf, np.nan, 1e-30
+    result = RecoverOps().run(graph)
+    assert "normalize" in ops(result.graph)
+    with np.errstate(all="ignore"):
+        got, want = (interpret(g, {"x": x})["y"] for g in (result.graph, graph))
+    np.testing.assert_allclose(got[0, 1:], want[0, 1:], rtol=1e-5)
+    np.testing.assert_allclose(got[1, :2], want[1, :2], rtol=1e-5)
+    assert np.isnan(got[0, 0]).all()
+
+
+LAYER = """<ir_version: 4, opset_import: ["" : OPSET]>
+agraph (float[batch, length, 6] x, float[6] g, float[6] b) => (float[batch, length, 6] y)
+<float[1] two = {2.0}, float[1] epsilon = {1e-5}>
+{
+  mean = ReduceMean<axes = [-1]>(x)
+  centered = Sub(x, mean)
+  square = Pow(centered, two)
+  variance = ReduceMean<axes = [-1]>(square)
+  above = Add(variance, epsilon)
+  deviation = Sqrt(above)
+  normal = Div(centered, deviation)
+  scaled = Mul(normal, g)
+  y = Add(scaled, b)
+}
+"""
+ROOT_MEAN_SQUARE = """<ir_version: 8, opset_import: ["" : OPSET]>
+agraph (float[2, 3, 6] x, float[6] g, float[6] b) => (float[2, 3, 6] y)
+<float two = {2.0}, float epsilon = {1e-6}, float one = {1.0}>
+{
+  square = Pow(x, two)
+  mean = ReduceMean<axes = [2]>(square)
+  above = Add(mean, epsilon)
+  deviation = Sqrt(above)
+  inverse = Div(one, deviation)
+  normal = Mul(x, inverse)
+  scaled = Mul(g, normal)
+  y = Add(scaled, b)
+}
+"""
+CHANNELS_FIRST = """<ir_version: 8, opset_import: ["" : OPSET]>
+agraph (float[2, 6, 3, 4] x, float[6, 1, 1] g, float[6, 1, 1] b) => (float[2, 6, 3, 4] y)
+<float two = {2.0}, float epsilon = {1e-6}>
+{
+  mean = ReduceMean<axes = [1]>(x)
+  centered = Sub(x, mean)
+  square = Pow(centered, two)
+  variance = ReduceMean<axes = [1]>(square)
+  above = Add(variance, epsilon)
+  deviation = Sqrt(above)
+  normal = Div(centered, deviation)
+  scaled = Mul(normal, g)
+  y = Add(scaled, b)
+}
+"""
+BY_FACTOR = """<ir_version: 4, opset_import: ["" : OPSET]>
+agraph (float[2, 3, 6] x, float[6] g, float[6] b) => (float[2, 3, 6] y)
+<float[1] epsilon = {1e-3}>
+{
+  mean = ReduceMean<axes = [2]>(x)
+  centered = Sub(x, mean)
+  square = Mul(centered, centered)
+  variance = ReduceMean<axes = [2]>(square)
+  above = Add(variance, epsilon)
+  deviation = Sqrt(above)
+  inverse = Reciprocal(deviation)
+  factor = Mul(inverse, g)
+  left = Mul(x, factor)
+  dropped = Mul(mean, factor)
+  right = Sub(b, dropped)
+  y = Add(left, right)
+}
+"""
+
+
+@pytest.mark.parametrize("opset", [9, 13, 17])
+@pytest.mark.parametrize(("text", "wanted"), [(LAYER, 3), (ROOT_MEAN_SQUARE, 3), (CHANNELS_FIRST, 5), (BY_FACTOR, 3)])
+def test_models_of_exporters(text: str, wanted: int, opset: int) -> None:
+    """From the ONNX model to native code, against ONNX's reference."""
+    model = onnx.parser.parse_model(text.replace("OPSET", str(opset)))
+    graph, _ = PassManager(canonical_passes(3), verify=True).run(import_model(model, {}))
+    assert sum(op not in ("check", "define") for op in ops(graph)) == wanted
+    assert "normalize" in ops(graph)
+    rng = np.random.default_rng(0)
+    feeds = {i.name: rng.standard_normal([d.dim_value or 3 for d in i.type.tensor_type.shape.dim]).astype(np.float32) for i in model.graph.input}
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    got = ts.compile(model, threads=1, cache=False).run(feeds)["y"]
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), st.sampled_from(("left", "right", "both")), st.booleans())
+def test_scales_move_behind_products(data: st.DataObject, side: str, transposed: bool) -> None:
+    w = Writer(data.draw)
+    scale = w.number(0.25)
+    left, right = w.input("q", f32(2, 3, 4)), w.input("k", f32(2, 5, 4) if transposed else f32(2, 4, 5))
+    right = w.emit("transpose", right, perm=(0, 2, 1)) if transposed else right
+    if side != "right":
+        left = w.product(left, scale)
+    if side != "left":
+        right = w.product(right, scale)
+    result = recovered(w.graph([w.emit("softmax", w.emit("matmul", left, right), axis=2, log=False)]))
+    product = next(node for node in result.graph.nodes if node.op == "matmul")
+    assert not any(node.op == "mul" for node in result.graph.nodes[: result.graph.nodes.index(product)])
