@@ -52,6 +52,7 @@ class GraphBuilder:
         self._names: set[str] = set()
         self._producers: dict[Value, Node] = {}
         self._defined: dict[Dim, Dim] = {}
+        self._naturals: dict[Dim, Dim] = {}
 
     def unique(self, stem: str) -> str:
         """A name no value of this graph has yet, from stem."""
@@ -128,11 +129,7 @@ class GraphBuilder:
         self.check(0, meeting.zero, 0, f"dims {meeting.left} and {meeting.right} that meet in it must be equal, or one of them 1", place)
         if isinstance(meeting.extent, int):
             return meeting.extent
-        if meeting.extent not in self._defined:
-            symbol = self.symbol(natural=True)
-            self.emit_multi("define", (), {"symbol": symbol, "value": meeting.extent})
-            self._defined[meeting.extent] = sym(symbol)
-        return self._defined[meeting.extent]
+        return self._symbol_of(meeting.extent)
 
     def _stretch(self, value: Value, meeting: Meeting, axis: int, extent: Dim) -> Value:
         shape = value.type.shape
@@ -165,6 +162,18 @@ class GraphBuilder:
             self.emit_multi("define", (), {"symbol": symbol, "value": value})
             self._defined[value] = sym(symbol)
         return self._defined[value]
+
+    def natural(self, value: Dim) -> Dim:
+        """A symbol for a size that a run derives, and that is known not to be negative; value itself where its terms say so."""
+        return value if is_natural(value) else self._symbol_of(value)
+
+    def _symbol_of(self, value: Dim) -> Dim:
+        """The symbol defined as value, which is not negative."""
+        if value not in self._naturals:
+            symbol = self.symbol(natural=True)
+            self.emit_multi("define", (), {"symbol": symbol, "value": value})
+            self._naturals[value] = sym(symbol)
+        return self._naturals[value]
 
     def check(self, low: Dim | None, value: Dim, high: Dim | None, message: str, place: str) -> None:
         """A condition ``low <= value <= high`` that every run verifies, for the node that ``place`` names.

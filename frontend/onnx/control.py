@@ -15,10 +15,13 @@ from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, minimum, sym, symbols
 from compiler.ir.run_time import depends_on_run, natural
 from compiler.ir.types import DType, TensorType
-from frontend.onnx.inputs import static_shapes
+from frontend.onnx.emitter import Emitter
+from frontend.onnx.entries import Entry, Ragged, common_form, form_of, kind_of, replaced, values_of
+from frontend.onnx.inputs import declared_ranks, static_shapes
 from frontend.onnx.order import captured, ordered
+from frontend.onnx.ragged import appended, brought, item, length_of
 from frontend.onnx.reading import initializers
-from frontend.onnx.scope import Entry, Scope
+from frontend.onnx.scope import Scope
 
 FOREVER = 2**31 - 1
 """Trip counts from here on are no bound; exporters write INT32_MAX or INT64_MAX."""
@@ -46,7 +49,8 @@ class Host(Protocol):
 def import_body(host: Host, graph: onnx.GraphProto, scope: Scope) -> list[Entry] | None:
     """The results of a subgraph whose inputs are in ``scope.values`` already; None where something in it failed, which is recorded."""
     scope.tensors = initializers(graph)
-    scope.declared = static_shapes((*graph.value_info, *graph.output))
+    declared = (*graph.value_info, *graph.output)
+    scope.declared, scope.ranks = static_shapes(declared), declared_ranks(declared)
     outputs = [value.name for value in graph.output]
     known = (*scope.values, *(name for name in scope.tensors if name not in scope.values), *captured(graph))
     nodes = ordered(graph.node, known, outputs, f"{host.where}, subgraph {graph.name or scope.prefix!r}")
@@ -81,17 +85,20 @@ def import_if(
     first, second = found
     if first is None or second is None:
         return None
-    flat = [_flat(entry) for entry in first], [_flat(entry) for entry in second]
-    if [len(values) for values in flat[0]] != [len(values) for values in flat[1]] or list(map(type, first)) != list(map(type, second)):
-        raise UnsupportedForm("its branches give sequences of different lengths, or one gives a value where the other gives none")
-    ranks = [sum(value.type.rank for values in part for value in values) for part in flat]
-    if any(a.type.rank != b.type.rank for left, right in zip(*flat, strict=True) for a, b in zip(left, right, strict=True)):
+    pairs = list(zip(first, second, strict=True))
+    if any(isinstance(a, Value) and isinstance(b, Value) and a.type.rank != b.type.rank for a, b in pairs):
+        ranks = [sum(entry.type.rank for entry in entries if isinstance(entry, Value)) for entries in (first, second)]
         taken = ranks.index(min(ranks))
         _require(condition, taken == 0, scope, name)
         return import_body(host, (then, otherwise)[taken], scope.inside(name, scope.builder))
-    results = [_own(inner, [v for values in part for v in values]) for inner, part in zip(scopes, flat, strict=True)]
+    forms = [common_form(form_of(a), form_of(b), f"result {number}") for number, (a, b) in enumerate(pairs)]
+    shaped = [
+        [brought(Emitter(inner.builder, name), *given) for given in zip(part, forms, strict=True)]
+        for inner, part in zip(scopes, (first, second), strict=True)
+    ]
+    results = [_own(inner, [v for entry in part for v in values_of(entry)]) for inner, part in zip(scopes, shaped, strict=True)]
     merger = _Merger(scope, [_inner_symbols(inner) for inner in scopes])
-    types = [merger.type(a.type, b.type, f"result {number}") for number, (a, b) in enumerate(zip(*results, strict=True))]
+    types = [merger.type(a.type, b.type) for a, b in zip(*results, strict=True)]
     outer = tuple(dict.fromkeys(value for inner in scopes for value in inner.captures))
     regions = []
     for word, inner, made in zip(("then", "else"), scopes, results, strict=True):
@@ -100,8 +107,7 @@ def import_if(
     outputs = tuple(Value(scope.builder.unique(name), type_) for type_ in types)
     attrs = {"symbols": tuple((m.symbol, m.first, m.second) for m in merger.merges)}
     scope.builder.append(Node("if", (condition, *outer), outputs, attrs, tuple(regions), name))
-    rest = iter(outputs)
-    return [tuple(next(rest) for _ in entry) if isinstance(entry, tuple) else (None if entry is None else next(rest)) for entry in first]
+    return _rebuilt(shaped[0], outputs)
 
 
 def _require(condition: Value, holds: bool, scope: Scope, name: str) -> None:
@@ -113,12 +119,6 @@ def _require(condition: Value, holds: bool, scope: Scope, name: str) -> None:
     (bit,) = scope.builder.bind(condition)
     message = f"its branches give results of different ranks, and the condition is not {str(holds).lower()}, for which it is compiled"
     scope.builder.check(int(holds), bit, int(holds), message, f"node {name!r}")
-
-
-def _flat(entry: Entry) -> tuple[Value, ...]:
-    if isinstance(entry, tuple):
-        return entry
-    return () if entry is None else (entry,)
 
 
 def _inner_symbols(scope: Scope) -> set[str]:
@@ -147,9 +147,7 @@ class _Merger:
         self._found: dict[tuple[Dim, Dim], Dim] = {}
         self.merges: list[Merge] = []
 
-    def type(self, first: TensorType, second: TensorType, role: str) -> TensorType:
-        if first.dtype is not second.dtype or first.rank != second.rank:
-            raise UnsupportedForm(f"{role} is {first} in one branch and {second} in the other; they must agree in element type and rank")
+    def type(self, first: TensorType, second: TensorType) -> TensorType:
         return TensorType(first.dtype, tuple(self._dim(a, b) for a, b in zip(first.shape, second.shape, strict=True)))
 
     def _dim(self, first: Dim, second: Dim) -> Dim:
@@ -164,21 +162,24 @@ class _Merger:
 
 @dataclass(frozen=True)
 class Iteration:
-    """What the body of a loop gives: the condition to go on (None: always), the next carried values, one element of each scan."""
+    """What the body of a loop gives: the condition to go on (None: always), the next carried entries, one element of each scan."""
 
     condition: Value | None
-    carried: Sequence[Value]
+    carried: Sequence[Entry]
     scans: Sequence[Value]
 
 
-BuildBody = Callable[[Scope, Dim, Sequence[Value]], Iteration | None]
-"""Imports a body into a new region, given the iteration's number and the carried values there; None where something failed."""
+BuildBody = Callable[[Scope, Dim, Sequence[Entry]], Iteration | None]
+"""Imports a body into a new region, given the iteration's number and the carried entries there; None where something failed."""
 
 
 def repeat(
-    host: Host, scope: Scope, name: str, trips: Dim | None, condition: Value | None, initial: Sequence[Value], build: BuildBody
-) -> tuple[list[Value], list[Value]] | None:
-    """A ``loop`` node; its last carried values and its scans. The body is imported again while dims turn out to change in it."""
+    host: Host, scope: Scope, name: str, trips: Dim | None, condition: Value | None, given: Sequence[Entry], build: BuildBody
+) -> tuple[list[Entry], list[Value]] | None:
+    """A ``loop`` node; its last carried entries and its scans. The body is imported again while what they are made of, and dims, turn out to
+    change in it."""
+    forms, start = [form_of(entry) for entry in given], list(given)
+    initial = [value for entry in start for value in values_of(entry)]
     varying: dict[tuple[int, int], str] = {}
     before = len(host.failures)
     while True:
@@ -189,17 +190,24 @@ def repeat(
             for p, v in enumerate(initial)
         ]
         carried = [inner.builder.input(value.name, type_) for value, type_ in zip(initial, types, strict=True)]
-        found = build(inner, sym(number), carried)
+        found = build(inner, sym(number), _rebuilt(start, carried))
         if found is None:
             return None
-        changed = [place for place in _differences(types, found.carried) if place not in varying]
+        common = [common_form(form, form_of(entry), f"carried value {p}") for p, (form, entry) in enumerate(zip(forms, found.carried, strict=True))]
+        if common != forms:
+            forms, varying = common, {}
+            start = [brought(Emitter(scope.builder, name), *pair) for pair in zip(given, forms, strict=True)]
+            initial = [value for entry in start for value in values_of(entry)]
+            continue
+        following = [v for pair in zip(found.carried, forms, strict=True) for v in values_of(brought(Emitter(inner.builder, name), *pair))]
+        changed = [place for place in _differences(types, following) if place not in varying]
         if not changed:
             break
         varying.update((place, scope.builder.symbol(natural=True)) for place in changed)
-    merges = [Merge(symbol, initial[p].type.shape[axis], found.carried[p].type.shape[axis]) for (p, axis), symbol in varying.items()]
+    merges = [Merge(symbol, initial[p].type.shape[axis], following[p].type.shape[axis]) for (p, axis), symbol in varying.items()]
     _check_scans(found.scans, {*_inner_symbols(inner), number, *varying.values()})
     going, trips = _going(inner, found.condition, trips)
-    results = _own(inner, [*([] if going is None else [going]), *found.carried, *found.scans])
+    results = _own(inner, [*([] if going is None else [going]), *following, *found.scans])
     count = scope.builder.symbol(natural=True)
     scans = [TensorType(v.type.dtype, (sym(count), *v.type.shape)) for v in found.scans]
     outputs = tuple(Value(scope.builder.unique(name), type_) for type_ in (*types, *scans))
@@ -216,7 +224,13 @@ def repeat(
     ran: Dim = trips if trips is not None and condition is None and going is None else sym(count)
     last = {m.symbol: _last(m, ran) for m in merges} | {count: ran}
     exact = [_view(scope, value, substitute_type(value.type, last)) for value in outputs]
-    return exact[: len(initial)], exact[len(initial) :]
+    return _rebuilt(start, exact[: len(initial)]), exact[len(initial) :]
+
+
+def _rebuilt(entries: Sequence[Entry], values: Sequence[Value]) -> list[Entry]:
+    """Entries like those, of other values."""
+    rest = iter(values)
+    return [replaced(entry, lambda _: next(rest)) for entry in entries]
 
 
 def _with_inputs(inner: Scope, carried: Sequence[Value]) -> Graph:
@@ -227,10 +241,6 @@ def _differences(types: Sequence[TensorType], values: Sequence[Value]) -> list[t
     """Where the dims of the next carried values are not those of the present ones."""
     found = []
     for position, (type_, value) in enumerate(zip(types, values, strict=True)):
-        if type_.dtype is not value.type.dtype or type_.rank != value.type.rank:
-            raise UnsupportedForm(
-                f"carried value {position} is {type_} before an iteration and {value.type} after it; its element type and rank must stay"
-            )
         found += [(position, axis) for axis, dim in enumerate(type_.shape) if dim != value.type.shape[axis]]
     return found
 
@@ -271,31 +281,36 @@ def import_loop(host: Host, node: onnx.NodeProto, inputs: Sequence[Entry], body:
     initial = inputs[2:]
     trips = _trips(scope, given)
     if not isinstance(condition, Value | None):
-        raise UnsupportedForm("the condition is a sequence")
+        raise UnsupportedForm(f"the condition is {kind_of(condition)}")
     if len(body.input) != len(initial) + 2 or len(body.output) < len(initial) + 1:
         raise UnsupportedForm(f"its body has {len(body.input)} inputs and {len(body.output)} outputs for {len(initial)} carried values")
     known = None if condition is None else scope.builder.array(condition)
     if known is not None:
         trips, condition = trips if known.item() else 0, None
-    values = [value for value in initial if isinstance(value, Value)]
-    if len(values) < len(initial):
-        return _unrolled(host, name, trips, condition, initial, body, scope)
+    if any(isinstance(entry, tuple) for entry in initial) and condition is None and isinstance(trips, int) and trips <= _UNROLLED:
+        # Sequences of known length stay so in a loop that is written out, which is tried aside: its conditions must be known.
+        trial, before = scope.region(name), len(host.failures)
+        written = _unrolled(host, name, trips, [trial.take(entry) for entry in initial], body, trial)
+        if len(host.failures) > before:
+            return None
+        if written is not None:
+            return _unrolled(host, name, trips, initial, body, scope)
 
-    def build(inner: Scope, number: Dim, carried: Sequence[Value]) -> Iteration | None:
+    def build(inner: Scope, number: Dim, carried: Sequence[Entry]) -> Iteration | None:
         found = _iterate(host, body, inner, number, carried)
         if found is None:
             return None
         going, rest = found
-        return Iteration(going, _tensors(rest[: len(carried)]), _tensors(rest[len(carried) :]))
+        return Iteration(going, rest[: len(carried)], _tensors(rest[len(carried) :]))
 
-    results = repeat(host, scope, name, trips, condition, values, build)
+    results = repeat(host, scope, name, trips, condition, initial, build)
     return None if results is None else [*results[0], *results[1]]
 
 
 def _trips(scope: Scope, given: Entry) -> Dim | None:
     if given is None:
         return None
-    if isinstance(given, tuple) or given.type.dtype.is_float or given.type.elements != 1:
+    if not isinstance(given, Value) or given.type.dtype.is_float or given.type.elements != 1:
         raise UnsupportedForm("the trip count is not one integer")
     (trips,) = scope.builder.bind(given)
     return None if isinstance(trips, int) and trips >= FOREVER else natural(trips)
@@ -313,23 +328,19 @@ def _iterate(host: Host, body: onnx.GraphProto, inner: Scope, number: Dim, carri
         return None
     condition, *rest = found
     if not isinstance(condition, Value):
-        raise UnsupportedForm("the condition to go on is not a tensor")
+        raise UnsupportedForm(f"the condition to go on is {kind_of(condition)}")
     return condition, rest
 
 
 def _tensors(entries: Sequence[Entry]) -> list[Value]:
     values = [entry for entry in entries if isinstance(entry, Value)]
     if len(values) < len(entries):
-        raise UnsupportedForm("a loop that runs a number of times known only at run time cannot carry or collect sequences")
+        raise UnsupportedForm("a sequence or an optional value is to be collected or mapped to; only tensors can be")
     return values
 
 
-def _unrolled(
-    host: Host, name: str, trips: Dim | None, condition: Value | None, initial: Sequence[Entry], body: onnx.GraphProto, scope: Scope
-) -> list[Entry] | None:
-    """A loop that carries sequences, iteration by iteration."""
-    if not isinstance(trips, int) or trips > _UNROLLED or condition is not None:
-        raise UnsupportedForm(f"a loop that carries sequences must run a number of times that is known before it runs, at most {_UNROLLED}")
+def _unrolled(host: Host, name: str, trips: int, initial: Sequence[Entry], body: onnx.GraphProto, scope: Scope) -> list[Entry] | None:
+    """A loop iteration by iteration; None where that is not possible: a condition is not known, or nothing tells the shapes of scans."""
     carried = list(initial)
     scans: list[list[Value]] = [[] for _ in body.output[1 + len(initial) :]]
     for number in range(trips):
@@ -342,28 +353,50 @@ def _unrolled(
             scan.append(scope.builder.emit("reshape", value, shape=(1, *value.type.shape)))
         known = scope.builder.array(going)
         if known is None:
-            raise UnsupportedForm("a loop that carries sequences must not go on by a condition that is computed at run time")
+            return None
         if not known.item():
             break
     if any(not scan for scan in scans):
-        raise UnsupportedForm("a loop that carries sequences collects nothing, since it does not run")
+        return None
     return [*carried, *(scan[0] if len(scan) == 1 else scope.builder.emit("concat", *scan, axis=0) for scan in scans)]
 
 
 def import_map(host: Host, node: onnx.NodeProto, inputs: Sequence[Entry], body: onnx.GraphProto, scope: Scope) -> list[Entry] | None:
     """SequenceMap: the body for every element of the first sequence, with the elements of the other sequences and tensors as they are."""
-    first = inputs[0]
-    if not isinstance(first, tuple):
-        raise UnsupportedForm("input 0 is not a sequence")
-    if any(isinstance(entry, tuple) and len(entry) != len(first) for entry in inputs):
-        raise UnsupportedForm("its sequences have different lengths")
-    results: list[tuple[Value, ...]] = [()] * len(body.output)
-    for number in range(len(first)):
-        inner = scope.inside(f"{node.name or node.op_type}/{number}", scope.builder)
-        arguments = [entry[number] if isinstance(entry, tuple) else entry for entry in inputs]
-        inner.values.update(zip((value.name for value in body.input), arguments, strict=True))
+    name = node.name or node.op_type
+    first, names, emit = inputs[0], [value.name for value in body.input], Emitter(scope.builder, f"{node.op_type} node {node.name!r}")
+    if not isinstance(first, tuple | Ragged):
+        raise UnsupportedForm(f"input 0 is {kind_of(first)}, not a sequence")
+    if len(names) != len(inputs):
+        raise UnsupportedForm(f"its body has {len(names)} inputs for {len(inputs)} operands")
+    lengths = [length_of(entry) for entry in inputs if isinstance(entry, tuple | Ragged)]
+    known = next((length for length in lengths if isinstance(length, int)), None)
+    for length in lengths[1:]:
+        emit.check(lengths[0], length, lengths[0], "its sequences have different lengths, {low} and {value}")
+    ranks = declared_ranks(body.input)
+
+    def arguments(inner: Scope, number: Dim) -> list[Entry]:
+        taken = [inner.take(entry) for entry in inputs]
+        inside = Emitter(inner.builder, emit.place)
+        return [item(inside, entry, number, ranks.get(label)) for label, entry in zip(names, taken, strict=True)]
+
+    if known is not None:
+        results: list[tuple[Value, ...]] = [()] * len(body.output)
+        for number in range(known):
+            inner = scope.inside(f"{name}/{number}", scope.builder)
+            inner.values.update(zip(names, arguments(inner, number), strict=True))
+            found = import_body(host, body, inner)
+            if found is None:
+                return None
+            results = [(*result, value) for result, value in zip(results, _tensors(found), strict=True)]
+        return list(results)
+
+    def build(inner: Scope, number: Dim, carried: Sequence[Entry]) -> Iteration | None:
+        inner.values.update(zip(names, arguments(inner, number), strict=True))
         found = import_body(host, body, inner)
         if found is None:
             return None
-        results = [(*result, value) for result, value in zip(results, _tensors(found), strict=True)]
-    return list(results)
+        return Iteration(None, [appended(Emitter(inner.builder, name), old, new) for old, new in zip(carried, _tensors(found), strict=True)], ())
+
+    made = repeat(host, scope, name, lengths[0], None, [()] * len(body.output), build)
+    return None if made is None else made[0]

@@ -18,13 +18,15 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import FormContext, OnnxForm, all_ops
 from frontend.onnx.control import BRANCHES, import_if, import_loop, import_map
+from frontend.onnx.emitter import Emitter
+from frontend.onnx.entries import Entry, kind_of
 from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
 from frontend.onnx.inputs import input_types, static_shapes
-from frontend.onnx.order import names_read, ordered
+from frontend.onnx.order import describe, names_read, ordered
 from frontend.onnx.reading import TensorReader, initializers, read_model
 from frontend.onnx.scan import import_scan
 from frontend.onnx.schema import check_node
-from frontend.onnx.scope import Entry, Scope
+from frontend.onnx.scope import Scope
 from frontend.onnx.sequences import SEQUENCE_OPS, Call
 from frontend.onnx.texts import check_texts
 
@@ -162,10 +164,8 @@ class _Importer:
 
     def _value(self, name: str, scope: Scope) -> Value:
         value = self.entry(name, scope)
-        if value is None:
-            raise UnsupportedForm(f"value {name!r} is read, but it is an optional input that is absent")
-        if isinstance(value, tuple):
-            raise UnsupportedForm(f"value {name!r} is a sequence; sequences can be used inside a model, not handed out")
+        if not isinstance(value, Value):
+            raise UnsupportedForm(f"value {name!r} is read as a tensor, and it is {kind_of(value)}")
         return value
 
     def nodes(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], scope: Scope) -> None:
@@ -237,10 +237,11 @@ class _Importer:
         if domain == "" and (node.op_type in BRANCHES or node.op_type in SEQUENCE_OPS):
             found = self._structure(node, entries, {a.name: self._attribute(a) for a in given}, opset, scope)
             return None if found is None else dict(zip(node.output, found, strict=False))
-        if any(isinstance(entry, tuple) for entry in entries):
+        other = next((entry for entry in entries if not isinstance(entry, Value | None)), None)
+        if other is not None:
             if node.op_type == "Identity":
-                return {node.output[0]: entries[0]}
-            raise UnsupportedForm("an operand is a sequence of tensors")
+                return {node.output[0]: other}
+            raise UnsupportedForm(f"an operand is {kind_of(other)}, where the operator takes tensors")
         form = self._form(node, domain, opset)
         refusal: UnsupportedForm | None = None
         if form is not None:
@@ -274,7 +275,8 @@ class _Importer:
                 return import_scan(self, node, entries, attrs, opset, scope)
             case "SequenceMap":
                 return import_map(self, node, entries, attrs["body"].g, scope)
-        return [SEQUENCE_OPS[node.op_type](Call(scope.builder, entries, attrs))]
+        emit = Emitter(scope.builder, describe(node))
+        return [SEQUENCE_OPS[node.op_type](Call(emit, entries, attrs, scope.ranks.get(next(iter(node.output), ""))))]
 
     @staticmethod
     def _standalone(node: onnx.NodeProto, scope: Scope) -> onnx.NodeProto:

@@ -73,6 +73,12 @@ def static_shapes(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int,
     return shapes
 
 
+def declared_ranks(values: Sequence[onnx.ValueInfoProto]) -> dict[str, int]:
+    """The ranks of those tensors that have a shape."""
+    tensors = {value.name: value.type.tensor_type for value in values if value.type.HasField("tensor_type")}
+    return {name: len(tensor.shape.dim) for name, tensor in tensors.items() if tensor.HasField("shape")}
+
+
 def _declared(value: onnx.ValueInfoProto, names: DimNames, wanted: Sequence[int] | None, where: str) -> TensorType:
     if not value.type.HasField("tensor_type"):
         raise UnsupportedForm(f"input {value.name!r} is not a tensor")

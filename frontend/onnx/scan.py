@@ -12,7 +12,8 @@ from compiler.ir.graph import Value
 from compiler.ir.intexpr import Dim
 from compiler.ops.support import normalize_axis
 from frontend.onnx.control import Host, Iteration, import_body, repeat
-from frontend.onnx.scope import Entry, Scope
+from frontend.onnx.entries import Entry
+from frontend.onnx.scope import Scope
 
 
 def import_scan(host: Host, node: onnx.NodeProto, inputs: Sequence[Entry], attrs: Mapping[str, Any], opset: int, scope: Scope) -> list[Entry] | None:
@@ -44,7 +45,7 @@ class _Scan:
     def batches(self, states: Sequence[Value], scanned: Sequence[Value], scope: Scope) -> list[Entry] | None:
         """Every element of the batch for itself."""
 
-        def build(inner: Scope, number: Dim, carried: Sequence[Value]) -> Iteration | None:
+        def build(inner: Scope, number: Dim, carried: Sequence[Entry]) -> Iteration | None:
             first, second = ([_element(inner, inner.take_value(v), 0, number) for v in part] for part in (states, scanned))
             found = self.whole(first, second, inner)
             return None if found is None else Iteration(None, carried, [v for v in found if isinstance(v, Value)])
@@ -60,7 +61,7 @@ class _Scan:
         for value, axis in zip(scanned, axes, strict=True):
             scope.builder.equal(value.type.shape[axis], length, self._name)
 
-        def build(inner: Scope, number: Dim, carried: Sequence[Value]) -> Iteration | None:
+        def build(inner: Scope, number: Dim, carried: Sequence[Entry]) -> Iteration | None:
             places = [length - 1 - number if back else number for back in backwards]
             elements = [_element(inner, inner.take_value(v), axis, at) for v, axis, at in zip(scanned, axes, places, strict=True)]
             inner.values.update(zip((value.name for value in self._body.input), (*carried, *elements), strict=True))

@@ -9,10 +9,8 @@ import onnx
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
+from frontend.onnx.entries import Entry, replaced
 from frontend.onnx.reading import Tensor
-
-Entry = Value | tuple[Value, ...] | None
-"""What a name stands for: a tensor, a sequence of tensors, or an optional value that is absent."""
 
 
 @dataclass
@@ -28,6 +26,7 @@ class Scope:
     values: dict[str, Entry] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     declared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
     attributes: Mapping[str, onnx.AttributeProto] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
     prefix: str = ""
@@ -51,9 +50,7 @@ class Scope:
 
     def take(self, entry: Entry) -> Entry:
         """What stands here for an entry of the scope around."""
-        if isinstance(entry, tuple):
-            return tuple(self.take_value(value) for value in entry)
-        return None if entry is None else self.take_value(entry)
+        return replaced(entry, self.take_value)
 
     def take_value(self, value: Value) -> Value:
         """What stands here for a value of the scope around."""

@@ -1,4 +1,4 @@
-"""Sequences of tensors and optional values, which exist while a model is imported: tuples of values, and values that may be absent."""
+"""The operators on sequences of tensors and on optional values."""
 
 from __future__ import annotations
 
@@ -11,47 +11,55 @@ import numpy as np
 from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
-from compiler.ir.intexpr import Dim
-from compiler.ops.support import known, normalize_axis
-from frontend.onnx.scope import Entry
+from compiler.ir.intexpr import Dim, floordiv, maximum
+from compiler.ir.run_time import wrapped
+from compiler.ir.types import DType
+from compiler.ops.support import normalize_axis
+from frontend.onnx.emitter import Emitter
+from frontend.onnx.entries import Content, Entry, Maybe, Ragged, kind_of
+from frontend.onnx.ragged import at, concatenated, divided, erased, inserted, length_of, position_in, ragged, stacked, unbound
+
+_LISTED = 256
+"""Parts up to which a tensor is split into values of their own."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One node: its operands and attributes, and the builder that its results are made with."""
+    """One node: its operands and attributes, what its results are made with, and the rank that the model declares of the first."""
 
-    builder: GraphBuilder
+    emit: Emitter
     entries: Sequence[Entry]
     attrs: Mapping[str, Any]
+    rank: int | None
 
-    def sequence(self, index: int) -> tuple[Value, ...]:
+    @property
+    def builder(self) -> GraphBuilder:
+        return self.emit.builder
+
+    def sequence(self, index: int) -> tuple[Value, ...] | Ragged:
         """Operand ``index``, which must be a sequence."""
-        entry = self.entries[index] if index < len(self.entries) else None
-        if not isinstance(entry, tuple):
-            raise UnsupportedForm(f"input {index} is not a sequence")
+        entry = self._entry(index)
+        if not isinstance(entry, tuple | Ragged):
+            raise UnsupportedForm(f"input {index} is {kind_of(entry)}, not a sequence")
         return entry
 
     def tensor(self, index: int) -> Value:
         """Operand ``index``, which must be a tensor."""
-        entry = self.entries[index] if index < len(self.entries) else None
+        entry = self._entry(index)
         if not isinstance(entry, Value):
-            raise UnsupportedForm(f"input {index} is not a tensor")
+            raise UnsupportedForm(f"input {index} is {kind_of(entry)}, not a tensor")
         return entry
 
     def optional(self, index: int) -> Value | None:
-        """Operand ``index``, a tensor that may be absent."""
-        return self.tensor(index) if index < len(self.entries) and self.entries[index] is not None else None
+        """Operand ``index``, a tensor that may be left out."""
+        return None if self._entry(index) is None else self.tensor(index)
+
+    def _entry(self, index: int) -> Entry:
+        return self.entries[index] if index < len(self.entries) else None
 
 
-def _position(builder: GraphBuilder, value: Value | None, length: int, default: int) -> int:
-    """A position in a sequence, from the end where it is negative; ``length`` positions exist."""
-    dims = (default,) if value is None else builder.dims(value)
-    if dims is None or not isinstance(dims[0], int):
-        raise UnsupportedForm("the position in a sequence is computed at run time")
-    position = dims[0]
-    if not -length <= position < length:
-        raise UnsupportedForm(f"position {position} does not exist among {length} of a sequence")
-    return position % length
+def _as_ragged(call: Call, sequence: tuple[Value, ...] | Ragged, dtype: DType) -> Ragged:
+    return sequence if isinstance(sequence, Ragged) else ragged(call.emit, sequence, dtype)
 
 
 def _construct(call: Call) -> Entry:
@@ -59,87 +67,127 @@ def _construct(call: Call) -> Entry:
 
 
 def _insert(call: Call) -> Entry:
-    sequence, value = call.sequence(0), call.tensor(1)
-    given = call.optional(2)
-    dims = None if given is None else call.builder.dims(given)
-    # A negative position counts from the element at the end, before which it inserts.
-    backwards = dims is not None and isinstance(dims[0], int) and dims[0] < 0
-    at = _position(call.builder, given, len(sequence) + (not backwards), len(sequence))
-    return (*sequence[:at], value, *sequence[at:])
+    sequence, value, given = call.sequence(0), call.tensor(1), call.optional(2)
+    length = length_of(sequence)
+    position = length if given is None else _place(call, given, length)
+    if isinstance(sequence, tuple) and isinstance(position, int):
+        return (*sequence[:position], value, *sequence[position:])
+    return inserted(call.emit, _as_ragged(call, sequence, value.type.dtype), value, position)
+
+
+def _place(call: Call, given: Value, length: Dim) -> Dim:
+    """Where an element is inserted: a position from 0 to the length, or from the end, before the element there, where it is negative."""
+    (position,) = call.builder.bind(given)
+    call.emit.check(-length, position, length, "an element is inserted at position {value} of a sequence of {high}")
+    return call.builder.natural(wrapped(position, length))
 
 
 def _erase(call: Call) -> Entry:
-    sequence = call.sequence(0)
-    at = _position(call.builder, call.optional(1), len(sequence), len(sequence) - 1)
-    return (*sequence[:at], *sequence[at + 1 :])
+    sequence, given = call.sequence(0), call.optional(1)
+    length = length_of(sequence)
+    call.emit.check(1, length, None, "an element is erased from an empty sequence")
+    position = call.builder.natural(length - 1) if given is None else position_in(call.emit, given, length)
+    if isinstance(position, int) and isinstance(sequence, tuple):
+        return (*sequence[:position], *sequence[position + 1 :])
+    return erased(call.emit, _as_ragged(call, sequence, DType.FLOAT32), position)
 
 
 def _at(call: Call) -> Entry:
-    sequence, position = call.sequence(0), call.tensor(1)
-    if call.builder.dims(position) is not None or len({value.type for value in sequence}) != 1:
-        return sequence[_position(call.builder, position, len(sequence), 0)]
-    (number,) = call.builder.bind(position)
-    message = f"position {{value}} does not exist in a sequence of {len(sequence)}"
-    call.builder.check(-len(sequence), number, len(sequence) - 1, message, "SequenceAt node")
-    parts = [call.builder.emit("reshape", value, shape=(1, *value.type.shape)) for value in sequence]
-    return call.builder.emit("gather", _joined(call.builder, parts, 0), call.builder.emit("reshape", position, shape=()), axis=0)
+    return element_at(call.emit, call.sequence(0), call.tensor(1), call.rank)
+
+
+def element_at(emit: Emitter, sequence: tuple[Value, ...] | Ragged, given: Value, rank: int | None) -> Value:
+    """The element at the position that a tensor gives."""
+    if sequence == ():
+        raise UnsupportedForm("an empty sequence has no elements")
+    position = position_in(emit, given, length_of(sequence))
+    if isinstance(sequence, Ragged):
+        return at(emit, sequence, position, rank)
+    if isinstance(position, int):
+        return sequence[position]
+    if len({value.type for value in sequence}) != 1:
+        return at(emit, ragged(emit, sequence, sequence[0].type.dtype), position, rank)
+    rows = emit.joined([emit.reshaped(value, 1, *value.type.shape) for value in sequence])
+    return emit.reshaped(emit.part(rows, position, 1), *sequence[0].type.shape)
 
 
 def _length(call: Call) -> Entry:
-    return call.builder.constant(np.array(len(call.sequence(0)), np.int64))
+    return call.emit.number(length_of(call.sequence(0)))
 
 
 def _split(call: Call) -> Entry:
-    x, given = call.tensor(0), call.optional(1)
+    x, given, emit = call.tensor(0), call.optional(1), call.emit
     axis = normalize_axis(int(call.attrs.get("axis", 0)), x.type.rank)
-    dim = x.type.shape[axis]
-    dims: tuple[Dim, ...] | None = (1,) if given is None else call.builder.dims(given)
-    sizes: list[Dim]
-    if given is None or given.type.rank == 0:
-        length = known(dim, "the length of a split axis")
-        part_size = known(dims[0], "the size of the parts") if dims is not None else 0
-        if part_size < 1:
-            raise UnsupportedForm("the size of the parts is not a positive number that is known before the model runs")
-        sizes = [min(part_size, length - start) for start in range(0, length, part_size)]
-    else:
-        sizes = list(call.builder.bind(given))
-    call.builder.check(dim, sum(sizes, start=0), dim, "parts of {value} elements do not make {low}", "SplitToSequence node")
-    parts: list[Value] = []
-    shape = x.type.shape
-    begin: Dim = 0
-    for size in sizes:
-        starts = tuple(begin if a == axis else 0 for a in range(len(shape)))
-        part = call.builder.emit("slice", x, starts=starts, sizes=(*shape[:axis], size, *shape[axis + 1 :]), steps=(1,) * len(shape))
-        dropped = given is None and not call.attrs.get("keepdims", 1)
-        parts.append(call.builder.emit("reshape", part, shape=(*shape[:axis], *shape[axis + 1 :])) if dropped else part)
-        begin = begin + size
-    return tuple(parts)
+    length = x.type.shape[axis]
+    if given is not None and given.type.rank == 1:
+        return _by_sizes(call, x, axis, given)
+    if given is None and not call.attrs.get("keepdims", 1):
+        if not isinstance(length, int) or length > _LISTED:
+            return unbound(emit, x, axis)
+        rest = (*x.type.shape[:axis], *x.type.shape[axis + 1 :])
+        return tuple(emit.reshaped(emit.part(x, number, 1, axis), *rest) for number in range(length))
+    (size,) = (1,) if given is None else call.builder.bind(given)
+    emit.check(1, size, None, "a tensor is split into parts of {value} elements")
+    if isinstance(length, int) and isinstance(size, int) and -(-length // size) <= _LISTED:
+        return tuple(emit.part(x, begin, min(size, length - begin), axis) for begin in range(0, length, size))
+    count = call.builder.natural(floordiv(length + size - 1, maximum(size, 1)))
+    begins = call.builder.emit("mul", call.builder.emit("iota", length=count), emit.number(size))
+    rests = call.builder.emit("sub", emit.number(length), begins)
+    return divided(emit, x, axis, call.builder.emit("minimum", rests, emit.number(size)))
 
 
-def _joined(builder: GraphBuilder, values: Sequence[Value], axis: int) -> Value:
-    return values[0] if len(values) == 1 else builder.emit("concat", *values, axis=axis)
+def _by_sizes(call: Call, x: Value, axis: int, given: Value) -> Entry:
+    """Parts of given sizes along an axis."""
+    emit, length, (count,) = call.emit, x.type.shape[axis], given.type.shape
+    message = "parts of {value} elements do not make {low}"
+    if isinstance(count, int) and count <= _LISTED:
+        parts: list[Value] = []
+        begin: Dim = 0
+        for size in call.builder.bind(given):
+            emit.check(0, size, None, "a part has {value} elements")
+            parts.append(emit.part(x, call.builder.natural(begin), call.builder.natural(size), axis))
+            begin = begin + size
+        emit.check(length, begin, length, message)
+        return tuple(parts)
+    sizes = emit.as_int64(given)
+    least, total = call.builder.bind(emit.joined([emit.folded("min", sizes, 0), emit.folded("sum", sizes, 0)]))
+    emit.check(0, least, None, "a part has {value} elements")
+    emit.check(length, total, length, message)
+    return divided(emit, x, axis, sizes)
 
 
 def _concat(call: Call) -> Entry:
-    sequence = call.sequence(0)
+    sequence, emit = call.sequence(0), call.emit
+    axis, new = int(call.attrs["axis"]), bool(call.attrs.get("new_axis", 0))
+    if isinstance(sequence, Ragged):
+        rank = call.rank if call.rank is None else call.rank - new
+        return stacked(emit, sequence, axis, rank) if new else concatenated(emit, sequence, axis, rank)
     if not sequence:
         raise UnsupportedForm("an empty sequence has nothing to concatenate")
-    new = bool(call.attrs.get("new_axis", 0))
-    axis = normalize_axis(int(call.attrs["axis"]), sequence[0].type.rank + new)
+    axis = normalize_axis(axis, sequence[0].type.rank + new)
     if new:
-        shapes = [(*v.type.shape[:axis], 1, *v.type.shape[axis:]) for v in sequence]
-        sequence = tuple(call.builder.emit("reshape", v, shape=shape) for v, shape in zip(sequence, shapes, strict=True))
-    return _joined(call.builder, sequence, axis)
+        sequence = tuple(emit.reshaped(v, *v.type.shape[:axis], 1, *v.type.shape[axis:]) for v in sequence)
+    return sequence[0] if len(sequence) == 1 else call.builder.emit("concat", *sequence, axis=axis)
 
 
 def _has_element(call: Call) -> Entry:
-    return call.builder.constant(np.array(bool(call.entries) and call.entries[0] is not None))
+    entry = call.entries[0] if call.entries else None
+    return entry.present if isinstance(entry, Maybe) else call.builder.constant(np.array(entry is not None))
 
 
 def _element(call: Call) -> Entry:
-    if call.entries[0] is None:
+    return content_of(call.emit, call.entries[0])
+
+
+def content_of(emit: Emitter, entry: Entry) -> Content:
+    """What an optional value holds; a run checks that it is there."""
+    if entry is None:
         raise UnsupportedForm("an optional value is read that is absent")
-    return call.entries[0]
+    if not isinstance(entry, Maybe):
+        return entry
+    (present,) = emit.builder.bind(entry.present)
+    emit.check(1, present, 1, "an optional value is read that is absent")
+    return entry.content
 
 
 SEQUENCE_OPS: Mapping[str, Callable[[Call], Entry]] = {
