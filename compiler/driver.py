@@ -10,7 +10,7 @@ import operator
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -197,8 +197,8 @@ def build(graph: Graph, options: Options) -> Built:
         machine=target.triple.partition("-")[0],
         cpu_flags=cpu_flags(target.features),
         threads=options.threads,
-        inputs=_tensors(graph.attrs["input_names"], program.inputs),
-        outputs=_tensors(graph.attrs["output_names"], program.outputs),
+        inputs=_described(graph, "input", program.inputs),
+        outputs=_described(graph, "output", program.outputs),
         kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, _amount(c.flops), _amount(c.nbytes), c.divisions) for c in program.calls),
         arena_bytes=_fixed(program.arena_bytes),
         arena_bound_bytes=program.arena_bound_bytes,
@@ -239,6 +239,21 @@ def _state(program: Program) -> artifact.State:
 
 def _dtype_name(dtype: DType) -> str:
     return STRINGS if dtype.value == STRINGS else dtype.numpy.name
+
+
+def _described(graph: Graph, role: str, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:
+    """The inputs or outputs as the model has them: tensors, and the sequences and optional values that several tensors stand for."""
+    from compiler.ir.containers import containers
+
+    found = list(_tensors(graph.attrs[f"{role}_names"], values))
+    for part in reversed(list(containers(graph, role))):
+        tensors = found[part.first : part.first + part.count]
+        if not part.sequence:
+            tensors[-1] = replace(tensors[-1], name=part.name)
+        dtype = f"seq({tensors[part.optional].dtype})" if part.sequence else tensors[-1].dtype
+        info = artifact.TensorInfo(part.name, f"optional({dtype})" if part.optional else dtype, part.dims, tuple(tensors))
+        found[part.first : part.first + part.count] = [info]
+    return tuple(found)
 
 
 def _tensors(names: Attr, values: Sequence[Value]) -> tuple[artifact.TensorInfo, ...]:

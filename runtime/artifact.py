@@ -32,7 +32,7 @@ from compiler.errors import ArtifactError, UserError
 from runtime.cpus import missing_flags
 
 MAGIC = b"TSMITH\r\n"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Changes with the file's layout, the ABI of the code (entry points, slots) and the layout of the worker pool's block."""
 PAGE = 4096
 TEMPORARY_SUFFIX = ".tmp"
@@ -46,11 +46,31 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: dtype is numpy's name of it (``bfloat16`` included), or ``str``; a symbolic dim is its name, or an expression of names."""
+    """An input or output: dtype is numpy's name of it (``bfloat16`` included), or ``str``; a symbolic dim is its name, or an expression of names.
+
+    A sequence has the dtype ``seq(float32)``, an optional value ``optional(…)``; ``shape`` is that of the tensor, or of the elements as far as
+    they agree (``?`` where dims differ, ``...`` for any shape), and ``tensors`` are what code sees in its place (``runtime/containers.py``).
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    tensors: tuple[TensorInfo, ...] = ()
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it may be absent."""
+        return self.dtype.startswith("optional(")
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it is a list of arrays."""
+        return "seq(" in self.dtype
+
+    @property
+    def elements(self) -> str:
+        """numpy's name of the type of its elements."""
+        return self.tensors[int(self.is_optional)].dtype if self.tensors else self.dtype
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -337,7 +357,12 @@ def _kernel_info(fields: dict[str, Any]) -> KernelInfo:
 
 
 def _tensor_info(fields: dict[str, Any]) -> TensorInfo:
-    return TensorInfo(**fields | {"shape": tuple(fields["shape"])})
+    return TensorInfo(**fields | {"shape": tuple(fields["shape"]), "tensors": tuple(map(_tensor_info, fields["tensors"]))})
+
+
+def tensors_of(infos: Sequence[TensorInfo]) -> tuple[TensorInfo, ...]:
+    """The tensors that code sees, in order."""
+    return tuple(tensor for info in infos for tensor in info.tensors or (info,))
 
 
 def _map_code(descriptor: int, offset: int, size: int) -> mmap.mmap:

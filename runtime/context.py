@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import STATUS_WORDS
-from runtime.artifact import Artifact
+from runtime.artifact import Artifact, tensors_of
 from runtime.texts import WORD_BYTES, Records, decoded
 
 ALIGNMENT = 64
@@ -35,7 +35,7 @@ class Context:
 
     def __init__(self, artifact: Artifact, workers: int, prepare: Callable[[int], None]) -> None:
         manifest = artifact.manifest
-        tensors = len(manifest.inputs) + len(manifest.outputs)
+        tensors = len(tensors_of(manifest.inputs)) + len(tensors_of(manifest.outputs))
         self._layout = manifest.state
         self._workers = workers
         self._prepare = prepare

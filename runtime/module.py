@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import CALL_BITS, DIVISION, UserError, division_error, index_error
 from runtime import profile
-from runtime.artifact import Artifact, PassInfo, TensorInfo, file_path
+from runtime.artifact import Artifact, PassInfo, TensorInfo, file_path, tensors_of
+from runtime.containers import packed, unpacked
 from runtime.context import FIRST_TENSOR, OUT_OF_MEMORY, Context
 from runtime.cpus import available_cpus
 from runtime.pool import WorkerCode, WorkerPool, pool
@@ -50,8 +52,9 @@ class Module:
         self.threads = checked_threads(threads) or manifest.threads or available_cpus()
         self.memory = MemoryUse(artifact.weights_bytes, artifact.code_bytes, manifest.arena_bytes, manifest.arena_bound_bytes, manifest.scratch_bytes)
         self._artifact = artifact
-        self._in = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.inputs]
-        self._out = [(info.name, numpy_dtype(info.dtype), info.shape) for info in manifest.outputs]
+        self._in = [(info.name, numpy_dtype(info.dtype), info.shape) for info in tensors_of(manifest.inputs)]
+        self._out = [(info.name, numpy_dtype(info.dtype), info.shape) for info in tensors_of(manifest.outputs)]
+        self._takes_containers = any(info.tensors for info in manifest.inputs)
         self._sizes = manifest.state.symbols[: manifest.state.inputs]
         self._results = manifest.results or (None,) * len(self._out)
         self._contexts: list[Context] = []
@@ -61,8 +64,9 @@ class Module:
         self._peak = ctypes.CFUNCTYPE(ctypes.c_float, number)(artifact.entry("ts_peak"))
         self._prepare = ctypes.CFUNCTYPE(None, pointer)(artifact.entry("ts_prepare"))
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        """The outputs by name, in the model's order, as fresh arrays. Raises UserError for feeds that do not fit ``inputs``."""
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name, in the model's order, as fresh arrays. A sequence is a list of arrays; an optional value that is absent is None
+        (or left out of ``feeds``). Raises UserError for feeds that do not fit ``inputs``."""
         try:
             arrays, sizes = self._inputs(feeds)
             outputs, _ = self._execute(arrays, sizes)
@@ -70,14 +74,15 @@ class Module:
             known = "" if self.memory.arena is None else f"{self.memory.arena} bytes for activations, and the outputs "
             what = f"a run needs more memory than there is: {known}({error})"
             raise UserError(what, where=self.name, hint="give smaller inputs, or compile for them: see input_shapes") from error
-        return {name: output for (name, _, _), output in zip(self._out, outputs, strict=True)}
+        rest = iter(outputs)
+        return {info.name: unpacked(info, list(islice(rest, len(info.tensors)))) if info.tensors else next(rest) for info in self.outputs}
 
-    def __call__(self, *args: Any) -> tuple[Array, ...]:
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
         """The outputs for inputs given in the model's order. Raises UserError for inputs that do not fit."""
-        if len(args) != len(self._in):
-            what = f"{len(args)} inputs were given; the model has {len(self._in)}: {_listing(self.inputs)}"
+        if len(args) != len(self.inputs):
+            what = f"{len(args)} inputs were given; the model has {len(self.inputs)}: {_listing(self.inputs)}"
             raise UserError(what, where=self.name, hint="pass one array per input")
-        return tuple(self.run({name: arg for (name, _, _), arg in zip(self._in, args, strict=True)}).values())
+        return tuple(self.run({info.name: arg for info, arg in zip(self.inputs, args, strict=True)}).values())
 
     def profile(self, feeds: Mapping[str, Any], repeats: int = 50, peak_gflops: float | None = None) -> profile.Profile:
         """Time per kernel over that many runs. ``peak_gflops`` is one core's multiply-add peak, measured when not given.
@@ -112,10 +117,10 @@ class Module:
         """Checked inputs in order, and the sizes that they give."""
         if not isinstance(feeds, Mapping):
             raise UserError(f"feeds is a {type(feeds).__name__}", where=self.name, hint="pass a dict of input name to array")
+        values = self._unfolded(feeds) if self._takes_containers else map(feeds.get, (name for name, _, _ in self._in))
         arrays = []
         dims: dict[str, int] = {}
-        for name, dtype, shape in self._in:
-            value = feeds.get(name)
+        for (name, dtype, shape), value in zip(self._in, values, strict=True):
             if value is None:
                 raise self._feeds_error(feeds)
             if dtype.kind == "O":
@@ -129,9 +134,25 @@ class Module:
                 self._bind(name, array.shape, shape, dims)
             flags = array.flags
             arrays.append(array if flags.c_contiguous and flags.aligned else np.array(array, order="C"))
-        if len(feeds) != len(arrays):
+        if len(feeds) != len(self.inputs) and not self._takes_containers:
             raise self._feeds_error(feeds)
         return arrays, tuple([dims[name] for name in self._sizes])
+
+    def _unfolded(self, feeds: Mapping[str, Any]) -> Iterator[Any]:
+        """What is given for each tensor: sequences and optional values as those that stand for them."""
+        if any(self._unfit(feeds)):
+            raise self._feeds_error(feeds)
+        dims: dict[str, int] = {}
+        for info in self.inputs:
+            if not info.is_sequence and feeds.get(info.name) is not None:
+                shape = np.shape(self._array(info.name, feeds[info.name]))
+                dims.update((dim, size) for dim, size in zip(info.shape, shape, strict=False) if isinstance(dim, str))
+        for info in self.inputs:
+            value = feeds.get(info.name)
+            if info.tensors:
+                yield from packed(info, numpy_dtype(info.elements), value, dims, self._array, self.name)
+            else:
+                yield value
 
     def _array(self, name: str, value: Any) -> Array:
         try:
@@ -153,12 +174,16 @@ class Module:
             )
 
     def _feeds_error(self, feeds: Mapping[str, Any]) -> UserError:
-        names = {name for name, _, _ in self._in}
-        missing = [name for name, _, _ in self._in if feeds.get(name) is None]
-        unknown = [str(name) for name in feeds if name not in names]
+        missing, unknown = self._unfit(feeds)
         parts = [f"inputs {', '.join(missing)} are missing"] if missing else []
         parts += [f"the model has no inputs called {', '.join(unknown)}"] if unknown else []
         return UserError("; ".join(parts), where=self.name, hint=f"the model's inputs are {_listing(self.inputs)}")
+
+    def _unfit(self, feeds: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The names of inputs that are missing, and those that are no inputs."""
+        names = {info.name for info in self.inputs}
+        missing = [info.name for info in self.inputs if feeds.get(info.name) is None and not info.is_optional]
+        return missing, [str(name) for name in feeds if name not in names]
 
     def _execute(
         self, inputs: list[Array], sizes: tuple[int, ...], stamps: int | None = None, wait: bool = False

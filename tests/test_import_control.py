@@ -251,10 +251,10 @@ def test_optional_values() -> None:
     [
         (BRANCHES.replace("a = Neg (x)", "a = Cast <to = 7> (x)"), "must agree in element type and rank"),
         (BRANCHES.replace("a = Neg (x)", "a = Fancy (x)"), "Fancy"),
-        (LOOP.replace("u = Add (t, part)", "u1 = Add (t, part) u = Reshape (u1, one)"), "its element type and rank must stay"),
+        (LOOP.replace("u = Add (t, part)", "u1 = Add (t, part) u = Reshape (u1, one)"), "must agree in element type and rank"),
         (LOOP.replace("s = Neg (u)", "s = Neg (w)"), "may differ in shape"),
         ("g (float[2] x) => (float[1] y) { y = SplitToSequence (x) }", "is a sequence"),
-        ("g (float[N] x) => (float[1] y) { p = SplitToSequence (x) y = ConcatFromSequence <axis = 0> (p) }", "the length of a split axis"),
+        ("g (seq(float[]) s, int64 i) => (int64[R] y) { e = SequenceAt (s, i) y = Shape (e) }", "does not declare which one"),
         ("g (float[2] x) => (float[1] y) { p = SplitToSequence (x) y = Relu (p) }", "an operand is a sequence"),
     ],
 )

@@ -17,11 +17,12 @@ from compiler.errors import UnsupportedError, UnsupportedForm, UserError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import FormContext, OnnxForm, all_ops
+from frontend.onnx.borders import border_attrs, handed_out, part_names
 from frontend.onnx.control import BRANCHES, import_if, import_loop, import_map
 from frontend.onnx.emitter import Emitter
-from frontend.onnx.entries import Entry, kind_of
+from frontend.onnx.entries import Entry, kind_of, values_of
 from frontend.onnx.functions import call_attributes, has_body, resolved, standard_body, unknown_operator
-from frontend.onnx.inputs import input_types, static_shapes
+from frontend.onnx.inputs import declared_ranks, graph_inputs, static_shapes
 from frontend.onnx.order import describe, names_read, ordered
 from frontend.onnx.reading import TensorReader, initializers, read_model
 from frontend.onnx.scan import import_scan
@@ -85,8 +86,9 @@ class _Importer:
 
     def run(self, input_shapes: Mapping[str, Sequence[int]] | None) -> Graph:
         graph = self._proto.graph
-        declared = static_shapes((*graph.value_info, *graph.output))
-        scope = Scope(self._opsets(self._proto.opset_import), self._builder, tensors=initializers(graph), declared=declared)
+        told = (*graph.value_info, *graph.output)
+        scope = Scope(self._opsets(self._proto.opset_import), self._builder, tensors=initializers(graph))
+        scope.declared, scope.ranks = static_shapes(told), declared_ranks(told)
         inputs = [value for value in graph.input if value.name not in scope.tensors]
         names = [value.name for value in inputs]
         for name, count in (Counter(names) + Counter(t.name for t in (*graph.initializer, *(s.values for s in graph.sparse_initializer)))).items():
@@ -98,20 +100,20 @@ class _Importer:
                 raise UserError(f"output {name!r} is listed twice", where=self.where, hint="give each output a name of its own")
         nodes = ordered(graph.node, (*names, *scope.tensors), outputs, self.where)
         try:
-            types = input_types(inputs, input_shapes, self.where)
+            given = graph_inputs(inputs, input_shapes, self.where)
         except UnsupportedForm as error:
             raise self._unsupported([str(error)]) from error
-        for value in inputs:
-            scope.values[value.name] = self._builder.input(value.name, types[value.name])
-        reserved = [self._builder.unique(name) for name in outputs]
+        scope.values.update({name: value.entry(self._builder, name) for name, value in given.items()})
+        entered = {name: scope.values[name] for name in names}
+        reserved = {name: self._builder.unique(name) for name in outputs}
         self.nodes(nodes, outputs, scope)
         if self.failures:
             raise self._unsupported(self.failures) from self._cause
         try:
-            values = [self._value(name, scope) for name in outputs]
+            made = {v.name: handed_out(Emitter(self._builder, f"output {v.name!r}"), self.entry(v.name, scope), v) for v in graph.output}
         except UnsupportedForm as error:
             raise self._unsupported([str(error)]) from error
-        return self._finish(values, reserved, outputs, [v.name for v in inputs])
+        return self._finish(entered, made, reserved)
 
     def _unsupported(self, items: Sequence[str]) -> UnsupportedError:
         return UnsupportedError(
@@ -132,18 +134,18 @@ class _Importer:
             )
         return opsets
 
-    def _finish(self, values: Sequence[Value], reserved: Sequence[str], output_names: Sequence[str], input_names: Sequence[str]) -> Graph:
+    def _finish(self, entered: Mapping[str, Entry], made: Mapping[str, Entry], reserved: Mapping[str, str]) -> Graph:
         """The graph with its outputs under their own names; an output that is an input, a constant or another output becomes a copy."""
         builder = self._builder
         renamed: dict[Value, Value] = {}
         outputs = []
-        for value, name in zip(values, reserved, strict=True):
-            source = value if builder.producer(value) is not None and value not in renamed else self._copied(value)
-            renamed[source] = Value(name, source.type)
-            outputs.append(renamed[source])
+        for label, entry in made.items():
+            for value, name in zip(values_of(entry), part_names(reserved[label], entry), strict=True):
+                source = value if builder.producer(value) is not None and value not in renamed else self._copied(value)
+                renamed[source] = Value(name if isinstance(entry, Value) else builder.unique(name), source.type)
+                outputs.append(renamed[source])
         nodes = tuple(_renamed(node, renamed) for node in builder.nodes)
-        attrs = {"input_names": tuple(input_names), "output_names": tuple(output_names)}
-        return builder.graph(outputs).with_(nodes=nodes, attrs=attrs)
+        return builder.graph(outputs).with_(nodes=nodes, attrs={**border_attrs("input", entered), **border_attrs("output", made)})
 
     def _copied(self, value: Value) -> Value:
         """A copy that is not folded away."""

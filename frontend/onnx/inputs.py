@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import onnx
 
 from compiler.errors import UnsupportedForm, UserError
 from compiler.ir.intexpr import Dim, substitute, sym
-from compiler.ir.types import ADDRESSABLE_BYTES, TensorType
+from compiler.ir.types import ADDRESSABLE_BYTES, DType, TensorType
 from compiler.ops.support import ONNX_DTYPES
+from frontend.onnx.borders import Declared, Input
 
 _OWN_SYMBOL = re.compile(r"[iun]\d+|lane")
 """Symbols that the compiler makes itself: positions in a tensor, and numbers that only a run knows."""
+
+_PRESENT = (TensorType(DType.BOOL, ()),)
+"""What tells whether an optional value is there."""
 
 _LONGEST = 64
 """Characters of a dim's name that its symbol keeps; LLVM tells long names apart by their beginning alone."""
@@ -37,30 +42,38 @@ class DimNames:
         return self._names[label]
 
 
-def input_types(values: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Sequence[int]] | None, where: str) -> dict[str, TensorType]:
-    """The type of each graph input, with symbolic dims replaced by what ``shapes`` says.
+def graph_inputs(values: Sequence[onnx.ValueInfoProto], shapes: Mapping[str, Sequence[int]] | None, where: str) -> dict[str, Input]:
+    """The graph inputs by name, with symbolic dims replaced by what ``shapes`` says; of a sequence, by the shape of its elements.
 
-    Raises UserError for shapes that do not fit the model and UnsupportedForm for inputs that are no tensors of a supported type.
+    Raises UserError for shapes that do not fit the model and UnsupportedForm for inputs that are not made of tensors of a supported type.
     """
     names = DimNames()
     known = {value.name for value in values}
     for name in shapes or {}:
         if name not in known:
             raise UserError(f"input_shapes names {name!r}, which is not an input", where=where, hint=f"the inputs are {', '.join(sorted(known))}")
-    types = {}
+    found = {}
     bound: dict[str, int] = {}
     for value in values:
         wanted = None if shapes is None else shapes.get(value.name)
-        declared = _declared(value, names, wanted, where)
+        declared = Declared.of(value)
+        if declared is None:
+            raise UnsupportedForm(f"input {value.name!r} has no type")
+        if declared.sequence:
+            found[value.name] = _sequence(value.name, declared, names, wanted, where)
+            continue
+        type_ = _declared(value.name, declared.tensor, names, wanted, where)
         if wanted is not None:
-            _bind(value.name, declared, wanted, bound, where)
-        types[value.name] = declared
+            _bind(value.name, type_, wanted, bound, where)
+        found[value.name] = Input(declared.optional, False, None, (*_PRESENT * declared.optional, type_))
     values_of: dict[str, Dim] = dict(bound)
-    resolved = {name: TensorType(t.dtype, tuple(substitute(dim, values_of) for dim in t.shape)) for name, t in types.items()}
-    for name, type_ in resolved.items():
-        if isinstance(type_.nbytes, int) and type_.nbytes > ADDRESSABLE_BYTES:
-            raise UserError(f"{name} needs {type_.nbytes:.3g} bytes", where=where, hint="compile for smaller inputs: see input_shapes")
-    return resolved
+    for name, given in found.items():
+        types = tuple(TensorType(t.dtype, tuple(substitute(dim, values_of) for dim in t.shape)) for t in given.types)
+        for type_ in types:
+            if isinstance(type_.nbytes, int) and type_.nbytes > ADDRESSABLE_BYTES:
+                raise UserError(f"{name} needs {type_.nbytes:.3g} bytes", where=where, hint="compile for smaller inputs: see input_shapes")
+        found[name] = replace(given, types=types)
+    return found
 
 
 def static_shapes(values: Sequence[onnx.ValueInfoProto]) -> dict[str, tuple[int, ...]]:
@@ -79,25 +92,40 @@ def declared_ranks(values: Sequence[onnx.ValueInfoProto]) -> dict[str, int]:
     return {name: len(tensor.shape.dim) for name, tensor in tensors.items() if tensor.HasField("shape")}
 
 
-def _declared(value: onnx.ValueInfoProto, names: DimNames, wanted: Sequence[int] | None, where: str) -> TensorType:
-    if not value.type.HasField("tensor_type"):
-        raise UnsupportedForm(f"input {value.name!r} is not a tensor")
-    tensor = value.type.tensor_type
+def _sequence(name: str, declared: Declared, names: DimNames, wanted: Sequence[int] | None, where: str) -> Input:
+    """A sequence, of elements of the shape wanted where one is given."""
+    element, dtype = declared.element, _dtype(name, declared.tensor)
+    if wanted is not None:
+        shape = TensorType(dtype, tuple(wanted) if element is None else tuple(sym(f"{name}.{a}") if d is None else d for a, d in enumerate(element)))
+        _bind(name, shape, wanted, {}, where)
+        element = tuple(wanted)
+    length, rank = sym(names.symbol(f"{name}_length")), sym(names.symbol(f"{name}_rank")) if element is None else len(element)
+    types = [TensorType(dtype, (sym(names.symbol(f"{name}_elements")),)), TensorType(DType.INT64, (length, rank))]
+    ranks = [TensorType(DType.INT64, (length,))] if element is None else []
+    return Input(declared.optional, True, element, (*_PRESENT * declared.optional, *types, *ranks))
+
+
+def _dtype(name: str, tensor: onnx.TypeProto.Tensor) -> DType:
     dtype = ONNX_DTYPES.get(tensor.elem_type)
     if dtype is None:
-        raise UnsupportedForm(f"input {value.name!r} has element type number {tensor.elem_type}, which is not supported")
+        raise UnsupportedForm(f"input {name!r} has element type number {tensor.elem_type}, which is not supported")
+    return dtype
+
+
+def _declared(name: str, tensor: onnx.TypeProto.Tensor, names: DimNames, wanted: Sequence[int] | None, where: str) -> TensorType:
+    dtype = _dtype(name, tensor)
     if not tensor.HasField("shape"):
         if wanted is None:
             raise UserError(
-                f"input {value.name!r} has no shape, not even a rank",
+                f"input {name!r} has no shape, not even a rank",
                 where=where,
-                hint=f"give it: input_shapes={{{value.name!r}: [...]}}",
+                hint=f"give it: input_shapes={{{name!r}: [...]}}",
             )
-        return TensorType(dtype, tuple(sym(names.symbol(f"{value.name}_{axis}")) for axis in range(len(wanted))))
+        return TensorType(dtype, tuple(sym(names.symbol(f"{name}_{axis}")) for axis in range(len(wanted))))
     dims: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
         fixed = dim.HasField("dim_value") and dim.dim_value >= 0
-        dims.append(dim.dim_value if fixed else sym(names.symbol(dim.dim_param or f"{value.name}_{axis}")))
+        dims.append(dim.dim_value if fixed else sym(names.symbol(dim.dim_param or f"{name}_{axis}")))
     return TensorType(dtype, tuple(dims))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def brought(emit: Emitter, entry: Entry, form: Form) -> Entry:
 def _brought(emit: Emitter, content: Content, form: ContentForm) -> Content:
     if not isinstance(form, RaggedForm) or isinstance(content, Value):
         return content
-    found = ragged(emit, content, form.dtype) if isinstance(content, tuple) else content
+    found = ragged(emit, content, form.dtype, form.element) if isinstance(content, tuple) else content
     return replace(found, element=form.element) if form.element is not None else _mixed(emit, found, found.shapes.type.shape[1])
 
 
@@ -76,13 +77,12 @@ def _absent(emit: Emitter, form: ContentForm) -> Content:
             return _brought(emit, (), form)
 
 
-def ragged(emit: Emitter, values: Sequence[Value], dtype: DType) -> Ragged:
-    """A sequence of known length as tensors; ``dtype`` is its element type where it is empty."""
+def ragged(emit: Emitter, values: Sequence[Value], dtype: DType, element: Element | None = ()) -> Ragged:
+    """A sequence of known length as tensors; ``dtype`` and ``element`` are said of its elements where it has none."""
     ranks = [value.type.rank for value in values]
-    element: Element | None = tuple(dim if isinstance(dim, int) else None for dim in values[0].type.shape) if values else ()
-    for value in values[1:]:
-        element = common_element(element, tuple(dim if isinstance(dim, int) else None for dim in value.type.shape))
-    width = max(ranks, default=0)
+    known: list[Element | None] = [tuple(dim if isinstance(dim, int) else None for dim in value.type.shape) for value in values]
+    element = reduce(common_element, known) if known else element
+    width = max(ranks, default=len(element or ()))
     rows = [dim for value in values for dim in (*value.type.shape, *(1,) * (width - value.type.rank))]
     flat = [emit.reshaped(value, product(value.type.shape)) for value in values]
     data = emit.joined(flat) if flat else emit.builder.constant(np.zeros(0, dtype.numpy))
@@ -284,12 +284,12 @@ def _places(emit: Emitter, lengths: Value, outer: Dim, total: Dim) -> Value:
     emitted = emit.builder.emit
     (count,) = lengths.type.shape
     starts = emit.running_sum(lengths)
-    numbered = emitted("iota", length=count)
+    numbered = emitted("iota", length=(count,))
     # Of parts that begin at one place all but the last are empty, and rows are updated in order.
     marks = emitted("scatter", emit.filled(0, (total, 1)), starts, emit.reshaped(numbered, count, 1), kind="none")
     owner = emit.running_max(emit.reshaped(marks, total))
     start, length = (emit.reshaped(emitted("gather", table, owner, axis=0), 1, total) for table in (starts, lengths))
-    along = emit.reshaped(emitted("iota", length=total), 1, total)
-    row = emit.reshaped(emitted("iota", length=outer), outer, 1)
+    along = emit.reshaped(emitted("iota", length=(total,)), 1, total)
+    row = emit.reshaped(emitted("iota", length=(outer,)), outer, 1)
     base = emitted("add", emitted("mul", start, emit.number(outer - 1)), along)
     return emitted("add", base, emitted("mul", row, length))

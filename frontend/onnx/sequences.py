@@ -131,7 +131,7 @@ def _split(call: Call) -> Entry:
     if isinstance(length, int) and isinstance(size, int) and -(-length // size) <= _LISTED:
         return tuple(emit.part(x, begin, min(size, length - begin), axis) for begin in range(0, length, size))
     count = call.builder.natural(floordiv(length + size - 1, maximum(size, 1)))
-    begins = call.builder.emit("mul", call.builder.emit("iota", length=count), emit.number(size))
+    begins = call.builder.emit("mul", call.builder.emit("iota", length=(count,)), emit.number(size))
     rests = call.builder.emit("sub", emit.number(length), begins)
     return divided(emit, x, axis, call.builder.emit("minimum", rests, emit.number(size)))
 

@@ -65,7 +65,7 @@ class Case:
             outputs = [got[value.name] for value in self.model.graph.output]
             try:
                 for view in (list, _without_bfloat16):
-                    Runner.assert_similar_outputs(view(expected), view(outputs), self._source.rtol, self._source.atol)
+                    Runner.assert_similar_outputs(view(_leaves(expected)), view(_leaves(outputs)), self._source.rtol, self._source.atol)
             except AssertionError as error:
                 return f"differs: {_line(str(error))}"
             runs += 1
@@ -82,6 +82,17 @@ def all_cases() -> dict[str, Case]:
 def share(names: list[str], parts: int) -> list[str]:
     """One of ``parts`` equal parts of the cases, the same ones each time, chosen by their names."""
     return [name for name in names if int(hashlib.sha256(name.encode()).hexdigest(), 16) % parts == 0]
+
+
+def _leaves(values: list[Any] | tuple[Any, ...]) -> list[Any]:
+    """The arrays in values, with the length of each sequence before its elements, and -1 for None: the runner takes no scalars in sequences."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            found += [np.array(len(value)), *_leaves(value)]
+        else:
+            found.append(np.array(-1) if value is None else value)
+    return found
 
 
 def _without_bfloat16(arrays: list[Any]) -> list[Any]:

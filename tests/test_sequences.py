@@ -1,0 +1,228 @@
+"""Sequences and optional values whose lengths and shapes only a run knows, against ONNX Runtime."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import parser
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+import tensorsmith as ts
+from compiler.ir.verify import Stage, verify_graph
+from compiler.pipeline import optimize
+from compiler.target import resolve
+from frontend.onnx.importer import import_model
+
+REFUSED = (InvalidArgument, RuntimeException, Fail)
+HEADER = '<ir_version: 9, opset_import: ["" : 20]>'
+LENGTHS = st.integers(0, 4)
+
+
+def model(text: str) -> onnx.ModelProto:
+    return parser.parse_model(HEADER + text)
+
+
+@cache
+def compiled(text: str) -> ts.Module:
+    graph = import_model(model(text))
+    verify_graph(graph, Stage.CANONICAL)
+    optimize(graph, resolve("native"), verify=True)
+    return ts.compile(model(text), threads=2, cache=False)
+
+
+@cache
+def oracle(text: str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model(text).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def same(found: Any, wanted: Any) -> None:
+    if isinstance(wanted, list):
+        assert isinstance(found, list)
+        assert len(found) == len(wanted)
+        for a, b in zip(found, wanted, strict=True):
+            same(a, b)
+    elif wanted is None:
+        assert found is None
+    else:
+        assert (found.dtype, found.shape) == (np.asarray(wanted).dtype, np.asarray(wanted).shape)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def check(text: str, **feeds: Any) -> None:
+    """A compiled model gives what ONNX Runtime gives, or both refuse."""
+    try:
+        wanted = oracle(text).run(None, feeds)
+    except REFUSED:
+        with pytest.raises(ts.UserError):
+            compiled(text).run(feeds)
+        return
+    for found, want in zip(compiled(text).run(feeds).values(), wanted, strict=True):
+        same(found, want)
+
+
+def arrays(*dims: st.SearchStrategy[int] | int, dtype: Any = np.float32) -> st.SearchStrategy[Any]:
+    """Arrays of those dims, of numbers that tell elements apart."""
+    shape = st.tuples(*(dim if isinstance(dim, st.SearchStrategy) else st.just(dim) for dim in dims))
+    return st.builds(lambda shape, seed: np.random.default_rng(seed).integers(-99, 99, shape).astype(dtype), shape, st.integers(0, 999))
+
+
+def lists(*dims: st.SearchStrategy[int] | int, least: int = 0, dtype: Any = np.float32) -> st.SearchStrategy[list[Any]]:
+    return st.lists(arrays(*dims, dtype=dtype), min_size=least, max_size=5)
+
+
+POSITIONS = st.builds(np.array, st.integers(-3, 3))
+"""Positions, some of which do not exist."""
+
+EDIT = """
+g (seq(float[N, 3]) s, float[M, 3] t, int64 p, int64 q, int64[1] r) =>
+  (seq(float[A, 3]) put, seq(float[B, 3]) gone, float[C, 3] one, int64 n, float[D, 3] all) {
+  put = SequenceInsert (s, t, p)
+  gone = SequenceErase (put, q)
+  one = SequenceAt (put, r)
+  n = SequenceLength (gone)
+  all = ConcatFromSequence <axis = 0> (put)
+}
+"""
+
+
+@settings(max_examples=100, deadline=None)
+@given(s=lists(LENGTHS, 3), t=arrays(LENGTHS, 3), p=POSITIONS, q=POSITIONS, r=POSITIONS)
+def test_insert_erase_and_read(s: list[Any], t: Any, p: Any, q: Any, r: Any) -> None:
+    check(EDIT, s=s, t=t, p=p, q=q, r=r.reshape(1))
+
+
+DEFAULTS = """
+g (seq(int64[N]) s, int64[M] t) => (seq(int64[A]) more, seq(int64[A]) less, int64[B] all) {
+  more = SequenceInsert (s, t)
+  less = SequenceErase (s)
+  all = ConcatFromSequence <axis = -1> (more)
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(s=lists(LENGTHS, dtype=np.int64), t=arrays(LENGTHS, dtype=np.int64))
+def test_the_last_element_is_meant_where_none_is_named(s: list[Any], t: Any) -> None:
+    check(DEFAULTS, s=s, t=t)
+
+
+RANKS = """
+g (seq(float[]) s, float[A] t, float u, int64 p) => (seq(float[]) more, float[B] one, seq(float[]) rest, int64 n) {
+  some = SequenceInsert (s, u)
+  more = SequenceInsert (some, t, p)
+  one = SequenceAt (more, p)
+  rest = SequenceErase (more, p)
+  n = SequenceLength (rest)
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), ranks=st.lists(st.integers(0, 3), max_size=4), t=arrays(LENGTHS), u=arrays())
+def test_elements_of_different_ranks(data: st.DataObject, ranks: list[int], t: Any, u: Any) -> None:
+    s = [data.draw(arrays(*(LENGTHS,) * rank)) for rank in ranks]
+    check(RANKS, s=s, t=t, u=u, p=np.array(data.draw(st.integers(0, len(s)))))
+
+
+def test_an_element_of_another_rank_than_declared() -> None:
+    text = "g (seq(float[]) s, int64 p) => (float[B] y) { y = SequenceAt (s, p) }"
+    s = [np.zeros((2, 2), np.float32), np.ones(3, np.float32)]
+    same(compiled(text).run({"s": s, "p": np.int64(1)})["y"], s[1])
+    with pytest.raises(ts.UserError, match="has rank 2, and the model declares it as 1"):
+        compiled(text).run({"s": s, "p": np.int64(0)})
+
+
+JOIN = """
+g (seq(float[A, N, B]) s) => (float[A, M, B] y, int64 n) {
+  y = ConcatFromSequence <axis = AXIS> (s)
+  n = SequenceLength (s)
+}
+"""
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), count=st.integers(0, 5), dims=st.tuples(LENGTHS, LENGTHS, LENGTHS))
+def test_concatenation(axis: int, data: st.DataObject, count: int, dims: tuple[int, int, int]) -> None:
+    axes: list[st.SearchStrategy[int] | int] = list(dims)
+    axes[axis] = LENGTHS
+    check(JOIN.replace("AXIS", str(axis)), s=[data.draw(arrays(*axes)) for _ in range(count)])
+
+
+def test_concatenation_of_what_does_not_fit() -> None:
+    with pytest.raises(ts.UserError, match="along axis 2 differ: 4 and 5"):
+        compiled(JOIN.replace("AXIS", "1")).run({"s": [np.zeros((2, 3, 4), np.float32), np.zeros((2, 1, 5), np.float32)]})
+    with pytest.raises(ts.UserError, match="an empty sequence has nothing to concatenate"):
+        compiled(JOIN.replace("AXIS", "0")).run({"s": []})
+
+
+STACK = """
+g (seq(float[]) s, seq(float[A, B]) t) => (float[N, P, Q] x, float[A, B, M] y) {
+  x = ConcatFromSequence <axis = 0, new_axis = 1> (s)
+  y = ConcatFromSequence <axis = -1, new_axis = 1> (t)
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), counts=st.tuples(st.integers(1, 4), st.integers(1, 4)), dims=st.tuples(LENGTHS, LENGTHS))
+def test_stacking(data: st.DataObject, counts: tuple[int, int], dims: tuple[int, int]) -> None:
+    s, t = ([data.draw(arrays(*dims)) for _ in range(count)] for count in counts)
+    check(STACK, s=s, t=t)
+
+
+SPLIT = """
+g (float[A, B, C] x, INT64 n) => (seq(float[]) parts, int64 count) {
+  parts = SplitToSequence <axis = AXIS> (x, n)
+  count = SequenceLength (parts)
+}
+"""
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@settings(max_examples=30, deadline=None)
+@given(x=arrays(LENGTHS, LENGTHS, LENGTHS), n=st.integers(1, 5))
+def test_parts_of_a_size(axis: int, x: Any, n: int) -> None:
+    check(SPLIT.replace("AXIS", str(axis)).replace("INT64", "int64"), x=x, n=np.array(n))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@settings(max_examples=30, deadline=None)
+@given(x=arrays(LENGTHS, LENGTHS, LENGTHS), data=st.data())
+def test_parts_of_given_sizes(axis: int, x: Any, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, x.shape[axis]), max_size=4)))
+    sizes = np.diff([0, *cuts, x.shape[axis]])
+    check(SPLIT.replace("AXIS", str(axis)).replace("INT64", "int64[K]"), x=x, n=sizes.astype(np.int64))
+
+
+@pytest.mark.parametrize(("sizes", "message"), [([1, 1], "parts of 2 elements do not make 3"), ([4, -1], "a part has -1 elements")])
+def test_sizes_that_do_not_fit(sizes: list[int], message: str) -> None:
+    for kind in ("int64[K]", "int64[2]"):
+        with pytest.raises(ts.UserError, match=message):
+            compiled(SPLIT.replace("AXIS", "0").replace("INT64", kind)).run({"x": np.zeros((3, 1, 1), np.float32), "n": np.array(sizes)})
+    with pytest.raises(ts.UserError, match="split into parts of 0 elements"):
+        compiled(SPLIT.replace("AXIS", "0").replace("INT64", "int64")).run({"x": np.zeros((3, 1, 1), np.float32), "n": np.array(0)})
+
+
+SLICES = """
+g (float[A, B] x) => (seq(float[N]) rows, seq(float[N]) columns, seq(float[N, 1]) kept) {
+  rows = SplitToSequence <axis = 0, keepdims = 0> (x)
+  columns = SplitToSequence <axis = 1, keepdims = 0> (x)
+  kept = SplitToSequence <axis = 1> (x)
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(x=arrays(LENGTHS, LENGTHS))
+def test_slices_of_a_tensor(x: Any) -> None:
+    check(SLICES, x=x)
