@@ -18,8 +18,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ANY_SHAPE = ("...",)
 """The shape of a sequence whose elements may have any."""
 
-AsArray = Callable[[str, Any], Array]
-"""Makes an array of a value, given what to call it in an error."""
+AsArray = Callable[[str, Any, np.dtype[Any]], Array]
+"""Makes an array of a value, given what to call it in an error and the dtype that is wanted."""
 
 
 def packed(info: TensorInfo, dtype: np.dtype[Any], value: Any, dims: Mapping[str, int], as_array: AsArray, where: str) -> list[Any]:
@@ -30,11 +30,11 @@ def packed(info: TensorInfo, dtype: np.dtype[Any], value: Any, dims: Mapping[str
     present = [np.array(value is not None)] if info.is_optional else []
     if not info.is_sequence:
         shape = [dim if isinstance(dim, int) else dims.get(dim, 0) for dim in info.shape]
-        return [*present, np.zeros(shape, dtype) if value is None else value]
+        return [*present, np.full(shape, "" if dtype.kind == "O" else 0, dtype) if value is None else value]
     if not isinstance(value, list | tuple | None):
         what = f"input {info.name} is a {type(value).__name__}; the model takes {info.dtype}"
         raise UserError(what, where=where, hint="pass a list of numpy arrays")
-    elements = [as_array(f"{info.name}, element {number},", element) for number, element in enumerate(value or ())]
+    elements = [as_array(f"{info.name}, element {number},", element, dtype) for number, element in enumerate(value or ())]
     for number, element in enumerate(elements):
         _check(number, element, info, dtype, where)
     return [*present, *_joined(elements, dtype, mixed=info.shape == ANY_SHAPE, rank=len(info.shape))]

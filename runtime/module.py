@@ -123,10 +123,7 @@ class Module:
         for (name, dtype, shape), value in zip(self._in, values, strict=True):
             if value is None:
                 raise self._feeds_error(feeds)
-            if dtype.kind == "O":
-                array = encoded(name, value, self.name)
-            else:
-                array = value if isinstance(value, np.ndarray) else self._array(name, value)
+            array = value if isinstance(value, np.ndarray) and dtype.kind != "O" else self._array(name, value, dtype)
             if array.dtype != dtype:
                 what = f"input {name} is {array.dtype}; the model takes {dtype}"
                 raise UserError(what, where=self.name, hint=f"convert it: array.astype('{dtype}')")
@@ -145,7 +142,7 @@ class Module:
         dims: dict[str, int] = {}
         for info in self.inputs:
             if not info.is_sequence and feeds.get(info.name) is not None:
-                shape = np.shape(self._array(info.name, feeds[info.name]))
+                shape = np.shape(self._array(info.name, feeds[info.name], numpy_dtype(info.elements)))
                 dims.update((dim, size) for dim, size in zip(info.shape, shape, strict=False) if isinstance(dim, str))
         for info in self.inputs:
             value = feeds.get(info.name)
@@ -154,7 +151,10 @@ class Module:
             else:
                 yield value
 
-    def _array(self, name: str, value: Any) -> Array:
+    def _array(self, name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+        """What is given for input ``name`` as an array, of strings where dtype is that of objects; other types stay what they are."""
+        if dtype.kind == "O":
+            return encoded(name, value, self.name)
         try:
             return np.asarray(value)
         except (ValueError, TypeError) as error:

@@ -37,6 +37,11 @@ class Emitter:
         one = self.builder.constant(np.full((1,) * len(shape), number, np.int64))
         return self.builder.emit("expand", one, shape=tuple(shape))
 
+    def blank(self, dtype: DType, shape: Sequence[int | None]) -> Value:
+        """A tensor of zeros, or empty texts, that stands for none; dims that are not known are 0."""
+        dims = [dim or 0 for dim in shape]
+        return self.builder.constant(np.full(dims, "", object) if dtype is DType.STRING else np.zeros(dims, dtype.numpy))
+
     def sizes(self, *values: Value) -> tuple[Dim, ...]:
         """The numbers in int64 vectors and scalars, none of them negative, as dims."""
         return self.builder.bind(self.joined(values), natural=True)

@@ -70,9 +70,9 @@ def _absent(emit: Emitter, form: ContentForm) -> Content:
     """What stands for content that is not there."""
     match form:
         case TensorForm():
-            return emit.builder.constant(np.zeros([dim or 0 for dim in form.shape], form.dtype.numpy))
+            return emit.blank(form.dtype, form.shape)
         case ListForm():
-            return tuple(emit.builder.constant(np.zeros([dim or 0 for dim in tensor.shape], tensor.dtype.numpy)) for tensor in form.tensors)
+            return tuple(emit.blank(tensor.dtype, tensor.shape) for tensor in form.tensors)
         case RaggedForm():
             return _brought(emit, (), form)
 
@@ -85,7 +85,7 @@ def ragged(emit: Emitter, values: Sequence[Value], dtype: DType, element: Elemen
     width = max(ranks, default=len(element or ()))
     rows = [dim for value in values for dim in (*value.type.shape, *(1,) * (width - value.type.rank))]
     flat = [emit.reshaped(value, product(value.type.shape)) for value in values]
-    data = emit.joined(flat) if flat else emit.builder.constant(np.zeros(0, dtype.numpy))
+    data = emit.joined(flat) if flat else emit.blank(dtype, (0,))
     shapes = emit.reshaped(emit.vector(rows), len(values), width)
     return Ragged(data, shapes, emit.vector(ranks) if element is None else None, element)
 
