@@ -89,7 +89,7 @@ def sliced(kind: str) -> Graph:
     assert isinstance(channels, int)
     part = b.emit("slice", x, starts=(0, channels - 8, 0, 0), sizes=(1, 8, 3, 3), steps=(1, 1, 1, 1))
     product = b.emit("conv", part, b.constant(np.ones((8, 8, 1, 1), np.float32)), **CONV)
-    return b.graph([product, part])
+    return b.graph([product, b.emit("conv", part, b.constant(-np.ones((8, 8, 1, 1), np.float32)), **CONV)])
 
 
 @pytest.mark.parametrize("kind", ["input", "computed", "constant", "view"])

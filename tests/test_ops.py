@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Region, Value
 from compiler.ir.interp import interpret, interpret_all
-from compiler.ir.intexpr import evaluate
+from compiler.ir.intexpr import evaluate, sym
 from compiler.ir.op import Layouts, Sample, all_ops, lookup
 from compiler.ir.types import DType, TensorType
 from compiler.ir.verify import Stage, verify_graph
@@ -256,15 +256,21 @@ IMAGE = TensorType(F32, (1, 16, 6, 6))
         ("conv", [IMAGE, TensorType(F32, (8, 4, 3, 3))], {"group": 4}, Layouts.PLAIN),
         ("conv", [TensorType(F32, (1, 4, 2, 2, 2)), TensorType(F32, (8, 4, 1, 1, 1))], {"group": 1}, Layouts.BLOCKED_OUT),
         ("conv", [TensorType(F32, (1, 4, 2, 2, 2, 2)), TensorType(F32, (8, 4, 1, 1, 1, 1))], {"group": 1}, Layouts.PLAIN),
-        ("concat", [IMAGE, IMAGE], {"axis": 1}, Layouts.SAME),
-        ("concat", [IMAGE, TensorType(F32, (1, 3, 6, 6))], {"axis": 1}, Layouts.PLAIN),
+        ("concat", [IMAGE, IMAGE], {"axis": 1}, Layouts.ANY),
+        ("concat", [IMAGE, TensorType(F32, (1, 3, 6, 6))], {"axis": 1}, Layouts.ANY),
         ("reduce", [IMAGE], {"kind": "sum", "axes": (2, 3), "keepdims": True}, Layouts.SAME),
         ("reduce", [IMAGE], {"kind": "sum", "axes": (1,), "keepdims": True}, Layouts.PLAIN),
-        ("slice", [IMAGE], {"starts": (0, 8, 0, 1), "sizes": (1, 8, 6, 5), "steps": (1, 1, 1, 1)}, Layouts.SAME),
-        ("slice", [IMAGE], {"starts": (0, 4, 0, 0), "sizes": (1, 8, 6, 6), "steps": (1, 1, 1, 1)}, Layouts.PLAIN),
-        ("pad", [IMAGE], {"begins": (0, 0, 1, 1), "ends": (0, 0, 1, 1), "mode": "constant", "value": 0}, Layouts.SAME),
-        ("transpose", [IMAGE], {"perm": (0, 1, 3, 2)}, Layouts.PLAIN),
-        ("reshape", [IMAGE], {"shape": (1, 16, 36)}, Layouts.PLAIN),
+        ("slice", [IMAGE], {"starts": (0, 8, 0, 1), "sizes": (1, 8, 6, 5), "steps": (1, 1, 1, 1)}, Layouts.ANY),
+        ("slice", [IMAGE], {"starts": (0, 4, 0, 0), "sizes": (1, 8, 6, 6), "steps": (1, 1, 1, 1)}, Layouts.ANY),
+        ("slice", [IMAGE], {"starts": (0, 4, 0, 0), "sizes": (1, 6, 6, 6), "steps": (1, 2, 1, 1)}, Layouts.PLAIN),
+        ("slice", [IMAGE], {"starts": (0, sym("N"), 0, 0), "sizes": (1, 8, 6, 6), "steps": (1, 1, 1, 1)}, Layouts.PLAIN),
+        ("pad", [IMAGE], {"begins": (0, 0, 1, 1), "ends": (0, 0, 1, 1), "mode": "constant", "value": 0}, Layouts.ANY),
+        ("transpose", [IMAGE], {"perm": (0, 1, 3, 2)}, Layouts.ANY),
+        ("reshape", [IMAGE], {"shape": (1, 16, 36)}, Layouts.SAME),
+        ("reshape", [IMAGE], {"shape": (1, 4, 4, 36)}, Layouts.PLAIN),
+        ("reshape", [IMAGE], {"shape": (576,)}, Layouts.PLAIN),
+        ("gather", [IMAGE, TensorType(DType.INT64, (3, 2))], {"axis": 3}, Layouts.SAME),
+        ("gather", [IMAGE, TensorType(DType.INT64, (3,))], {"axis": 1}, Layouts.PLAIN),
     ],
 )
 def test_layouts(op: str, types: list[TensorType], attrs: dict[str, Any], want: Layouts) -> None:

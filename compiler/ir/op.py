@@ -32,7 +32,8 @@ class Layouts(Enum):
     """Which layouts of its data operands and result a node can run in."""
 
     PLAIN = "plain"  # row-major everywhere
-    SAME = "same"  # any layout, the same for every data operand and the result (operands that only broadcast follow)
+    SAME = "same"  # any layout, the same for the result and, if it is elementwise, every operand that does not only broadcast, else operand 0
+    ANY = "any"  # any layout of each data operand and of the result
     BLOCKED_OUT = "blocked-out"  # any layout of input 0, blocked result; the other inputs are plain constants
 
 

@@ -222,6 +222,8 @@ def _verify_layouts(node: Node, where: str) -> None:
         case Layouts.SAME:
             same = all(v.type.block == result.block for v in node.outputs)
             legal = same and all(t is None or t.block == result.block or _one_channel(t, result) for t in types)
+        case Layouts.ANY:
+            legal = True
         case Layouts.BLOCKED_OUT:
             legal = result.block > 1 and all(t is None or t.block == 1 for t in types[1:])
     if not legal:

@@ -37,7 +37,8 @@ _MOST_VECTORS_IN_A_PERIOD = 8
 class Box:
     """Part of the output, at physical coordinates ``offset``, as axes to walk.
 
-    The anchor's element is ``inputs[source]`` at flat ``index``, in the axes' symbols; without a source it is ``fill``.
+    The anchor's element is ``inputs[source]`` at flat ``index``, in the axes' symbols; without a source it is ``fill``. ``ends``: the last
+    channel walked is the output's last, so that the lanes after it are padding.
     """
 
     offset: tuple[Dim, ...]
@@ -45,6 +46,7 @@ class Box:
     source: int | None = None
     index: Dim = 0
     fill: float | int | bool = 0
+    ends: bool = False
 
 
 class BoxWriter:
@@ -144,7 +146,7 @@ class BoxWriter:
 
     def _store(self, box: Box, value: Reg, point: Sequence[Dim], axis: int, count: Dim, loads: dict[object, Reg] | None = None) -> None:
         place = coordinates(box.offset, box.axes, point)
-        partial = count != value.type.lanes and not self._ends_in_padding(place, axis, value.type.lanes)
+        partial = count != value.type.lanes and not (box.ends and self._ends_in_padding(place, axis, value.type.lanes))
         self._epilogue.store(self._out, value, place, count if partial else None, loads, axis)
 
     def _ends_in_padding(self, place: Sequence[Dim], axis: int, lanes: int) -> bool:

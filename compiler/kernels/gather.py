@@ -47,10 +47,10 @@ class Gather:
     name = "gather"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Row-major tensors, the gathered axis not known to be empty."""
+        """Data and result in one layout, blocked where the gathered axis is spatial; that axis not known to be empty."""
         data = workload.inputs[0].type
-        plain = data.block == workload.output.block == 1
-        return plain and (data.shape[workload.int("axis")] != 0 or workload.output.elements == 0)
+        same = data.block == workload.output.block and (data.block == 1 or workload.int("axis") >= 2)
+        return same and (data.shape[workload.int("axis")] != 0 or workload.output.elements == 0)
 
     def heuristic(self, workload: Workload, target: Target) -> GatherSchedule:
         return GatherSchedule(4)
@@ -72,7 +72,7 @@ class Gather:
         bounds = Bounds(b, size, axis, reports=checked)
         slices, which, inner = _axes(workload)
         extents = [axis.extent for axis in (*slices, *which)]
-        origin = (0,) * workload.output.rank
+        origin = (0,) * len(workload.output.physical_shape)
         lanes = vector_lanes(target, [data.dtype, *expression_dtypes(workload.epilogue)], inner[-1].extent)
         with parallel_nest(b, extents, workload.threads) as at:
             chosen = b.cast(b.load(indices, offset(which, at[len(slices) :])), DType.INT64)
@@ -104,7 +104,7 @@ def _axes(workload: Workload) -> tuple[tuple[Axis, ...], tuple[Axis, ...], tuple
     output, axis = workload.output, workload.int("axis")
     walked = (*physical_strides(data)[:axis], *physical_strides(indices), *physical_strides(data)[axis + 1 :])
     tables = [walked, physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
-    axes = [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.shape)]
+    axes = [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.physical_shape)]
     ends = axis + indices.rank
     return collapse(axes[:axis]), collapse(axes[axis:ends]), collapse(axes[ends:]) or (Axis(1, -1, strides=(0,)),)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler.ir.graph import Region
-from compiler.ir.intexpr import Dim, ceildiv, floordiv, mod, substitute, sym, symbols
+from compiler.ir.intexpr import Dim, floordiv, mod, substitute
 from compiler.ir.loop import Buffer, Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
@@ -17,6 +17,7 @@ from compiler.ir.types import TensorType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.boxes import Box, BoxWriter
 from compiler.kernels.loops import Axis, expression_calls, pack_plain, parallel_nest
+from compiler.kernels.region_boxes import region_boxes
 from compiler.target import Target
 
 _CHEAP_CALLS = 6
@@ -55,11 +56,16 @@ class Injective:
         buffers = declare_buffers(b, workload)
         writer = BoxWriter(b, workload, target, buffers, schedule.vectors)
         for region in _regions(workload):
-            box = _whole(workload.output) if region is None else _box(region, workload)
-            if box is not None:
-                writer.write(box)
-            elif region is not None:
+            if region is None:
+                writer.write(_whole(workload.output))
+                continue
+            source = None if region.source is None else workload.inputs[region.source].type
+            boxes = region_boxes(region, source, workload.output)
+            if boxes is None:
                 _write_scattered(b, workload, region, buffers)
+            else:
+                for box in boxes:
+                    writer.write(box)
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
@@ -82,34 +88,7 @@ def _regions(workload: Workload) -> list[Region | None]:
 def _whole(output: TensorType) -> Box:
     """All of an elementwise kernel's output."""
     shape = output.physical_shape
-    return Box((0,) * len(shape), tuple(Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(shape)))
-
-
-def _box(region: Region, workload: Workload) -> Box | None:
-    """region in physical coordinates; None where it cuts or mixes channel blocks."""
-    block, output = workload.output.block, workload.output
-    extents = region.extent
-    source = None if region.source is None else workload.inputs[region.source].type
-    index: tuple[Dim, ...] = region.index
-    if block == 1:
-        if source is not None and source.block != 1:
-            return None
-        axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)]
-        return Box(region.offset, tuple(axes), region.source, _flat(index, source), region.fill)
-    start = region.offset[1]
-    ends = mod(extents[1], block) == 0 or start + extents[1] == output.shape[1]
-    if not (isinstance(start, int) and start % block == 0 and ends):
-        return None
-    if source is not None:
-        shift = index[1] - sym("i1")
-        mixed = any("i1" in symbols(x) for k, x in enumerate(index) if k != 1)
-        if source.block != block or mixed or not isinstance(shift, int) or shift % block != 0:
-            return None
-        index = (index[0], sym("i1") + shift // block, *index[2:], sym("lane"))
-    blocks = ceildiv(extents[1], block)
-    axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate((extents[0], blocks, *extents[2:]))]
-    axes.append(Axis(block, len(extents), symbol="lane"))
-    return Box((region.offset[0], start // block, *region.offset[2:], 0), tuple(axes), region.source, _flat(index, source), region.fill)
+    return Box((0,) * len(shape), tuple(Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(shape)), ends=True)
 
 
 def _flat(index: Sequence[Dim], source: TensorType | None) -> Dim:

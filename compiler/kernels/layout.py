@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.ir.intexpr import Dim, floordiv, mod, sym
+from compiler.ir.graph import Region
+from compiler.ir.intexpr import Dim, sym
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import TensorType
-from compiler.kernels.base import Workload, declare_buffers, physical_strides, register_family
-from compiler.kernels.boxes import Box, BoxWriter
-from compiler.kernels.loops import Axis, expression_calls, pack_plain
+from compiler.kernels.base import Workload, declare_buffers, register_family
+from compiler.kernels.boxes import BoxWriter
+from compiler.kernels.loops import expression_calls, pack_plain
+from compiler.kernels.region_boxes import region_boxes
 from compiler.target import Target
 
 
@@ -46,7 +48,8 @@ class Layout:
     def build(self, workload: Workload, schedule: LayoutSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
         writer = BoxWriter(b, workload, target, declare_buffers(b, workload), schedule.vectors)
-        for box in _boxes(workload.inputs[0].type, workload.output):
+        source = workload.inputs[0].type
+        for box in region_boxes(_same(source), source, workload.output) or ():
             writer.write(box)
         return b.function()
 
@@ -54,35 +57,9 @@ class Layout:
         return workload.output.with_block(1).elements * expression_calls(workload.epilogue)
 
 
-def _boxes(source: TensorType, output: TensorType) -> list[Box]:
-    """Whole channel blocks, then what is left of the last."""
-    batch, channels, *spatial = source.shape
-    block = max(source.block, output.block)
-    whole, rest = floordiv(channels, block), mod(channels, block)
-    parts = [(0, whole, block), (whole, 1, rest)]
-    return [_part(source, output, (batch, blocks, *spatial), first, width) for first, blocks, width in parts if blocks != 0 and width != 0]
-
-
-def _part(source: TensorType, output: TensorType, extents: Sequence[Dim], first: Dim, width: Dim) -> Box:
-    """``extents[1]`` channel blocks from number ``first`` on, ``width`` channels of each."""
-    block = max(source.block, output.block)
-    rank = len(extents)
-    steps = physical_strides(source)
-    channel = steps[1] if source.block == 1 else 1
-    row = steps[1] * block if source.block == 1 else steps[1]
-    index: Dim = row * first
-    for k, step in enumerate((steps[0], row, *steps[2:rank], channel)):
-        index = index + sym(f"i{k}") * step
-    offset: list[Dim] = [0] * len(output.physical_shape)
-    offset[1] = first * (block if output.block == 1 else 1)
-    axes = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(extents)]
-    lane = Axis(width, 1 if output.block == 1 else rank, symbol=f"i{rank}")
-    if output.block == 1:
-        axes[1] = Axis(extents[1], 1, block, "i1")
-        axes.insert(2, lane)
-    else:
-        axes.append(lane)
-    return Box(tuple(offset), tuple(axes), 0, index)
+def _same(type_: TensorType) -> Region:
+    """Every element as it is."""
+    return Region((0,) * type_.rank, type_.shape, 0, tuple(sym(f"i{k}") for k in range(type_.rank)))
 
 
 register_family(Layout())

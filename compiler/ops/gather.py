@@ -10,7 +10,7 @@ from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Node, Value
 from compiler.ir.intexpr import Dim, minimum, product
-from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, register
+from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType
 from compiler.ops.control import repeat
 from compiler.ops.dims import iota, number
@@ -84,6 +84,9 @@ class Gather(Op):
         data, indices, axis = array(inputs[0]), array(inputs[1]), attr_int(attrs, "axis")
         check_indices(indices, data.shape[axis], axis)
         return (np.take(data, indices, axis),)
+
+    def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
+        return Layouts.SAME if attr_int(attrs, "axis") >= 2 else Layouts.PLAIN
 
     def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
         data, indices = contents

@@ -9,7 +9,7 @@ import numpy as np
 from compiler.errors import UnsupportedForm
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
-from compiler.ir.intexpr import Dim, floordiv, maximum, minimum
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
@@ -42,20 +42,24 @@ def _ints(*values: int) -> Array:
 
 
 class IndexMap(Op):
-    """An op whose meaning is its regions; layouts are kept where the channel axis stays as it is."""
+    """An op whose meaning is its regions; the layouts are free where channels are walked one by one from a place that is known."""
 
     families = ("injective",)
     takes_strings = True
 
-    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        """Whether every output channel comes from the same lane of a block."""
-        return False
-
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         types = [t for t in inputs if t is not None]
-        if all(t.rank >= 2 for t in types) and self.keeps_channels(types, attrs, block):
-            return Layouts.SAME
-        return Layouts.PLAIN
+        regions = self.regions(types, attrs) if all(t.rank >= 2 for t in types) else None
+        return Layouts.ANY if regions is not None and all(map(_walks_channels, regions)) else Layouts.PLAIN
+
+
+def _walks_channels(region: Region) -> bool:
+    """Whether a region's channels, and the axis along which it reads its source's, begin and end at known places."""
+    known_axes = [k for k, extent in enumerate(region.extent) if isinstance(extent, int)]
+    if 1 not in known_axes or not isinstance(region.offset[1], int):
+        return False
+    channel = 0 if region.source is None else region.index[1]
+    return isinstance(channel, int) or any(isinstance(channel - axis_symbol(k), int) for k in known_axes)
 
 
 @register
@@ -180,15 +184,12 @@ class Slice(IndexMap):
         index = tuple(axis_symbol(axis) * step + start for axis, (start, step) in enumerate(zip(starts, steps, strict=True)))
         return (Region((0,) * len(starts), sizes, 0, index),)
 
-    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        start, step = attr_dims(attrs, "starts")[1], attr_dims(attrs, "steps")[1]
-        return step == 1 and isinstance(start, int) and start % block == 0
-
     def view_offset(self, inputs: Types, attrs: Attrs, result: TensorType) -> Dim | None:
         """Where what is taken lies together: single positions of the first axes, a run of one axis, all of the others."""
-        x = first_type(inputs)
-        starts = _in_blocks(attr_dims(attrs, "starts"), x.block)
-        steps = attr_dims(attrs, "steps")
+        x, starts, steps = first_type(inputs), attr_dims(attrs, "starts"), attr_dims(attrs, "steps")
+        if x.block != result.block or (x.block != 1 and mod(starts[1], x.block) != 0):
+            return None
+        starts = _in_blocks(starts, x.block)
         offset: Dim = 0
         stride: Dim = 1
         whole = True
@@ -363,12 +364,6 @@ class Concat(IndexMap):
             found.append(Region(tuple(offset), t.shape, source, tuple(axis_symbol(a) for a in range(t.rank))))
             offset[axis] = offset[axis] + t.shape[axis]
         return tuple(found)
-
-    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        if attr_int(attrs, "axis") != 1:
-            return True
-        channels = [t.shape[1] for t in inputs]
-        return all(isinstance(c, int) and c % block == 0 for c in channels)
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         axis = attr_int(node.attrs, "axis")

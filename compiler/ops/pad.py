@@ -89,9 +89,6 @@ class Pad(IndexMap):
         whole = self.infer(inputs, attrs)[0].shape
         return tuple(_filled_boxes(axes, whole, attrs["value"]) if mode == "constant" else map(_box, cartesian(*axes)))
 
-    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        return attr_dims(attrs, "begins")[1] == 0 == attr_dims(attrs, "ends")[1]
-
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         x, begins, ends = node.present_inputs[0], attr_dims(node.attrs, "begins"), attr_dims(node.attrs, "ends")
         if set(begins + ends) <= {0}:

@@ -110,9 +110,6 @@ class ResizeNearest(IndexMap):
         index = tuple(floordiv(axis_symbol(axis), scale) for axis, scale in enumerate(scales))
         return (Region((0,) * len(scales), shape, 0, index),)
 
-    def keeps_channels(self, inputs: Sequence[TensorType], attrs: Attrs, block: int) -> bool:
-        return attr_ints(attrs, "scales")[1] == 1
-
 
 def _computed(context: FormContext, op: str, *inputs: Value, **attrs: Attr) -> Value:
     """A node on the tables of an axis; where all is known, what it gives, however long the axis."""

@@ -11,7 +11,7 @@ from compiler.ir.broadcast import meetings
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.run_time import is_equal, is_natural, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota
@@ -76,6 +76,10 @@ class Reshape(Op):
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (array(inputs[0]).reshape(attr_ints(attrs, "shape")),)
+
+    def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
+        x, shape = first_type(inputs), attr_dims(attrs, "shape")
+        return Layouts.SAME if x.rank >= 2 and len(shape) >= 2 and x.shape[:2] == shape[:2] else Layouts.PLAIN
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         x = node.present_inputs[0]

@@ -1,7 +1,8 @@
 """The choice of layouts: which values are channel-blocked and where conversions stand, as one minimum cut over the whole graph.
 
 Every node gets a side of the cut, blocked or row-major. A value read on the other side than it is made costs one conversion, however
-many nodes read it there; some nodes prefer a side. Nodes that ``Op.layouts`` ties to one layout stand at the source or the sink.
+many nodes read it there; some nodes prefer a side. Nodes that ``Op.layouts`` ties to one layout stand at the source or the sink. Index maps
+read what lies in the other layout at little cost: they move elements anyway.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import networkx as nx
 from compiler.ir.graph import Graph, Node, Value, captured
 from compiler.ir.op import Layouts, lookup
 from compiler.ir.types import TensorType, same_bytes
-from compiler.ir.verify import Stage, is_elementwise
+from compiler.ir.verify import Stage, is_elementwise, is_view
 from passes.analysis.estimate import estimate
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish, substitute
 
 _CONVERSION_BYTES = 4096
 """What starting one more kernel costs, as memory traffic."""
+
+_MOVES = 4
+"""Bytes that an index map moves to another layout in the time in which a byte is read or written."""
 
 _BLOCKED, _ROW_MAJOR = "blocked", "row-major"
 _Side = Hashable
@@ -75,8 +79,10 @@ class _Cut:
         """The layout node ``number`` writes."""
         return self.block if self._result_side(number) in self._blocked else 1
 
-    def read_block(self, number: int, operand: int) -> int:
-        """The layout node ``number`` reads its operand in."""
+    def read_block(self, number: int, operand: int) -> int | None:
+        """The layout node ``number`` reads its operand in; None: the one it is made in."""
+        if self.kinds[number] is Layouts.ANY:
+            return None
         return self.block if self._read_side(number, operand) in self._blocked else 1
 
     def _read_side(self, number: int, operand: int) -> _Side:
@@ -84,7 +90,7 @@ class _Cut:
         node = self._graph.nodes[number]
         value = node.inputs[operand]
         match self.kinds[number]:
-            case Layouts.SAME if value is not None and not _one_channel(node, value.type):
+            case Layouts.SAME if value is not None and _is_tied(node, operand):
                 return number
             case Layouts.BLOCKED_OUT if operand == 0:
                 return _BLOCKED if node.attrs.get("group", 1) != 1 else number
@@ -92,7 +98,7 @@ class _Cut:
                 return _ROW_MAJOR
 
     def _result_side(self, number: int) -> _Side:
-        return {Layouts.SAME: number, Layouts.BLOCKED_OUT: _BLOCKED}.get(self.kinds[number], _ROW_MAJOR)
+        return {Layouts.SAME: number, Layouts.ANY: number, Layouts.BLOCKED_OUT: _BLOCKED}.get(self.kinds[number], _ROW_MAJOR)
 
     def _kind(self, node: Node) -> Layouts:
         """``Op.layouts``, or PLAIN where weights or channels are not known now or a value on a free side could not be blocked."""
@@ -102,24 +108,27 @@ class _Cut:
         if kind is Layouts.BLOCKED_OUT:
             x, *weights = node.present_inputs
             return kind if _blockable(x.type) and all(v in self._graph.constants for v in weights) else Layouts.PLAIN
-        if kind is not Layouts.SAME:
+        if kind is Layouts.PLAIN:
             return kind
         results = [v.type for v in node.outputs]
         if not all(map(_blockable, results)):
             return Layouts.PLAIN
-        tied = [v.type for v in node.present_inputs if not _one_channel(node, v.type)]
-        return kind if all(_blockable(t) and t.rank == results[0].rank for t in tied) else Layouts.PLAIN
+        tied = [v.type for k, v in enumerate(node.inputs) if v is not None and (kind is Layouts.ANY or _is_tied(node, k))]
+        return kind if all(_blockable(t) and (t.rank == results[0].rank or not is_elementwise(node)) for t in tied) else Layouts.PLAIN
 
     def _add_node(self, number: int, node: Node) -> None:
         for value in node.outputs:
             self._sides[value] = self._result_side(number)
         for operand, read in enumerate(node.inputs):
-            if read is not None:
+            if read is not None and self.kinds[number] is Layouts.ANY:
+                cost = self._conversion(node.output.type) if is_view(node) else estimate(read.type.nbytes) // _MOVES
+                self._add_move(self._sides.get(read, _ROW_MAJOR), number, cost)
+            elif read is not None:
                 self._readers.setdefault(read, []).append(self._read_side(number, operand))
         for region in node.regions:
             for taken in captured(region):
                 self._readers.setdefault(taken, []).append(_ROW_MAJOR)
-        if self.kinds[number] is Layouts.SAME and not is_elementwise(node):
+        if self.kinds[number] in (Layouts.SAME, Layouts.ANY) and not is_elementwise(node):
             self._add_edge(number, _ROW_MAJOR, sum(self._padding(v.type) for v in node.outputs))
         elif self.kinds[number] is Layouts.BLOCKED_OUT:
             x = node.present_inputs[0].type
@@ -141,8 +150,15 @@ class _Cut:
                 if reader != _BLOCKED:
                     self._network.add_edge((value, _ROW_MAJOR), reader)
 
+    def _add_move(self, made: _Side, read: _Side, cost: int) -> None:
+        """What it costs where a value is made on the other side than an index map reads it: some speed, or a kernel where there was a view."""
+        for source, sink in ((made, read), (read, made)):
+            if source != _ROW_MAJOR and sink != _BLOCKED:
+                self._add_edge(source, sink, cost)
+
     def _add_edge(self, source: _Side, sink: _Side, cost: int) -> None:
-        self._network.add_edge(source, sink, capacity=cost)
+        already = self._network.get_edge_data(source, sink, {"capacity": 0})["capacity"]
+        self._network.add_edge(source, sink, capacity=already + cost)
 
     def _conversion(self, type_: TensorType) -> int:
         """Bytes read and written; a conversion that moves none is only a little worse than no conversion."""
@@ -168,7 +184,7 @@ class _Writer:
 
     def write(self) -> Graph:
         for number, node in enumerate(self._graph.nodes):
-            inputs = tuple(None if v is None else self._in(v, self._cut.read_block(number, i)) for i, v in enumerate(node.inputs))
+            inputs = tuple(None if v is None else self._read(v, self._cut.read_block(number, i)) for i, v in enumerate(node.inputs))
             block = self._cut.result_block(number)
             outputs = tuple(self._define(v, block) for v in node.outputs)
             around = {v: self._in(v, 1) for region in node.regions for v in captured(region)}
@@ -184,6 +200,10 @@ class _Writer:
         self._versions[value, block] = made
         self._made_in[value] = block
         return made
+
+    def _read(self, value: Value, block: int | None) -> Value:
+        """value in a layout; None: as it was made."""
+        return self._in(value, self._made_in.get(value, 1) if block is None else block)
 
     def _in(self, value: Value, block: int) -> Value:
         """value in a layout, converted where it is first asked for."""
@@ -206,7 +226,10 @@ def _blockable(type_: TensorType) -> bool:
     return type_.rank >= 2 and isinstance(type_.shape[1], int)
 
 
-def _one_channel(node: Node, operand: TensorType) -> bool:
-    """Whether an elementwise node reads one element of operand for all channels, which it does row-major."""
-    axis = 1 - (node.outputs[0].type.rank - operand.rank)
-    return is_elementwise(node) and (axis < 0 or operand.shape[axis] == 1)
+def _is_tied(node: Node, operand: int) -> bool:
+    """Whether a node reads an operand in the layout of its result; elementwise nodes read row-major what has one element for all channels."""
+    value = node.inputs[operand]
+    if value is None or not is_elementwise(node):
+        return operand == 0
+    axis = 1 - (node.outputs[0].type.rank - value.type.rank)
+    return axis >= 0 and value.type.shape[axis] != 1

@@ -1,0 +1,126 @@
+"""Index maps between any two layouts as boxes: channel blocks of the output and of the source are walked block by block and lane by lane.
+
+A channel axis is cut where a block begins, so that along each piece a step is always as far in memory. Where output and source have their
+channels along the same axis, but not at the same place in a block, every block is two pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
+
+from compiler.ir.graph import Region
+from compiler.ir.intexpr import Dim, substitute, sym
+from compiler.ir.types import TensorType
+from compiler.kernels.base import physical_strides
+from compiler.kernels.boxes import Box
+from compiler.kernels.loops import Axis
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Positions ``start + q * block + l`` of a region's axis, for q below ``count`` and l below ``width``."""
+
+    start: int
+    count: int
+    width: int
+
+
+def region_boxes(region: Region, source: TensorType | None, output: TensorType) -> list[Box] | None:
+    """The boxes of a region of an output, whose elements come from a source (None: they are its fill).
+
+    None where channels are not walked one by one, or begin at a place in a block that is not known: those go element by element.
+    """
+    block = max(output.block, 1 if source is None else source.block)
+    firsts: list[tuple[int, Dim]] = [(1, region.offset[1])] if output.block != 1 else []
+    walked: tuple[int, int] | None = None
+    if source is not None and source.block != 1:
+        walked = _walked(region)
+        if walked is None and not isinstance(region.index[1], int):
+            return None
+        firsts += [walked] if walked is not None else []
+    cuts: dict[int, set[int]] = {}
+    for axis, first in firsts:
+        if not isinstance(first, int) or not isinstance(region.extent[axis], int):
+            return None
+        cuts.setdefault(axis, set()).add(-first % block)
+    if output.block != 1 and cuts[1] == {0} and (source is None or (walked is not None and walked[0] == 1)):
+        region = _with_padding(region, output)
+    runs = [_runs(region.extent[axis], sorted(places), block) for axis, places in cuts.items()]
+    chosen = [dict(zip(cuts, choice, strict=True)) for choice in product(*runs)]
+    return [_box(region, output, _index(region, source, walked, choice, block), choice, block) for choice in chosen]
+
+
+def _with_padding(region: Region, output: TensorType) -> Region:
+    """A region that ends at the output's last channel with the padding lanes after it, which lie as in the source."""
+    channels = region.extent[1]
+    if region.offset[1] + channels != output.shape[1]:
+        return region
+    return replace(region, extent=(region.extent[0], channels + -channels % output.block, *region.extent[2:]))
+
+
+def _walked(region: Region) -> tuple[int, int] | None:
+    """The axis along which the source's channels are walked one by one, and the first of them."""
+    found = ((axis, region.index[1] - sym(f"i{axis}")) for axis in range(len(region.extent)))
+    return next(((axis, first) for axis, first in found if isinstance(first, int)), None)
+
+
+def _runs(extent: Dim, places: Sequence[int], block: int) -> list[_Run]:
+    """An axis cut at every position that is one of ``places`` modulo block: single pieces, what repeats with every block, single pieces."""
+    if not isinstance(extent, int):
+        return []
+    first = places[0]
+    whole = max(0, (extent - first) // block)
+    end = first + whole * block
+    head = [0, first] if 0 < first < extent else [0, extent] if first >= extent > 0 else []
+    tail = [end, *(place + whole * block for place in places[1:] if place + whole * block < extent), extent] if first <= end < extent else []
+    body = [_Run(a, whole, b - a) for a, b in pairwise((*places, first + block))] if whole else []
+    single = [[_Run(a, 1, b - a) for a, b in pairwise(cuts)] for cuts in (head, tail)]
+    return [*single[0], *body, *single[1]]
+
+
+def _box(region: Region, output: TensorType, index: Dim, runs: Mapping[int, _Run], block: int) -> Box:
+    """A region along whose cut axes one run each is walked."""
+    offset, axes, lanes = list(region.offset), [], []
+    blocked, ends = output.block != 1, False
+    for k, extent in enumerate(region.extent):
+        run = runs.get(k)
+        if run is None:
+            axes.append(Axis(extent, k, symbol=f"i{k}"))
+            continue
+        first = offset[k] + run.start
+        if blocked and k == 1:
+            number, lane = first // block, first % block
+            axes.append(Axis(run.count, 1, symbol=f"i{k}"))
+            lanes.append(Axis(run.width, len(offset), symbol=_lane(k)))
+            offset[1] = number
+            ends = first + (run.count - 1) * block + run.width == output.shape[1]
+        else:
+            axes += [Axis(run.count, k, block, f"i{k}"), Axis(run.width, k, symbol=_lane(k))]
+            offset[k] = first
+    place = (*offset, lane) if blocked else tuple(offset)
+    return Box(place, (*axes, *lanes), region.source, index, region.fill, ends=ends)
+
+
+def _index(region: Region, source: TensorType | None, walked: tuple[int, int] | None, runs: Mapping[int, _Run], block: int) -> Dim:
+    """Where the source's element lies; a run of its channels stays in one block, and its next step in the next."""
+    if source is None:
+        return 0
+    positions = {f"i{k}": sym(f"i{k}") * block + sym(_lane(k)) + run.start for k, run in runs.items()}
+    index = [substitute(x, positions) for x in region.index]
+    if source.block != 1 and walked is not None:
+        axis, channel = walked
+        number, lane = divmod(runs[axis].start + channel, block)
+        index = [index[0], sym(f"i{axis}") + number, *index[2:], sym(_lane(axis)) + lane]
+    elif source.block != 1:
+        index = [index[0], index[1] // block, *index[2:], index[1] % block]
+    flat: Dim = 0
+    for coordinate, stride in zip(index, physical_strides(source), strict=True):
+        flat = flat + coordinate * stride
+    return flat
+
+
+def _lane(axis: int) -> str:
+    """The symbol of the position in a block of a cut axis."""
+    return f"i{axis}.lane"

@@ -1,0 +1,90 @@
+"""Index maps whose operands and result lie in different layouts, against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_kernels_basic import BLOCK, F32, TARGET, Tensor, check, normals, numbers, quick, run, workload
+
+from compiler.ir.graph import Region
+from compiler.ir.intexpr import Dim, sym
+from compiler.ir.loop import For, Let, Stmt
+from compiler.ir.scalar import Arg, call
+from compiler.ir.types import DType, TensorType
+from compiler.kernels.base import family
+
+layouts = st.sampled_from([1, BLOCK])
+
+
+@quick
+@given(st.data(), st.sampled_from([F32, DType.UINT8, DType.INT64]))
+def test_parts_of_transposed_tensors_side_by_side(data: Any, dtype: DType) -> None:
+    """A concatenation along any axis of slices of transposed tensors, each in a layout of its own."""
+    rank = data.draw(st.integers(2, 4))
+    axis = data.draw(st.integers(0, rank - 1))
+    around = [data.draw(st.integers(1, 19 if k == 1 else 5)) for k in range(rank)]
+    place, regions, tensors, parts = 0, [], [], []
+    for number in range(data.draw(st.integers(1, 3))):
+        shape = [data.draw(st.integers(1, 19)) if k == axis else around[k] for k in range(rank)]
+        perm = data.draw(st.permutations(range(rank)))
+        starts = [data.draw(st.integers(0, 9)) for _ in range(rank)]
+        whole = [0] * rank
+        for k, dim in enumerate(perm):
+            whole[dim] = shape[k] + starts[k] + data.draw(st.integers(0, 3))
+        x = numbers(whole, dtype, number)
+        index: list[Dim] = [0] * rank
+        for k, dim in enumerate(perm):
+            index[dim] = sym(f"i{k}") + starts[k]
+        offset = tuple(place if k == axis else 0 for k in range(rank))
+        regions.append(Region(offset, tuple(shape), number, tuple(index)))
+        tensors.append((x, data.draw(layouts)))
+        parts.append(x.transpose(perm)[tuple(slice(a, a + n) for a, n in zip(starts, shape, strict=True))])
+        place += shape[axis]
+    expected = np.concatenate(parts, axis)
+    block = data.draw(layouts)
+    epilogue = call("add", Arg(0, dtype), Arg(1, dtype))
+    other: Tensor = (numbers(expected.shape, dtype, 9), block)
+    work = workload("injective", {"regions": tuple(regions)}, tensors, TensorType(dtype, expected.shape, block), epilogue, [other])
+    check(run(work, [*tensors, other]), (expected + other[0]).astype(dtype.numpy), rtol=0)
+
+
+@quick
+@given(st.data(), layouts, layouts)
+def test_single_positions_and_strides(data: Any, source: int, result: int) -> None:
+    x = normals((2, 21, 5, 7))
+    channel, step = data.draw(st.integers(0, 20)), data.draw(st.sampled_from([1, 2, -1]))
+    rows = x[:, channel : channel + 1, :, ::step]
+    start = 6 if step < 0 else 0
+    index = (sym("i0"), sym("i1") * 0 + channel, sym("i2"), sym("i3") * step + start)
+    regions = (Region((0,) * 4, rows.shape, 0, index),)
+    work = workload("injective", {"regions": regions}, [(x, source)], TensorType(F32, rows.shape, result))
+    check(run(work, [(x, source)]), rows, rtol=0)
+
+
+@pytest.mark.parametrize(("source", "result"), [(1, BLOCK), (BLOCK, 1), (BLOCK, BLOCK)])
+def test_channels_in_another_order_go_one_by_one(source: int, result: int) -> None:
+    x = normals((1, 20, 3, 4))
+    order = sym("i1") % 5 * 4 + sym("i1") // 5
+    regions = (Region((0,) * 4, x.shape, 0, (sym("i0"), order, sym("i2"), sym("i3"))),)
+    expected = x[:, [(c % 5) * 4 + c // 5 for c in range(20)]]
+    check(run(workload("injective", {"regions": regions}, [(x, source)], TensorType(F32, x.shape, result)), [(x, source)]), expected, rtol=0)
+
+
+def operations(body: tuple[Stmt, ...]) -> list[str]:
+    found = []
+    for stmt in body:
+        found += operations(stmt.body) if isinstance(stmt, For) else [stmt.op] if isinstance(stmt, Let) else []
+    return found
+
+
+def test_channels_that_begin_inside_a_block_move_as_vectors() -> None:
+    x = normals((1, 20, 9, 9))
+    i = tuple(sym(f"i{k}") for k in range(4))
+    regions = (Region((0,) * 4, x.shape, 0, i), Region((0, 20, 0, 0), x.shape, 1, i))
+    work = workload("injective", {"regions": regions}, [(x, BLOCK), (x, BLOCK)], TensorType(F32, (1, 40, 9, 9), BLOCK))
+    ops = operations(family("injective").build(work, family("injective").heuristic(work, TARGET), TARGET, "kernel").body)
+    assert "insert" not in ops
