@@ -50,12 +50,15 @@ def test_skip_layer_normalization_hands_out_its_sum() -> None:
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_quantized_convolution_is_integer_arithmetic(per_channel: bool) -> None:
+@pytest.mark.parametrize("ratio", [1.0, 1.37])
+def test_quantized_convolution_is_integer_arithmetic(ratio: float, per_channel: bool) -> None:
+    """Also with a bias that is no whole number of the products' units, which is added behind the exact sum."""
     rng = np.random.default_rng(3)
     x, w = rng.integers(0, 256, (1, 16, 9, 9), np.uint8), rng.integers(-127, 128, (24, 16, 3, 3), np.int8)
     w_scale = rng.uniform(0.001, 0.01, 24).astype(np.float32) if per_channel else np.float32(0.005)
     bias, x_scale, y_scale = rng.integers(-3000, 3000, 24, np.int32), np.float32(0.02), np.float32(0.25)
-    arrays = {"xs": x_scale, "xz": np.uint8(130), "w": w, "ws": w_scale, "b": bias, "bs": x_scale * w_scale, "ys": y_scale, "yz": np.int8(-5)}
+    arrays = {"xs": x_scale, "xz": np.uint8(130), "w": w, "ws": w_scale, "b": bias, "ys": y_scale, "yz": np.int8(-5)}
+    arrays["bs"] = np.asarray(x_scale * w_scale * np.float32(ratio))
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "xs", "xz"], ["real"]),
         helper.make_node("DequantizeLinear", ["w", "ws"], ["weights"], axis=0),
@@ -70,9 +73,12 @@ def test_quantized_convolution_is_integer_arithmetic(per_channel: bool) -> None:
     got = ts.compile(model, threads=2, cache=False).run({"x": x})["y"]
     padded = np.pad(x.astype(np.int64) - 130, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
-    total = np.einsum("nchwij,ocij->nohw", windows, w.astype(np.int64)) + bias[:, None, None]
+    whole = bias if ratio == 1 else np.zeros_like(bias)
+    total = np.einsum("nchwij,ocij->nohw", windows, w.astype(np.int64)) + whole[:, None, None]
     multiplier = np.asarray(x_scale * w_scale / y_scale).reshape(-1, 1, 1)
-    np.testing.assert_array_equal(got, np.clip(np.rint(total.astype(np.float32) * multiplier) - 5, -128, 127).astype(np.int8))
+    offset = ((bias - whole) * arrays["bs"].astype(np.float64) / y_scale).astype(np.float32)
+    want = np.rint(total.astype(np.float32) * multiplier + offset[:, None, None]) - 5
+    np.testing.assert_array_equal(got, np.clip(want, -128, 127).astype(np.int8))
 
 
 @st.composite
@@ -97,11 +103,12 @@ def quantized_layers(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.nda
         helper.make_node("DequantizeLinear", ["w", "ws"], ["weights"], axis=channels or 0),
     ]
     operands = ["real"] if kind == "GlobalAveragePool" else ["real", "weights"]
-    bias = draw(st.sampled_from(["", "float", "int32"])) if kind in ("Conv", "Gemm") else ""
+    bias = draw(st.sampled_from(["", "float", "int32", "mixed"])) if kind in ("Conv", "Gemm") else ""
     if bias == "float":
         arrays["bias"] = rng.uniform(-3, 3, columns).astype(np.float32)
-    elif bias == "int32":
-        arrays |= {"b": rng.integers(-3000, 3000, columns, np.int32), "bs": x_scale * w_scale}
+    elif bias:
+        ratios = np.float32(1) if bias == "int32" else rng.choice([1, 1.37], columns).astype(np.float32)
+        arrays |= {"b": rng.integers(-3000, 3000, columns, np.int32), "bs": x_scale * w_scale * ratios}
         nodes.append(helper.make_node("DequantizeLinear", ["b", "bs"], ["bias"], axis=0))
     attrs = {"alpha": draw(st.sampled_from([1.0, 0.3])), "transB": 1} if kind == "Gemm" else {}
     nodes.append(helper.make_node(kind, [*operands, *(["bias"] if bias else [])], ["sum"], **attrs))

@@ -1,74 +1,48 @@
 """Quantised models against ONNX Runtime.
 
-A quantised network is discontinuous: a value that stands almost between two steps falls on either side of it by the order in which a float32 sum is
-taken, and the layers after it spread and enlarge that one step. ONNX Runtime itself differs by 3 to 5 steps at the outputs of the 8-bit models of the
-zoo between its graph as given and as optimised. So every layer is held to what ONNX Runtime computed before it, and whole models to bit
-equality where ONNX Runtime computes on integers throughout, elsewhere to its own spread.
+A quantised network is discontinuous: a value that stands almost between two steps falls on either side of it by the last bit of a float32 sum, and
+the layers after it spread and enlarge that one step. So whole models are held to bit equality with ONNX Runtime where it computes on integers, as
+they are or with each product on its integer kernels; every layer is held to what ONNX Runtime computed before it; and where ONNX Runtime sums float32
+products, whole models are held to how far it moves when scales move by one unit in the last place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from packed_models import activation_steps, in_float64
+from quantized_models import (
+    Arrays,
+    cut,
+    on_integers,
+    runtime_outputs,
+    unsigned,
+    with_biases_in_units,
+    with_outputs,
+    with_scales_moved,
+)
 from zoo_models import load, needs_zoo, relative_difference
 
 import tensorsmith as ts
 
-Arrays = dict[str, np.ndarray]
 QDQ = ["resnet18_int8_qdq", "mobilenetv2_100_int8_qdq", "mobilenetv2_100_u8u8_qdq"]
+INT8 = QDQ[:2]
 PACKED = "llama_mobilellm_kv_q4"
 DYNAMIC = ["bert_tiny_int8_dynamic", "lstm_kws_int8_dynamic"]
 
 
-def runtime_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, optimized: bool) -> Arrays:
-    """Every declared output, from ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, dict(feeds)), strict=True))
-
-
-def our_outputs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
+def our_outputs(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
     return ts.compile(model, threads=2, cache=False, input_shapes={name: x.shape for name, x in feeds.items()}).run(feeds)
-
-
-def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """The model with more values handed out."""
-    more = onnx.ModelProto()
-    more.CopyFrom(model)
-    present = {o.name for o in model.graph.output}
-    more.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    return more
-
-
-def cut(model: onnx.ModelProto, given: Arrays, wanted: Arrays) -> onnx.ModelProto:
-    """The model with each value of ``given`` read from an input ``NAME/given`` instead, and the values ``wanted`` as its outputs."""
-    parts = onnx.ModelProto()
-    parts.CopyFrom(model)
-    for node in parts.graph.node:
-        for index, name in enumerate(node.input):
-            if name in given:
-                node.input[index] = f"{name}/given"
-    parts.graph.input.extend(
-        helper.make_tensor_value_info(f"{name}/given", helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for name, x in given.items()
-    )
-    del parts.graph.output[:]
-    parts.graph.output.extend(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape) for name, x in wanted.items())
-    return parts
 
 
 def layer_by_layer(model: onnx.ModelProto, feeds: Arrays, given: list[str], wanted: list[str]) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Each wanted value as we compute it from the given values of ONNX Runtime, and ONNX Runtime's."""
-    values = runtime_outputs(with_outputs(model, [*given, *wanted]), feeds, optimized=False)
+    values = runtime_outputs(with_outputs(model, [*given, *wanted]), feeds, "NONE")
     parts = cut(model, {name: values[name] for name in given}, {name: values[name] for name in wanted})
     got = our_outputs(parts, {**feeds, **{f"{name}/given": values[name] for name in given}})
     return [(name, got[name], values[name]) for name in wanted]
@@ -95,13 +69,35 @@ def test_every_product_with_packed_weights_is_onnxruntimes() -> None:
     nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     given = list(dict.fromkeys(node.input[0] for node in nodes))
     for name, got, want in layer_by_layer(model, feeds, given, [node.output[0] for node in nodes]):
-        assert relative_difference(got, want) <= 3e-6, name
+        assert relative_difference(got, want) <= 2e-6, name
+
+
+@needs_zoo
+def test_model_with_packed_weights_rounds_activations_as_the_model_in_float64() -> None:
+    """Up to the first operand with a value that stands within 1e-3 of a step of a tie, which float32 may round to either side."""
+    model, feeds = load(PACKED)
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    operands = list(dict.fromkeys(node.input[0] for node in nodes))
+    (block,) = {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "block_size"}
+    wide = with_outputs(model, operands)
+    exact, got = in_float64(wide, feeds), our_outputs(wide, feeds)
+    for name in operands:
+        want, _ = activation_steps(exact[name], block)
+        found, _ = activation_steps(got[name], block)
+        other = np.rint(found) != np.rint(want)
+        if other.any():
+            assert (np.abs(np.abs(want - np.trunc(want)) - 0.5)[other] <= 1e-3).all(), name
+            break
+        assert relative_difference(got[name], exact[name]) <= 5e-6, name
+    else:
+        for output in model.graph.output:
+            assert relative_difference(got[output.name], exact[output.name]) <= 5e-6
 
 
 @needs_zoo
 def test_model_with_packed_weights_stays_within_the_steps_of_its_activations() -> None:
     model, feeds = load(PACKED)
-    want = runtime_outputs(model, feeds, optimized=True)
+    want = runtime_outputs(model, feeds, "ALL")
     for name, got in our_outputs(model, feeds).items():
         assert relative_difference(got, want[name]) <= 2 / 127
 
@@ -110,7 +106,7 @@ def test_model_with_packed_weights_stays_within_the_steps_of_its_activations() -
 @pytest.mark.parametrize("name", DYNAMIC)
 def test_dynamically_quantized_model_is_onnxruntimes(name: str) -> None:
     model, feeds = load(name)
-    want = runtime_outputs(model, feeds, optimized=True)
+    want = runtime_outputs(model, feeds, "ALL")
     for output, got in our_outputs(model, feeds).items():
         assert relative_difference(got, want[output]) <= 5e-5
 
@@ -118,19 +114,43 @@ def test_dynamically_quantized_model_is_onnxruntimes(name: str) -> None:
 @needs_zoo
 def test_uint8_model_is_bit_equal_to_onnxruntime() -> None:
     model, feeds = load("mobilenetv2_100_u8u8_qdq")
-    want = runtime_outputs(model, feeds, optimized=True)
+    want = runtime_outputs(model, feeds, "ALL")
     for name, got in our_outputs(model, feeds).items():
         np.testing.assert_array_equal(got, want[name])
 
 
 @needs_zoo
-@pytest.mark.parametrize("name", ["resnet18_int8_qdq", "mobilenetv2_100_int8_qdq"])
-def test_int8_model_is_as_near_to_onnxruntime_as_that_to_itself(name: str) -> None:
+@pytest.mark.parametrize("name", INT8)
+def test_int8_model_is_bit_equal_to_onnxruntime_on_integers(name: str) -> None:
     model, feeds = load(name)
-    got = our_outputs(model, feeds)
-    plain, optimized = (runtime_outputs(model, feeds, optimized=value) for value in (False, True))
-    for output, value in got.items():
-        assert relative_difference(value, plain[output]) <= 1.01 * relative_difference(plain[output], optimized[output])
+    integers = on_integers(model)
+    kinds = [node.op_type for node in integers.graph.node]
+    assert not {"Conv", "Gemm", "MatMul"} & set(kinds)
+    want = runtime_outputs(integers, feeds, int8=True)
+    for output, got in our_outputs(model, feeds).items():
+        np.testing.assert_array_equal(got, want[output])
+
+
+@needs_zoo
+@pytest.mark.parametrize("name", INT8)
+def test_int8_model_with_biases_in_units_of_the_products_is_bit_equal_to_onnxruntimes_operators(name: str) -> None:
+    model, feeds = load(name)
+    model = unsigned(with_biases_in_units(model, "Conv", "Gemm"))
+    want = runtime_outputs(model, feeds)
+    for output, got in our_outputs(model, feeds).items():
+        np.testing.assert_array_equal(got, want[output])
+
+
+@needs_zoo
+@pytest.mark.parametrize("name", INT8)
+def test_int8_model_is_as_near_to_onnxruntime_as_the_last_bits_of_its_scales_put_that_to_itself(name: str) -> None:
+    """Where ONNX Runtime sums products of float32. It reads the bias of a Gemm in units of the products whatever its scale."""
+    model, feeds = load(name)
+    model = with_biases_in_units(model, "Gemm")
+    (want,) = runtime_outputs(model, feeds, "ALL").values()
+    (got,) = our_outputs(model, feeds).values()
+    moved = [next(iter(runtime_outputs(with_scales_moved(model, seed), feeds, "ALL").values())) for seed in range(4)]
+    assert np.abs(got - want).max() <= 1.01 * max(np.abs(other - want).max() for other in moved)
 
 
 class Calibration(CalibrationDataReader):
@@ -196,5 +216,5 @@ def test_small_network_in_every_form_is_within_a_step(
     model = onnx.load(quantized)
     feeds = {"x": np.random.default_rng(2).standard_normal((1, 3, 16, 16)).astype(np.float32)}
     names = [node.output[0] for node in model.graph.node]
-    values = runtime_outputs(with_outputs(model, names), feeds, optimized=False)
+    values = runtime_outputs(with_outputs(model, names), feeds, "NONE")
     hold_layers(model, feeds, [name for name in names if values[name].dtype.itemsize == 1])

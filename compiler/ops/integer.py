@@ -22,7 +22,7 @@ from compiler.ops.conv import conv
 from compiler.ops.quantize import MICROSOFT, quantize_dynamically, saturated, target_type
 from compiler.ops.support import Attrs, cast_to, per_channel, reshape, scalar_like, transpose
 
-_EXACT = 1 << 24
+EXACT = 1 << 24
 """Every integer up to here is a float32."""
 
 _A = np.array([[11, 7, 3], [10, 6, 2], [9, 5, 255], [8, 4, 0]], np.uint8)
@@ -50,7 +50,10 @@ def _i8(*values: int) -> Array:
 
 @register
 class Requantize(Elementwise):
-    """``saturate(rint(x * multiplier) + zero_point)`` of the integer type ``to``, for a sum ``x`` of integer products."""
+    """``saturate(rint(x * multiplier + offset) + zero_point)`` of the integer type ``to``, for a sum ``x`` of integer products.
+
+    Operands: x, multiplier, zero point, offset; the last may be absent, or the last two. The product and the sum are rounded to float32.
+    """
 
     name = "requantize"
     samples = (
@@ -74,7 +77,11 @@ class Requantize(Elementwise):
     )
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
-        return saturated(call("mul", cast(args[0], DType.FLOAT32), args[1]), args[2:], target_type(attrs))
+        x, multiplier, *zero_point = args[:3]
+        result = call("mul", cast(x, DType.FLOAT32), multiplier)
+        for offset in args[3:]:
+            result = call("add", result, offset)
+        return saturated(result, zero_point, target_type(attrs))
 
 
 @register
@@ -155,8 +162,8 @@ def accumulator(
     start = 0
     if bias is not None:
         data = context.builder.array(bias)
-        start = _EXACT if data is None else int(np.abs(data.astype(np.int64)).max(initial=0))
-    return DType.FLOAT32 if total * _magnitude(context, x, x_zero) + start < _EXACT else DType.INT32
+        start = EXACT if data is None else int(np.abs(data.astype(np.int64)).max(initial=0))
+    return DType.FLOAT32 if total * _magnitude(context, x, x_zero) + start < EXACT else DType.INT32
 
 
 def _column(context: FormContext, parameter: Value | None) -> Value | None:

@@ -14,7 +14,7 @@ from compiler.ir.intexpr import product
 from compiler.ir.op import lookup
 from compiler.ir.types import DType
 from compiler.ir.verify import Stage
-from compiler.ops.integer import Parameters, requantized_sum
+from compiler.ops.integer import EXACT, Parameters, requantized_sum
 from compiler.ops.support import attr_ints
 from passes.base import PassResult, register_pass
 from passes.rewrite import rewrite, single_use
@@ -23,7 +23,7 @@ _MOVES = ("transpose", "reshape")
 _CLAMPS = ("relu", "clip")
 _OPERANDS = (DType.INT8, DType.UINT8)
 _RESULTS = (*_OPERANDS, DType.INT16, DType.UINT16)
-_SAME = 1e-6
+_SAME = 2.0**-22
 """How far from 1 a ratio of scales may be that is 1 but for the rounding of the scales; relative."""
 
 
@@ -36,8 +36,9 @@ class IntegerProducts:
 
     The integers, less their zero points, are float32 values; sums below 2²⁴ are exact, so that the result is that of integer arithmetic,
     whatever the order of the sum. Scales and zero points must be constants, and the integers of 8 bits. The scales meet in one multiplier
-    ``(x_scale * w_scale) / y_scale``, rounded to float32 at each step; a bias is brought to the scale of the products. A relu or clip before the
-    quantisation bounds the integers instead.
+    ``(x_scale * w_scale) / y_scale``, rounded to float32 at each step. A bias joins the sum where it is a whole number of the products' units, as
+    quantisers make it; one that is not joins behind the multiplication, so that it leaves the sum exact. A relu or clip before the quantisation
+    bounds the integers instead.
     """
 
     name: ClassVar[str] = "integer-products"
@@ -79,7 +80,7 @@ class _Operand:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A sum of products: ``core`` of ``operands``, in units of ``scale / count``; ``bias`` in the same units."""
+    """A sum of products: ``core`` of ``operands``, in units of ``scale / count``, and a bias, which is a real number."""
 
     core: Node
     operands: tuple[_Operand, ...]
@@ -114,11 +115,17 @@ def _of_products(node: Node, builder: GraphBuilder, x: Value, y_scale: Array, al
     if found is None:
         return None
     total = builder.emit(found.core.op, *(part.integers(builder) for part in found.operands), name=found.core.name, **found.core.attrs)
-    if found.bias is not None:
-        total = builder.emit("add", total, builder.constant(found.bias))
+    to, parameters, offset = node.output.type.dtype, node.present_inputs[2:], np.zeros(())
     with np.errstate(all="ignore"):
         multiplier = np.asarray(found.scale / (y_scale * np.float32(found.count)), np.float32)
-    return builder.emit("requantize", total, builder.constant(multiplier), *node.present_inputs[2:], name=node.name, to=node.attrs["to"])
+        if found.bias is not None:
+            whole, rest = _units(found.bias, found.scale.astype(np.float64) / found.count)
+            total = builder.emit("add", total, builder.constant(whole)) if np.any(whole) else total
+            offset = rest / y_scale
+    if np.any(offset):
+        zero_point = parameters or (builder.constant(np.zeros((), to.numpy)),)
+        parameters = (*zero_point, builder.constant(offset.astype(np.float32)))
+    return builder.emit("requantize", total, builder.constant(multiplier), *parameters, name=node.name, to=to)
 
 
 def _of_two(node: Node, builder: GraphBuilder, x: Value, alone: set[Value]) -> Value | None:
@@ -173,7 +180,7 @@ def _sum(builder: GraphBuilder, x: Value, alone: set[Value]) -> _Sum | None:
     count = _count(core)
     if not abs(float(factor) * count - 1) <= _SAME:
         scale, count = factor * scale, 1
-    return _Sum(core, known, scale, count, None if bias is None else _in_units(bias, scale / np.float64(count)))
+    return _Sum(core, known, scale, count, bias)
 
 
 def _count(core: Node) -> int:
@@ -202,12 +209,12 @@ def _constant(builder: GraphBuilder, value: Value) -> Array | None:
     return np.asarray(centered * scale.astype(np.float64))
 
 
-def _in_units(bias: Array, scale: Array) -> Array:
-    """A bias divided by a scale, in float32: integers where it is some but for the rounding of its own scale."""
-    with np.errstate(all="ignore"):
-        exact = bias / scale.astype(np.float64)
-        nearest = np.rint(exact)
-        return np.where(np.abs(exact - nearest) <= _SAME * np.abs(nearest), nearest, exact).astype(np.float32)
+def _units(bias: Array, scale: Array) -> tuple[Array, Array]:
+    """A bias as whole numbers of a scale, in float32, where it is some but for the rounding of its own scale, and the rest of it as it is."""
+    exact = bias / scale
+    nearest = np.rint(exact)
+    whole = (np.abs(exact - nearest) <= _SAME * np.abs(nearest)) & (np.abs(nearest) < EXACT)
+    return np.where(whole, nearest, 0).astype(np.float32), np.where(whole, 0, bias)
 
 
 def _operand(builder: GraphBuilder, value: Value) -> _Operand | None:
