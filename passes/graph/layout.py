@@ -45,7 +45,7 @@ class AssignLayout:
     stage: ClassVar[Stage] = Stage.LAID_OUT
 
     def run(self, graph: Graph) -> PassResult:
-        if any(node.op == "to_layout" for node in graph.nodes):  # laid out before
+        if any(value.type.block != 1 for node in graph.nodes for value in node.outputs):  # laid out before
             return PassResult(graph, changed=False)
         cut = _Cut(graph, self.block)
         if self.block == 1 or Layouts.BLOCKED_OUT not in cut.kinds:
