@@ -166,7 +166,7 @@ class Module:
             dims.setdefault(want, have) == have if isinstance(want, str) else want == have for want, have in zip(expected, given, strict=True)
         )
         if not fits:
-            known = "".join(f", where {dim} = {size}" for dim, size in dims.items())
+            known = "".join(f", where {dim} = {size}" for dim, size in dims.items() if dim in expected)
             raise UserError(
                 f"input {name} has shape {_shape(given)}; the model takes {_shape(expected)}{known}",
                 where=self.name,

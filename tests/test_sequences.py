@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,3 +229,288 @@ g (float[A, B] x) => (seq(float[N]) rows, seq(float[N]) columns, seq(float[N, 1]
 @given(x=arrays(LENGTHS, LENGTHS))
 def test_slices_of_a_tensor(x: Any) -> None:
     check(SLICES, x=x)
+
+
+MAP = """
+g (seq(float[N, 2]) s, seq(float[M]) t, float[2] k) => (seq(float[A, 2]) sums, seq(int64[2]) shapes, seq(float[]) flat, seq(float[2]) same) {
+  sums, shapes, flat, same = SequenceMap (s, t, k) <
+    body = b (float[P, 2] x, float[Q] y, float[2] z) => (float[A, 2] u, int64[2] v, float[B] w, float[2] z1) {
+      u = Add (x, z) v = Shape (x) minus = Constant <value_ints = [-1]> () r = Reshape (x, minus) w = Concat <axis = 0> (r, y) z1 = Identity (z)
+    }
+  >
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), count=st.integers(0, 5), k=arrays(2))
+def test_map(data: st.DataObject, count: int, k: Any) -> None:
+    s, t = ([data.draw(arrays(*dims)) for _ in range(count)] for dims in ((LENGTHS, 2), (LENGTHS,)))
+    check(MAP, s=s, t=t, k=k)
+
+
+def test_map_of_different_lengths() -> None:
+    with pytest.raises(ts.UserError, match="its sequences have different lengths, 2 and 1"):
+        compiled(MAP).run({"s": [np.zeros((1, 2), np.float32)] * 2, "t": [np.zeros(3, np.float32)], "k": np.zeros(2, np.float32)})
+
+
+MAP_KNOWN = """
+g (seq(float[N]) s, float[2, 3] x) => (seq(float[N]) y, seq(float[]) z) {
+  rows = SplitToSequence <axis = 0, keepdims = 0> (x)
+  y = SequenceMap (rows, s) <body = b (float[3] p, float[Q] q) => (float[A] r) { r = Concat <axis = 0> (p, q) }>
+  z = SequenceMap (s, rows) <body = c (float[Q] q, float[3] p) => (float[A] r) { r = Concat <axis = 0> (q, p) }>
+}
+"""
+
+
+@settings(max_examples=30, deadline=None)
+@given(s=st.lists(arrays(LENGTHS), min_size=2, max_size=2), x=arrays(2, 3))
+def test_map_with_a_sequence_of_known_length(s: list[Any], x: Any) -> None:
+    check(MAP_KNOWN, s=s, x=x)
+
+
+LOOP = """
+g (seq(float[N]) s, int64 n, bool go, float limit) => (seq(float[]) kept, seq(float[]) made, int64[K] lengths) {
+  none = SequenceEmpty ()
+  kept, made, lengths = Loop (n, go, none, s) <
+    body = b (int64 i, bool c, seq(float[]) k, seq(float[]) m) => (bool d, seq(float[]) k1, seq(float[]) m1, int64 l) {
+      e = SequenceAt (s, i)
+      sum = ReduceSum <keepdims = 0> (e)
+      big = Less (limit, sum)
+      k1 = If (big) <
+        then_branch = y () => (seq(float[]) k2) { k2 = SequenceInsert (k, e) },
+        else_branch = z () => (seq(float[]) k3) { k3 = Identity (k) }
+      >
+      twice = Concat <axis = 0> (e, e)
+      zero = Constant <value_int = 0> ()
+      m0 = SequenceErase (m, zero)
+      m1 = SequenceInsert (m0, twice)
+      l = SequenceLength (k1)
+      d = Identity (c)
+    }
+  >
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(s=lists(LENGTHS), go=st.booleans(), limit=arrays(), less=st.integers(0, 2))
+def test_loops_and_branches_that_change_sequences(s: list[Any], go: bool, limit: Any, less: int) -> None:
+    check(LOOP, s=s, n=np.array(max(0, len(s) - less)), go=np.array(go), limit=limit)
+
+
+NESTED = """
+g (seq(float[N]) s, int64 n) => (seq(float[]) y, int64 total) {
+  none = SequenceEmpty ()
+  y = Loop (n, , none) <body = b (int64 i, bool c, seq(float[]) a) => (bool d, seq(float[]) e) {
+    d = Identity (c)
+    length = SequenceLength (s)
+    e = Loop (length, , a) <body = f (int64 j, bool g1, seq(float[]) h) => (bool k, seq(float[]) l) {
+      k = Identity (g1)
+      x = SequenceAt (s, j)
+      at = SequenceLength (h)
+      zero = Constant <value_int = 0> ()
+      even = Equal (i, zero)
+      l = If (even) <
+        then_branch = t () => (seq(float[]) p) { p = SequenceInsert (h, x, zero) },
+        else_branch = u () => (seq(float[]) q) { r = Neg (x) q = SequenceInsert (h, r) }
+      >
+    }>
+  }>
+  total = SequenceLength (y)
+}
+"""
+
+
+@settings(max_examples=30, deadline=None)
+@given(s=lists(LENGTHS), n=st.integers(0, 3))
+def test_loops_in_loops(s: list[Any], n: int) -> None:
+    wanted: list[Any] = []
+    for i in range(n):
+        for x in s:
+            wanted = [*wanted, -x] if i else [x, *wanted]
+    found = compiled(NESTED).run({"s": s, "n": np.int64(n)})
+    same(found["y"], wanted)
+    same(found["total"], np.array(len(wanted)))
+
+
+WHILE = """
+g (int64 limit, float[N] x) => (seq(float[]) y, float[A] all) {
+  none = SequenceEmpty ()
+  n = Constant <value_int = 9> ()
+  y = Loop (n, , none) <body = b (int64 i, bool c, seq(float[]) a) => (bool d, seq(float[]) e) {
+    d = Less (i, limit) e = SequenceInsert (a, x)
+  }>
+  all = ConcatFromSequence <axis = 0> (y)
+}
+"""
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 3, 99])
+def test_a_loop_of_few_iterations_that_a_condition_ends(limit: int) -> None:
+    check(WHILE, limit=np.array(limit), x=np.float32([1, 2]))
+
+
+BRANCHES = """
+g (seq(float[N]) s, float[M] x, bool c) => (seq(float[]) y, seq(float[]) z) {
+  y, z = If (c) <
+    then_branch = a () => (seq(float[]) p, seq(float[]) q) { p = SequenceConstruct (x, x) q = SequenceEmpty () },
+    else_branch = b () => (seq(float[]) r, seq(float[]) t) { r = SequenceConstruct (x) t = Identity (s) }
+  >
+}
+"""
+
+
+@pytest.mark.parametrize("condition", [True, False])
+@settings(max_examples=20, deadline=None)
+@given(s=lists(LENGTHS), x=arrays(LENGTHS))
+def test_branches_of_different_lengths(condition: bool, s: list[Any], x: Any) -> None:
+    check(BRANCHES, s=s, x=x, c=np.array(condition))
+
+
+OPTIONAL = """
+g (optional(float[N, 2]) o, float[M, 2] x, optional(seq(float[A])) q, bool c)
+  => (float[K, 2] y, bool h, optional(float[B, 2]) same, optional(float[C, 2]) other, seq(float[]) list, int64 n) {
+  h = OptionalHasElement (o)
+  y = If (h) <
+    then_branch = t () => (float[P, 2] p) { e = OptionalGetElement (o) p = Concat <axis = 0> (e, x) },
+    else_branch = u () => (float[Q, 2] r) { r = Neg (x) }
+  >
+  same = Identity (o)
+  other = If (c) <
+    then_branch = v () => (optional(float[P, 2]) w) { w = Optional (x) },
+    else_branch = k () => (optional(float[P, 2]) z) { z = Optional <type = float[P, 2]> () }
+  >
+  there = OptionalHasElement (q)
+  list = If (there) <
+    then_branch = l () => (seq(float[]) m) { m = OptionalGetElement (q) },
+    else_branch = i () => (seq(float[]) j) { j = SequenceEmpty () }
+  >
+  n = SequenceLength (list)
+}
+"""
+
+
+@settings(max_examples=60, deadline=None)
+@given(o=st.none() | arrays(LENGTHS, 2), x=arrays(LENGTHS, 2), q=st.none() | lists(LENGTHS), c=st.booleans())
+def test_optional_values(o: Any, x: Any, q: Any, c: bool) -> None:
+    found = compiled(OPTIONAL.replace("<type = float[P, 2]> ", "")).run({"o": o, "x": x, "q": q, "c": np.array(c)})
+    y = -x if o is None else np.concatenate([o, x])
+    for got, want in zip(found.values(), [y, np.array(o is not None), o, x if c else None, q or [], np.array(len(q or []))], strict=True):
+        same(got, want)
+
+
+def test_what_a_module_says_of_its_borders() -> None:
+    module = compiled(OPTIONAL)
+    assert [str(info) for info in module.inputs] == [
+        "o: optional(float32)[N, 2]",
+        "x: float32[M, 2]",
+        "q: optional(seq(float32))[?]",
+        "c: bool[]",
+    ]
+    assert [info.dtype for info in module.outputs] == ["float32", "bool", "optional(float32)", "optional(float32)", "seq(float32)", "int64"]
+    assert str(compiled(RANKS).inputs[0]) == "s: seq(float32)[...]"
+
+
+PAIR = "g (seq(float[N, 2]) s, optional(float[N]) o, float[N] x) => (seq(float[N, 2]) y, optional(float[N]) z) { y = Identity (s) z = Identity (o) }"
+V = np.zeros(3, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"s": np.zeros((2, 2), np.float32), "x": V}, r"input s is a ndarray; the model takes seq\(float32\)"),
+        ({"s": "text", "x": V}, "input s is a str"),
+        ({"s": [V.reshape(3, 1)], "x": V}, r"input s, element 0, has shape \[3, 1\]; the model takes \[\?, 2\]"),
+        ({"s": [np.zeros((1, 2), np.float32), V], "x": V}, r"input s, element 1, has shape \[3\]"),
+        ({"s": [np.zeros((1, 2))], "x": V}, "input s, element 0, is float64; the model takes float32"),
+        ({"s": [[[1, 2], [3]]], "x": V}, "input s, element 0, is no array"),
+        ({"x": V}, "inputs s are missing"),
+        ({"s": [], "x": V, "t": V}, "the model has no inputs called t"),
+        ({"s": [], "x": V, "o": V[:1]}, r"has shape \[3\]; the model takes \[N\], where N = 1"),
+        ({"s": [], "x": V, "o": V.astype(np.int8)}, "input o is int8; the model takes float32"),
+        ({"s": [], "x": V, "o": [[1], [2, 3]]}, "input o is no array"),
+    ],
+)
+def test_feeds_that_do_not_fit(feeds: dict[str, Any], message: str) -> None:
+    with pytest.raises(ts.UserError, match=message):
+        compiled(PAIR).run(feeds)
+
+
+def test_inputs_by_position_and_outputs_of_their_own() -> None:
+    module, s = compiled(PAIR), [np.ones((2, 2), np.float32), np.zeros((0, 2), np.float32)]
+    y, z = module(s, None, V)
+    same(y, s)
+    assert z is None
+    y[0][:] = 5
+    same(module(tuple(s), V, V)[0], s)
+
+
+def test_a_saved_module(tmp_path: Path) -> None:
+    compiled(PAIR).save(tmp_path / "pair.tsm")
+    module = ts.load(tmp_path / "pair.tsm")
+    assert module.inputs == compiled(PAIR).inputs
+    same(list(module([], V, V)), [[], V])
+
+
+def test_shapes_given_for_elements() -> None:
+    text = "g (seq(float[]) s, optional(float[N]) o, int64 i) => (float[A, B] y, float[C] z) { y = SequenceAt (s, i) z = OptionalGetElement (o) }"
+    module = ts.compile(model(text), input_shapes={"s": (2, 3), "o": (4,)}, cache=False)
+    assert [str(info) for info in (*module.inputs, *module.outputs)] == [
+        "s: seq(float32)[2, 3]",
+        "o: optional(float32)[4]",
+        "i: int64[]",
+        "y: float32[2, 3]",
+        "z: float32[4]",
+    ]
+    s = [np.full((2, 3), number, np.float32) for number in range(3)]
+    same(module.run({"s": s, "o": np.ones(4, np.float32), "i": np.int64(-1)})["y"], s[2])
+    with pytest.raises(ts.UserError, match="an optional value is read that is absent"):
+        module.run({"s": s, "i": np.int64(0)})
+    with pytest.raises(ts.UserError, match="the model fixes"):
+        ts.compile(model(EDIT), input_shapes={"s": (2, 4)}, cache=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("g (seq(float[N]) s) => (float[N] y) { y = Relu (s) }", "an operand is a sequence"),
+        ("g (optional(float[N]) o) => (float[N] y) { y = Relu (o) }", "an operand is an optional value"),
+        ("g (float[N] x) => (int64 y) { y = SequenceLength (x) }", r"input input_sequence is a tensor\(float\)"),
+        ("g (seq(float[N]) s) => (float[N] y) { y = Identity (s) }", "declares it as a tensor, and it is a sequence"),
+        ("g (float[N] x) => (seq(float[N]) y) { y = Identity (x) }", "declares it as a sequence, and it is a tensor"),
+        ("g (seq(float[N]) s, int64[M] x) => (seq(float[N]) y) { y = SequenceInsert (s, x) }", "a sequence of f32 cannot have an element of i64"),
+        ("g (seq(seq(float[N])) s) => (int64 y) { y = SequenceLength (s) }", "'s' is neither a tensor, nor a sequence of tensors"),
+        ("g (optional(float[]) o) => (bool y) { y = OptionalHasElement (o) }", "input 'o' has no shape, not even a rank"),
+        ("g (seq(float[N]) s, seq(float[N]) t) => (seq(float[]) y) { y = SequenceConstruct (s, t) }", "input 0 is a sequence, not a tensor"),
+    ],
+)
+def test_what_cannot_be_compiled(text: str, message: str) -> None:
+    with pytest.raises(ts.UserError, match=message):
+        import_model(model(text))
+
+
+def test_many_runs_of_changing_lengths_take_no_memory() -> None:
+    module, random = ts.compile(model(LOOP), threads=1, cache=False), np.random.default_rng(0)
+    feeds = [
+        {"s": [np.ones(random.integers(0, 40), np.float32) for _ in range(count)], "n": np.int64(count), "go": np.True_, "limit": np.float32(9)}
+        for count in random.integers(1, 8, 40)
+    ]
+    for number in range(1200):
+        module.run({name: np.asarray(value) if name != "s" else value for name, value in feeds[number % 40].items()})
+        if number == 200:
+            before = resident_bytes()
+    assert resident_bytes() - before < 4 << 20
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_runs_at_once() -> None:
+    module = compiled(NESTED)
+    cases = [([np.full(size, size, np.float32) for size in range(length)], count) for length in range(4) for count in range(4)]
+    wanted = [module.run({"s": s, "n": np.int64(n)}) for s, n in cases]
+    with ThreadPoolExecutor(4) as workers:
+        for found, want in zip(workers.map(lambda case: module.run({"s": case[0], "n": np.int64(case[1])}), cases * 3), wanted * 3, strict=True):
+            same(list(found.values()), list(want.values()))
