@@ -18,13 +18,9 @@ from frontend.onnx.importer import import_model
 _SHAPE = "the result's shape follows from what the input holds"
 
 NEED_CONSTANTS: dict[str, str] = {
-    "Col2Im": _SHAPE,
-    "DFT": "the factors follow from the axis",
     "ExpandDims": _SHAPE,
-    "MelWeightMatrix": _SHAPE,
     "MatMulNBits": "weights are unpacked when they are packed for the kernel",
     "Resize": "an antialiased axis has as many weights as its scale asks for",
-    "STFT": _SHAPE,
 }
 """Operators that are refused when the inputs their samples declare constant come at run time, and why."""
 
@@ -32,12 +28,9 @@ ONLY_WITH = {"Resize": "antialias"}
 """The attribute without which such an operator is not refused."""
 
 NOT_TOLD_BY_SHAPES: dict[str, str] = {
-    "Col2Im": "blocks of several shapes make the same image",
-    "DFT": "the axis is not seen in the shape",
     "ExpandDims": "the axis is not seen in the shape",
     "MatMulNBits": NEED_CONSTANTS["MatMulNBits"],
     "Resize": NEED_CONSTANTS["Resize"],
-    "STFT": "frames of several steps make the same shape",
 }
 """Those of them that are refused, for some samples, even where the model declares the result's shape."""
 

@@ -193,6 +193,30 @@ def test_a_branch_that_squeezes_is_taken_at_its_word() -> None:
         compiled(model, 1).run({"x": np.ones((5, 2), np.float32)})
 
 
+ONE_ELEMENT = """
+agraph (float[n, m] x, bool[1] c) => (float[n, m] y) {
+  shape = Shape(x)
+  width = Gather<axis = 0>(shape, one)
+  step, twice = If (c) <
+    then_branch = scalar () => (float a, float[1] a2) { a = Identity(half) a2 = Add(halves, halves) },
+    else_branch = vector () => (float[1] b, float b2) { w = Reshape(width, one1) f = Cast<to = 1>(w) b = Div(halves, f) b2 = Identity(half) }
+  >
+  z = Mul(x, step)
+  y = Add(z, twice)
+}
+"""
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_branches_that_give_one_element_in_different_ranks(taken: bool) -> None:
+    half = np.float32(0.5)
+    model = model_of(ONE_ELEMENT, 17, one=np.array(1), one1=np.array([1]), half=half, halves=half.reshape(1))
+    for columns in (1, 4):
+        x = np.arange(3.0 * columns, dtype=np.float32).reshape(3, columns)
+        y = compiled(model, 1).run({"x": x, "c": np.array([taken])})["y"]
+        np.testing.assert_array_equal(y, x * half + 1 if taken else x * (half / np.float32(columns)) + half)
+
+
 def test_dims_that_contradict_each_other_are_named() -> None:
     feeds = {"x": np.zeros((2, 3, 48), np.float32), "cache": np.zeros((1, 3, 48), np.float32)}
     with pytest.raises(UserError, match="where batch = 2"):

@@ -10,11 +10,14 @@ import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
+from compiler.ops.dims import number
 from compiler.ops.gather import Gather
 from compiler.ops.index import slice_axis
-from compiler.ops.support import cast_to, known_shape, per_channel, reshape, scalar_like
+from compiler.ops.support import cast_to, known, known_shape, per_channel, reshape, scalar_like
+from compiler.ops.tables import check_sampled, combined, computed, converted, kept_inside, laid, multiples
 from compiler.ops.window import output_dim, spatial
 
 
@@ -30,11 +33,11 @@ _OFFSET, _MASK = _wave(2, 12, 4, 2, step=1.1), _wave(2, 6, 4, 2, step=2.3)
 class _Windows:
     """The sizes of a node: offset groups G, taps K of a window, output positions P."""
 
-    batch: int
+    batch: Dim
     channels: int
-    dims: tuple[int, ...]
+    dims: tuple[Dim, ...]
     kernel: tuple[int, ...]
-    out: tuple[int, ...]
+    out: tuple[Dim, ...]
     groups: int
 
     @property
@@ -42,14 +45,15 @@ class _Windows:
         return prod(self.kernel)
 
     @property
-    def positions(self) -> int:
-        return prod(self.out)
+    def positions(self) -> Dim:
+        return product(self.out)
 
 
 def _deform_conv(context: FormContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__DeformConv.html: inputs x, w, offsets, bias, mask; outside the input there are zeros."""
     x, w, offset = (context.input(i) for i in range(3))
-    batch, channels, *dims = known_shape(x, "the input")
+    batch, depth, *dims = x.type.shape
+    channels = known(depth, "the channels of the input")
     filters, inner, *kernel = known_shape(w, "the weights")
     axes, group, groups = len(dims), int(context.attrs.get("group", 1)), int(context.attrs.get("offset_group", 1))
     strides, dilations = (spatial(context, name, axes, 1) for name in ("strides", "dilations"))
@@ -57,15 +61,19 @@ def _deform_conv(context: FormContext) -> Value:
     if inner * group != channels or filters % group or channels % groups:
         raise UnsupportedForm(f"{channels} channels with weights {w.type}, group {group} and offset_group {groups}")
     out = [output_dim(n, k, s, pads[a], pads[axes + a], d) for a, (n, k, s, d) in enumerate(zip(dims, kernel, strides, dilations, strict=True))]
-    sizes = _Windows(batch, channels, tuple(dims), tuple(kernel), tuple(int(n) for n in out if isinstance(n, int)), groups)
-    if offset.type.shape != (batch, groups * sizes.taps * axes, *out):
-        raise UnsupportedForm(f"the offsets are {offset.type}, where the shape {[batch, groups * sizes.taps * axes, *out]} is needed")
+    check_sampled(context, dims)
+    if offset.type.rank != axes + 2:
+        raise UnsupportedForm(f"the offsets are {offset.type}, for {axes} spatial axes")
+    sizes = _Windows(batch, channels, tuple(dims), tuple(kernel), tuple(out), groups)
+    for axis, (met, wanted) in enumerate(zip(offset.type.shape, (batch, groups * sizes.taps * axes, *out), strict=True)):
+        context.check(wanted, met, wanted, f"its offsets have {{value}} elements along axis {axis}, where the windows ask for {{low}}")
     moved = reshape(context, cast_to(context, offset, DType.FLOAT32), (batch, groups, 1, sizes.taps, axes, sizes.positions))
-    starts = [np.arange(n) * s - pads[a] for a, (n, s) in enumerate(zip(sizes.out, strides, strict=True))]
     places = []
-    for axis, grid in enumerate(np.meshgrid(*starts, indexing="ij")):
-        tap = np.indices(kernel)[axis].reshape(-1, 1) * dilations[axis]
-        fixed = context.const((tap + grid.reshape(1, -1)).astype(np.float32))
+    for axis, (count, stride) in enumerate(zip(sizes.out, strides, strict=True)):
+        start = combined(context, "sub", laid(context, multiples(context, count, stride), axis, axes), pads[axis])
+        grid = computed(context, "reshape", computed(context, "expand", start, shape=sizes.out), shape=(1, sizes.positions))
+        tap = context.const(np.indices(kernel)[axis].reshape(-1, 1).astype(np.int64) * dilations[axis])
+        fixed = converted(context, combined(context, "add", tap, grid), DType.FLOAT32)
         along = reshape(context, slice_axis(context, moved, 4, axis, 1), (batch, groups, 1, sizes.taps, sizes.positions))
         places.append(context.emit("add", along, fixed))
     columns = _sampled(context, x, places, sizes)
@@ -82,9 +90,9 @@ def _deform_conv(context: FormContext) -> Value:
 def _sampled(context: FormContext, x: Value, places: list[Value], sizes: _Windows) -> Value:
     """x interpolated linearly at ``places``, a coordinate ``[N, G, 1, K, P]`` for each axis: ``[N, G, C / G, K, P]``."""
     neighbours = [_neighbours(context, place, length) for place, length in zip(places, sizes.dims, strict=True)]
-    planes = np.arange(sizes.batch * sizes.channels, dtype=np.int64) * prod(sizes.dims)
-    first = context.const(planes.reshape(sizes.batch, sizes.groups, -1, 1, 1))
-    flat = reshape(context, x, (sizes.batch * sizes.channels * prod(sizes.dims),))
+    planes = multiples(context, sizes.batch * sizes.channels, product(sizes.dims))
+    first = computed(context, "reshape", planes, shape=(sizes.batch, sizes.groups, sizes.channels // sizes.groups, 1, 1))
+    flat = reshape(context, x, (product(x.type.shape),))
     total: Value | None = None
     for corner in cartesian(*neighbours):
         at, weight = _combined(context, corner, sizes.dims)
@@ -95,23 +103,23 @@ def _sampled(context: FormContext, x: Value, places: list[Value], sizes: _Window
     return total
 
 
-def _combined(context: FormContext, corner: tuple[tuple[Value, Value], ...], dims: tuple[int, ...]) -> tuple[Value, Value]:
+def _combined(context: FormContext, corner: tuple[tuple[Value, Value], ...], dims: tuple[Dim, ...]) -> tuple[Value, Value]:
     """The flat position of a neighbour in its plane and its weight, from those along each axis."""
     (at, weight), *others = corner
     for (along, share), length in zip(others, dims[1:], strict=True):
-        at = context.emit("add", context.emit("mul", at, context.const(np.array(length, np.int64))), along)
+        at = context.emit("add", context.emit("mul", at, number(context, length)), along)
         weight = context.emit("mul", weight, share)
     return at, weight
 
 
-def _neighbours(context: FormContext, place: Value, length: int) -> list[tuple[Value, Value]]:
+def _neighbours(context: FormContext, place: Value, length: Dim) -> list[tuple[Value, Value]]:
     """The positions before and after ``place`` along an axis, moved inside, and their weights, zero for those that were outside."""
     low = context.emit("floor", place)
     part = context.emit("sub", place, low)
     one, zero = scalar_like(context, part, 1), scalar_like(context, part, 0)
     found = []
     for at, weight in ((low, context.emit("sub", one, part)), (context.emit("add", low, one), part)):
-        inside = context.emit("clip", at, low=0.0, high=length - 1.0)
+        inside = kept_inside(context, at, length)
         share = context.emit("where", context.emit("equal", inside, at), weight, zero)
         found.append((cast_to(context, inside, DType.INT64), share))
     return found

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product as cartesian
-from math import prod
 
 import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import Dim, maximum, product
 from compiler.ir.op import FormContext, Sample
+from compiler.ir.run_time import natural
 from compiler.ir.types import DType
+from compiler.ops.dims import iota, number
 from compiler.ops.index import slice_axis
-from compiler.ops.support import cast_to, known, known_shape, reshape, scalar_like
+from compiler.ops.support import cast_to, known, reshape, scalar_like
+from compiler.ops.tables import check_sampled, combined, computed, converted, kept_inside, laid, multiples, real
 
 _MODES = {"linear": "linear", "bilinear": "linear", "nearest": "nearest", "cubic": "cubic", "bicubic": "cubic"}
 _CUBIC = -0.75
@@ -45,18 +48,22 @@ def grid_sample(context: FormContext) -> Value:
     mode = _MODES.get(str(context.attrs.get("mode", "linear")))
     if mode is None:
         raise UnsupportedForm(f"mode {context.attrs['mode']!r} is not known")
-    batch, channels, *dims = known_shape(x, "the input")
-    points = known_shape(grid, "the grid")[1:-1]
+    batch, channels, *dims = x.type.shape
+    grids, *points, last = grid.type.shape
+    context.check(len(dims), last, len(dims), "its grid has {value} coordinates for {low} spatial axes")
+    context.check(batch, grids, batch, "there are {value} grids for {low} images")
+    check_sampled(context, dims)
     axes = [_Axis(context, grid, axis, dims) for axis in range(len(dims))]
     taps = [axis.taps(mode) for axis in axes]
-    images = np.arange(batch * channels, dtype=np.int64).reshape(batch, channels, *(1,) * len(points)) * prod(dims)
-    flat = reshape(context, x, (batch * channels * prod(dims),))
+    images = multiples(context, batch * channels, product(dims))
+    images = computed(context, "reshape", images, shape=(batch, channels, *(1,) * len(points)))
+    flat = reshape(context, x, (product(x.type.shape),))
     total: Value | None = None
     for neighbours in cartesian(*taps):
-        place: Value = context.const(images)
+        place = images
         for axis, (position, _) in enumerate(neighbours):
             along = cast_to(context, position, DType.INT64)
-            place = context.emit("add", place, context.emit("mul", along, context.const(np.array(prod(dims[axis + 1 :]), np.int64))))
+            place = context.emit("add", place, context.emit("mul", along, number(context, product(dims[axis + 1 :]))))
         value = context.emit("gather", flat, place, axis=0)
         for _, weight in neighbours:
             if weight is not None:
@@ -70,19 +77,27 @@ def grid_sample(context: FormContext) -> Value:
 def affine_grid(context: FormContext) -> Value:
     """Points ``theta [N, d, d + 1]`` maps the output's points to: a product with their homogeneous coordinates, x first."""
     theta = context.input(0)
-    batch, rank = known_shape(theta, "theta")[:2]
-    size = context.dims(1)
-    if size is None:
-        dims = list(context.declared_shape(0, "the size", rank + 2)[1:-1])
-    else:
-        dims = [known(dim, "a dim of the size") for dim in size[2:]]
+    batch, rows, _ = theta.type.shape
+    rank, size = known(rows, "the rows of theta"), context.require_dims(1, "the size")
+    if len(size) != rank + 2:
+        raise UnsupportedForm(f"theta has {rank} rows for {len(size) - 2} spatial axes")
+    for dim in size:
+        context.check(0, dim, None, "a dim of the size is {value}")
+    *dims, _ = context.settled((batch, *map(natural, size[2:]), rank))[1:]
     align = bool(context.attrs.get("align_corners", 0))
-    if len(dims) != rank:
-        raise UnsupportedForm(f"theta has {rank} rows for {len(dims)} spatial axes")
-    along = [np.linspace(-1, 1, n) if align else (2 * np.arange(n) + 1) / n - 1 for n in dims]
-    points = np.stack([*reversed(np.meshgrid(*along, indexing="ij")), np.ones(dims)])
-    matrix = context.const(points.reshape(len(dims) + 1, -1).astype(theta.type.dtype.numpy))
-    return reshape(context, context.emit("transpose", context.emit("matmul", theta, matrix), perm=(0, 2, 1)), (batch, *dims, len(dims)))
+    along = [computed(context, "expand", laid(context, _steps(context, n, align=align), a, rank), shape=tuple(dims)) for a, n in enumerate(dims)]
+    ones = computed(context, "expand", context.const(np.ones((1,) * rank)), shape=tuple(dims))
+    parts = [computed(context, "reshape", part, shape=(1, product(dims))) for part in (*reversed(along), ones)]
+    matrix = converted(context, computed(context, "concat", *parts, axis=0), theta.type.dtype)
+    return reshape(context, context.emit("transpose", context.emit("matmul", theta, matrix), perm=(0, 2, 1)), (batch, *dims, rank))
+
+
+def _steps(context: FormContext, count: Dim, *, align: bool) -> Value:
+    """Points from -1 to 1 as float64, the first and last at the ends, or the middles of equal parts; one alone is at -1, or in the middle."""
+    places = converted(context, iota(context, count), DType.FLOAT64)
+    parts = real(context, maximum(count - 1, 1) if align else maximum(count, 1))
+    numerator = combined(context, "mul", places, 2) if align else combined(context, "add", combined(context, "mul", places, 2), 1)
+    return combined(context, "sub", combined(context, "div", numerator, parts), 1)
 
 
 Tap = tuple[Value, Value | None]
@@ -92,19 +107,20 @@ Tap = tuple[Value, Value | None]
 class _Axis:
     """One spatial axis: the coordinates of all points along it, ``[N, 1, *points]``, in elements."""
 
-    def __init__(self, context: FormContext, grid: Value, axis: int, dims: Sequence[int]) -> None:
+    def __init__(self, context: FormContext, grid: Value, axis: int, dims: Sequence[Dim]) -> None:
         self._context = context
         self._length = dims[axis]
         self._padding = str(context.attrs.get("padding_mode", "zeros"))
         if self._padding not in ("zeros", "border", "reflection"):
             raise UnsupportedForm(f"padding_mode {self._padding!r} is not known")
         align = bool(context.attrs.get("align_corners", 0))
-        batch, *points, _ = known_shape(grid, "the grid")
+        batch, *points, _ = grid.type.shape
         # The grid's last axis counts from the innermost spatial axis outwards.
         part = reshape(context, slice_axis(context, grid, grid.type.rank - 1, len(dims) - 1 - axis, 1), (batch, 1, *points))
-        scale = (self._length - 1) / 2 if align else self._length / 2
-        self._coordinate = self._binary("add", self._binary("mul", part, scale), (self._length - 1) / 2)
-        self._low, self._high = (0.0, self._length - 1.0) if align else (-0.5, self._length - 0.5)
+        extent, last = (real(context, dim, grid.type.dtype) for dim in (self._length - int(align), self._length - 1))
+        scale, shift = (combined(context, "mul", x, 0.5) for x in (extent, last))
+        self._coordinate = self._binary("add", self._binary("mul", part, scale), shift)
+        self._low, self._extent = 0.0 if align else -0.5, self._length - int(align)
 
     def taps(self, mode: str) -> list[Tap]:
         """The neighbours that the interpolation reads along this axis."""
@@ -118,8 +134,8 @@ class _Axis:
             return [self._tap(floor, rest), self._tap(self._binary("add", floor, 1), part)]
         return [self._tap(self._binary("add", floor, offset), self._cubic(part, offset)) for offset in (-1, 0, 1, 2)]
 
-    def _binary(self, op: str, x: Value, number: float) -> Value:
-        return self._context.emit(op, x, scalar_like(self._context, x, number))
+    def _binary(self, op: str, x: Value, y: Value | float) -> Value:
+        return self._context.emit(op, x, y if isinstance(y, Value) else scalar_like(self._context, x, y))
 
     def _cubic(self, part: Value, offset: int) -> Value:
         """The weight of the neighbour ``offset`` away from the floor: a cubic of its distance."""
@@ -136,25 +152,25 @@ class _Axis:
     def _inside(self, at: Value) -> Value:
         """Coordinates moved into the input as ``padding_mode`` says; with zeros they stay."""
         if self._padding == "border":
-            return self._context.emit("clip", at, low=0.0, high=self._length - 1.0)
+            return kept_inside(self._context, at, self._length)
         if self._padding == "reflection":
             return self._reflected(at)
         return at
 
     def _reflected(self, at: Value) -> Value:
         """at mirrored at the ends until it is inside: a triangle wave."""
-        context, extent = self._context, self._high - self._low
-        if extent == 0:
+        context = self._context
+        if self._extent == 0:
             return self._binary("mul", at, 0)
-        phase = context.emit("mod", self._binary("sub", at, self._low), scalar_like(context, at, 2 * extent), fmod=True)
-        phase = context.emit("abs", phase)
-        beyond = context.emit("sub", scalar_like(context, at, 2 * extent), phase)
+        period = real(context, maximum(2 * self._extent, 1), at.type.dtype)  # of one element all positions are the same
+        phase = context.emit("abs", context.emit("mod", self._binary("sub", at, self._low), period, fmod=True))
+        beyond = context.emit("sub", period, phase)
         return self._binary("add", context.emit("minimum", phase, beyond), self._low)
 
     def _tap(self, position: Value, weight: Value | None) -> Tap:
         """A neighbour whose position may be outside: moved inside, or, with zeros, weighing nothing there."""
         context = self._context
-        moved = context.emit("clip", self._inside(position), low=0.0, high=self._length - 1.0)
+        moved = kept_inside(context, self._inside(position), self._length)
         if self._padding != "zeros":
             return moved, weight
         valid = context.emit("equal", moved, position)

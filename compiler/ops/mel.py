@@ -7,11 +7,15 @@ from math import log
 import numpy as np
 
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import floordiv
 from compiler.ir.op import FormContext, OnnxForm, Sample, extend
+from compiler.ir.run_time import natural
 from compiler.ir.types import DType
 from compiler.ops.binary import Where
+from compiler.ops.dims import iota
 from compiler.ops.index import slice_axis
-from compiler.ops.support import cast_to, known, onnx_dtype, reshape, scalar_like
+from compiler.ops.support import cast_to, onnx_dtype, reshape, scalar_like
+from compiler.ops.tables import converted, laid, real
 
 
 def _binary(context: FormContext, op: str, x: Value, number: float) -> Value:
@@ -26,19 +30,18 @@ def _mel(context: FormContext, hertz: Value) -> Value:
 
 def _mel_weight_matrix(context: FormContext) -> Value:
     """Element j, i: how far spectrum bin j is up from band edge i to i + 1, then down to i + 2; edges lie at whole bins."""
-    bands, length = context.dims(0), context.dims(1)
-    if bands is None or length is None:
-        bins, count = context.declared_shape(0, "the number of bands or the length", 2)
-    else:
-        count, bins = known(bands[0], "the number of bands"), known(length[0], "the length") // 2 + 1
+    (bands,), (length,) = context.require_dims(0, "the number of bands"), context.require_dims(1, "the length")
+    for dim in (bands, length):
+        context.check(0, dim, None, "the number of bands or the length is {value}")
+    bins, count = context.settled((natural(floordiv(length, 2) + 1), natural(bands)))
     size, rate, low, high = (reshape(context, cast_to(context, context.input(i), DType.FLOAT64), ()) for i in (1, 2, 3, 4))
     low, high = _mel(context, low), _mel(context, high)
-    step = _binary(context, "div", context.emit("sub", high, low), count + 2)
-    mels = context.emit("add", context.emit("mul", context.const(np.arange(count + 2.0)), step), low)
+    step = context.emit("div", context.emit("sub", high, low), real(context, count + 2))
+    mels = context.emit("add", context.emit("mul", converted(context, iota(context, count + 2), DType.FLOAT64), step), low)
     hertz = _binary(context, "mul", _binary(context, "sub", context.emit("exp", _binary(context, "mul", mels, log(10) / 2595)), 1), 700)
     edges = context.emit("floor", context.emit("div", context.emit("mul", _binary(context, "add", size, 1), hertz), rate))
     left, center, right = (slice_axis(context, edges, 0, at, count) for at in range(3))
-    places = context.const(np.arange(float(bins)).reshape(-1, 1))
+    places = laid(context, converted(context, iota(context, bins), DType.FLOAT64), 0, 2)
     rising = _slope(context, left, center, places)
     falling = _slope(context, right, center, places)
     upwards = context.emit("less", places, center)

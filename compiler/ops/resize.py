@@ -9,11 +9,11 @@ from math import ceil, inf
 import numpy as np
 
 from compiler.errors import UnsupportedForm
-from compiler.ir.graph import Array, Attr, Region, Value
+from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, evaluate, floordiv, maximum, symbols
-from compiler.ir.op import FormContext, OnnxForm, Sample, lookup, register
+from compiler.ir.op import FormContext, OnnxForm, Sample, register
 from compiler.ir.types import DType, TensorType
-from compiler.ops.dims import iota, number
+from compiler.ops.dims import iota
 from compiler.ops.gather import gather
 from compiler.ops.index import IndexMap
 from compiler.ops.support import (
@@ -31,6 +31,7 @@ from compiler.ops.support import (
     scalar_like,
     transpose,
 )
+from compiler.ops.tables import combined, computed, real
 
 _X = (np.sin(np.arange(2 * 2 * 4 * 5) * 1.9) * 3).astype(np.float32).reshape(2, 2, 4, 5)
 
@@ -111,37 +112,25 @@ class ResizeNearest(IndexMap):
         return (Region((0,) * len(scales), shape, 0, index),)
 
 
-def _computed(context: FormContext, op: str, *inputs: Value, **attrs: Attr) -> Value:
-    """A node on the tables of an axis; where all is known, what it gives, however long the axis."""
-    known = [context.builder.array(value) for value in inputs]
-    if any(data is None for data in known):
-        return context.emit(op, *inputs, **attrs)
-    return context.const(np.asarray(lookup(op).evaluate(known, attrs)[0]))
-
-
-def _binary(context: FormContext, op: str, x: Value, y: Value | float) -> Value:
-    return _computed(context, op, x, y if isinstance(y, Value) else scalar_like(context, x, y))
-
-
 def _linear(context: FormContext, x: Value) -> Value:
-    distance = _computed(context, "abs", x)
-    return _binary(context, "maximum", _binary(context, "add", _computed(context, "neg", distance), 1), 0)
+    distance = computed(context, "abs", x)
+    return combined(context, "maximum", combined(context, "add", computed(context, "neg", distance), 1), 0)
 
 
 def _polynomial(context: FormContext, x: Value, *coefficients: float) -> Value:
     """By Horner's rule, the highest power first."""
-    total = _binary(context, "mul", x, coefficients[0])
+    total = combined(context, "mul", x, coefficients[0])
     for coefficient in coefficients[1:-1]:
-        total = _computed(context, "mul", _binary(context, "add", total, coefficient), x)
-    return _binary(context, "add", total, coefficients[-1])
+        total = computed(context, "mul", combined(context, "add", total, coefficient), x)
+    return combined(context, "add", total, coefficients[-1])
 
 
 def _cubic(context: FormContext, x: Value) -> Value:
     """Keys' convolution kernel (1981)."""
-    a, x = float(context.attrs.get("cubic_coeff_a", -0.75)), _computed(context, "abs", x)
+    a, x = float(context.attrs.get("cubic_coeff_a", -0.75)), computed(context, "abs", x)
     near, far = _polynomial(context, x, a + 2, -(a + 3), 0, 1), _polynomial(context, x, a, -5 * a, 8 * a, -4 * a)
-    outer = _computed(context, "where", _binary(context, "less", x, 2), far, scalar_like(context, x, 0))
-    return _computed(context, "where", _binary(context, "less_or_equal", x, 1), near, outer)
+    outer = computed(context, "where", combined(context, "less", x, 2), far, scalar_like(context, x, 0))
+    return computed(context, "where", combined(context, "less_or_equal", x, 1), near, outer)
 
 
 @dataclass(frozen=True)
@@ -159,31 +148,31 @@ class _Change:
 
 def _positions(context: FormContext, transform: str, change: _Change) -> Value:
     """Where in the input each output position lies."""
-    i, length, resized = _computed(context, "cast", iota(context, change.resized), to=DType.FLOAT64), change.length, change.resized
-    single = _binary(context, "less", _number(context, resized), 2)
+    i, length, resized = computed(context, "cast", iota(context, change.resized), to=DType.FLOAT64), change.length, change.resized
+    single = combined(context, "less", real(context, resized), 2)
 
     def scaled(shift: float) -> Value:
-        return _binary(context, "sub", _binary(context, "div", _binary(context, "add", i, shift), change.scale), shift)
+        return combined(context, "sub", combined(context, "div", combined(context, "add", i, shift), change.scale), shift)
 
     match transform:
         case "half_pixel":
             return scaled(0.5)
         case "pytorch_half_pixel":
-            return _computed(context, "where", single, i, scaled(0.5))
+            return computed(context, "where", single, i, scaled(0.5))
         case "half_pixel_symmetric":
-            exact = _binary(context, "mul", change.scale, _number(context, length))
-            missing = _binary(context, "sub", exact, _number(context, resized))
-            half = _binary(context, "mul", _number(context, length), 0.5)
-            return _binary(context, "add", scaled(0.5), _binary(context, "mul", _binary(context, "div", missing, exact), half))
+            exact = combined(context, "mul", change.scale, real(context, length))
+            missing = combined(context, "sub", exact, real(context, resized))
+            half = combined(context, "mul", real(context, length), 0.5)
+            return combined(context, "add", scaled(0.5), combined(context, "mul", combined(context, "div", missing, exact), half))
         case "align_corners":
-            return _binary(context, "mul", i, _binary(context, "div", _number(context, length - 1), _number(context, maximum(resized - 1, 1))))
+            return combined(context, "mul", i, combined(context, "div", real(context, length - 1), real(context, maximum(resized - 1, 1))))
         case "asymmetric":
             return scaled(0.0)
         case "tf_crop_and_resize" if change.region is not None:
-            begin, end = (_binary(context, "mul", at, _number(context, length - 1)) for at in change.region)
-            middle = _binary(context, "mul", _binary(context, "add", begin, end), 0.5)
-            step = _binary(context, "div", _binary(context, "sub", end, begin), _number(context, maximum(resized - 1, 1)))
-            return _binary(context, "add", _binary(context, "mul", i, step), _computed(context, "where", single, middle, begin))
+            begin, end = (combined(context, "mul", at, real(context, length - 1)) for at in change.region)
+            middle = combined(context, "mul", combined(context, "add", begin, end), 0.5)
+            step = combined(context, "div", combined(context, "sub", end, begin), real(context, maximum(resized - 1, 1)))
+            return combined(context, "add", combined(context, "mul", i, step), computed(context, "where", single, middle, begin))
     raise UnsupportedForm(f"coordinate_transformation_mode {transform!r} is not supported")
 
 
@@ -210,34 +199,34 @@ class _Axis:
             raise UnsupportedForm(f"an axis of {length} elements is resized to {change.resized}: that is beyond what is supported")
         positions = _positions(context, transform, change)
         if transform == "tf_crop_and_resize":
-            self._outside = _computed(context, "not", self._is_inside(positions))
+            self._outside = computed(context, "not", self._is_inside(positions))
         if mode == "nearest":
             op, shift = _NEAREST[attrs.get("nearest_mode", "round_prefer_floor" if context.opset > 10 and context.op_type == "Resize" else "floor")]
-            places = _computed(context, op, _binary(context, "add", _computed(context, "reshape", positions, shape=(1, change.resized)), shift))
+            places = computed(context, op, combined(context, "add", computed(context, "reshape", positions, shape=(1, change.resized)), shift))
         else:
-            places = _binary(context, "add", _computed(context, "floor", positions), context.const(np.arange(1.0 - reach, reach + 1)[:, None]))
+            places = combined(context, "add", computed(context, "floor", positions), context.const(np.arange(1.0 - reach, reach + 1)[:, None]))
             self._weights = self._weighted(places, positions, _linear if mode == "linear" else _cubic, antialias=antialias)
-        self._indices = _computed(context, "cast", self._clipped(places), to=DType.INT64)
+        self._indices = computed(context, "cast", self._clipped(places), to=DType.INT64)
 
     def _is_inside(self, places: Value) -> Value:
-        return _computed(self._context, "equal", places, self._clipped(places))
+        return computed(self._context, "equal", places, self._clipped(places))
 
     def _clipped(self, places: Value) -> Value:
         """places brought into the axis."""
         context = self._context
-        return _binary(context, "maximum", _binary(context, "minimum", places, _number(context, self._change.length - 1)), 0)
+        return combined(context, "maximum", combined(context, "minimum", places, real(context, self._change.length - 1)), 0)
 
     def _weighted(self, places: Value, positions: Value, kernel: Callable[[FormContext, Value], Value], *, antialias: bool) -> Value:
         """The weights of the elements at ``places``; those of an antialiased axis are spread by its scale."""
-        context, distances = self._context, _computed(self._context, "sub", places, positions)
+        context, distances = self._context, computed(self._context, "sub", places, positions)
         if antialias:
-            distances = _computed(context, "mul", distances, _binary(context, "minimum", self._change.scale, 1))
+            distances = computed(context, "mul", distances, combined(context, "minimum", self._change.scale, 1))
         weights = kernel(context, distances)
         if context.attrs.get("exclude_outside", 0):
-            weights = _computed(context, "where", self._is_inside(places), weights, scalar_like(context, weights, 0))
+            weights = computed(context, "where", self._is_inside(places), weights, scalar_like(context, weights, 0))
         if not context.attrs.get("exclude_outside", 0) and not antialias:
             return weights
-        return _computed(context, "div", weights, _computed(context, "reduce", weights, kind="sum", axes=(0,), keepdims=True))
+        return computed(context, "div", weights, computed(context, "reduce", weights, kind="sum", axes=(0,), keepdims=True))
 
     def repeats(self, mode: str) -> int:
         """The whole factor by which it repeats the axis's elements; 1 where it does not."""
@@ -261,7 +250,7 @@ class _Axis:
             x = self._sum(x, axis)
         if self._outside is None:
             return x
-        outside = _computed(context, "reshape", self._outside, shape=(self._change.resized, *(1,) * (x.type.rank - 1 - axis)))
+        outside = computed(context, "reshape", self._outside, shape=(self._change.resized, *(1,) * (x.type.rank - 1 - axis)))
         return context.emit("where", outside, scalar_like(context, x, float(context.attrs.get("extrapolation_value", 0.0))), x)
 
     def _sum(self, x: Value, axis: int) -> Value:
@@ -273,13 +262,13 @@ class _Axis:
             raise UnsupportedForm(f"an axis whose length only a run knows is resized by weights of {taps} elements each")
         for tap in range(taps):
             row: dict[str, tuple[Dim, ...]] = {"starts": (tap, 0), "sizes": (1, self._change.resized), "steps": (1, 1)}
-            weights = None if self._weights is None else _computed(context, "slice", self._weights, **row)
+            weights = None if self._weights is None else computed(context, "slice", self._weights, **row)
             if is_uniform(context.builder, weights, 0):
                 continue
-            indices = _computed(context, "reshape", _computed(context, "slice", self._indices, **row), shape=(self._change.resized,))
+            indices = computed(context, "reshape", computed(context, "slice", self._indices, **row), shape=(self._change.resized,))
             part = gather(context, x, indices, axis)
             if weights is not None and not is_uniform(context.builder, weights, 1):
-                weights = _computed(context, "cast", _computed(context, "reshape", weights, shape=shape), to=x.type.dtype)
+                weights = computed(context, "cast", computed(context, "reshape", weights, shape=shape), to=x.type.dtype)
                 part = context.emit("mul", part, weights)
             total = part if total is None else context.emit("add", total, part)
         if total is None:
@@ -322,11 +311,11 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
     given = context.optional(at)
     if given is not None and given.type.elements != 0:
         scales = cast_to(context, given, DType.FLOAT64)
-        sizes = _computed(context, "floor", _binary(context, "mul", scales, lengths))
+        sizes = computed(context, "floor", combined(context, "mul", scales, lengths))
     elif "scales" in attrs or "height_scale" in attrs:
         numbers = attrs.get("scales") or (1.0, 1.0, attrs["height_scale"], attrs["width_scale"])
         scales = context.const(np.array(numbers, np.float64))
-        sizes = _computed(context, "floor", _binary(context, "mul", scales, lengths))
+        sizes = computed(context, "floor", combined(context, "mul", scales, lengths))
     else:
         scales, sizes = _by_sizes(context, lengths)
         # The ratio of two lengths may be a whole number although neither is known.
@@ -347,7 +336,7 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
             factor = _factor(shape[axis], resized[position])
         if factor == 1 and resized[position] == shape[axis] and not regions:
             continue
-        scale = _computed(context, "reshape", _computed(context, "slice", scales, starts=(position,), sizes=(1,), steps=(1,)), shape=())
+        scale = computed(context, "reshape", computed(context, "slice", scales, starts=(position,), sizes=(1,), steps=(1,)), shape=())
         scale = scale if factor is None else scalar_like(context, scale, factor)
         found[axis] = _Change(scale, shape[axis], resized[position], regions.get(axis))
     return dict(sorted(found.items()))
@@ -356,12 +345,12 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
 def _by_sizes(context: FormContext, lengths: Value) -> tuple[Value, Value]:
     """The scales and sizes that input 3 gives; one scale for all axes where the aspect ratio is to be kept."""
     sizes, policy = cast_to(context, context.input(3), DType.FLOAT64), context.attrs.get("keep_aspect_ratio_policy", "stretch")
-    scales = _binary(context, "div", sizes, lengths)
+    scales = combined(context, "div", sizes, lengths)
     if policy == "stretch":
         return scales, sizes
-    ratio = _computed(context, "reduce", scales, kind="min" if policy == "not_larger" else "max", axes=(0,), keepdims=True)
-    rounded = _computed(context, "floor", _binary(context, "add", _binary(context, "mul", ratio, lengths), 0.5))
-    return _computed(context, "expand", ratio, shape=scales.type.shape), rounded
+    ratio = computed(context, "reduce", scales, kind="min" if policy == "not_larger" else "max", axes=(0,), keepdims=True)
+    rounded = computed(context, "floor", combined(context, "add", combined(context, "mul", ratio, lengths), 0.5))
+    return computed(context, "expand", ratio, shape=scales.type.shape), rounded
 
 
 def _resized(context: FormContext, axes: Sequence[int], shape: Sequence[Dim], scales: Value, sizes: Value) -> list[Dim]:
@@ -398,11 +387,6 @@ def _least_scale(length: int, resized: int) -> float:
     return resized / (resized + 1) * resized / max(length, 1)
 
 
-def _number(context: FormContext, dim: Dim) -> Value:
-    """A dim as a float64 scalar."""
-    return cast_to(context, number(context, dim), DType.FLOAT64)
-
-
 def _regions(context: FormContext, axes: Sequence[int]) -> dict[int, tuple[Value, Value]]:
     """The begin and end of the part of each axis that ``tf_crop_and_resize`` takes."""
     if context.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize":
@@ -412,7 +396,7 @@ def _regions(context: FormContext, axes: Sequence[int]) -> dict[int, tuple[Value
         raise UnsupportedForm(f"regions {regions.type} for {len(axes)} axes")
 
     def bound(number: int) -> Value:
-        return _computed(context, "reshape", _computed(context, "slice", regions, starts=(number,), sizes=(1,), steps=(1,)), shape=())
+        return computed(context, "reshape", computed(context, "slice", regions, starts=(number,), sizes=(1,), steps=(1,)), shape=())
 
     return {axis: (bound(number), bound(number + len(axes))) for number, axis in enumerate(axes)}
 

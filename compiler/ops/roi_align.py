@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, Sample
 from compiler.ir.types import DType
+from compiler.ops.dims import number
 from compiler.ops.index import slice_axis
-from compiler.ops.support import cast_to, known_shape, reshape, scalar_like
+from compiler.ops.support import cast_to, reshape, scalar_like
+from compiler.ops.tables import check_sampled, kept_inside, laid, multiples, real
+from compiler.ops.wrap_index import checked
 
 _X = (np.arange(2 * 2 * 6 * 5, dtype=np.float32).reshape(2, 2, 6, 5) * 7 % 11 - 5) / 4
 _ROIS = np.array([[0.5, 1.2, 3.7, 4.1], [-2.0, 0.0, 9.0, 5.5], [1.0, 1.0, 1.2, 1.3]], np.float32)
@@ -40,17 +43,18 @@ def roi_align(context: FormContext) -> Value:
     mode, ratio = str(context.attrs.get("mode", "avg")), int(context.attrs.get("sampling_ratio", 0))
     if mode not in ("avg", "max") or ratio < 1:
         raise UnsupportedForm(f"mode {mode!r} with sampling_ratio {ratio}; a ratio of at least 1 is needed, so that the points are known")
-    batch, channels, *dims = known_shape(x, "the input")
-    regions = known_shape(rois, "the regions")[0]
+    batch, channels, *dims = x.type.shape
+    regions = rois.type.shape[0]
+    check_sampled(context, dims)
     bins = [int(context.attrs.get(name, 1)) for name in ("output_height", "output_width")]
     rows, columns = (_taps(context, rois, axis, dims[axis], bins[axis], ratio) for axis in (0, 1))
-    first = context.emit("mul", images, context.const(np.array(channels * prod(dims), np.int64)))
-    planes = context.const(np.arange(channels, dtype=np.int64).reshape(1, channels, 1, 1) * prod(dims))
+    first = context.emit("mul", checked(context, images, batch, 0), number(context, channels * product(dims)))
+    planes = laid(context, multiples(context, channels, product(dims)), 1, 4)
     origin = context.emit("add", reshape(context, first, (regions, 1, 1, 1)), planes)
-    flat = reshape(context, x, (batch * channels * prod(dims),))
+    flat = reshape(context, x, (product(x.type.shape),))
     total: Value | None = None
     for row in rows:
-        above = context.emit("add", origin, context.emit("mul", row.position, context.const(np.array(dims[1], np.int64))))
+        above = context.emit("add", origin, context.emit("mul", row.position, number(context, dims[1])))
         for column in columns:
             value = context.emit("gather", flat, context.emit("add", above, column.position), axis=0)
             value = context.emit("mul", value, context.emit("mul", row.weight, column.weight))
@@ -63,10 +67,10 @@ def roi_align(context: FormContext) -> Value:
     return context.emit("mul", pooled, scalar_like(context, pooled, 1 / ratio**2)) if mode == "avg" else pooled
 
 
-def _taps(context: FormContext, rois: Value, axis: int, length: int, bins: int, ratio: int) -> tuple[_Tap, _Tap]:
+def _taps(context: FormContext, rois: Value, axis: int, length: Dim, bins: int, ratio: int) -> tuple[_Tap, _Tap]:
     """The neighbours of the sampling points along an axis (0: height): ``[R, 1, points, 1]`` or ``[R, 1, 1, points]``."""
     half = context.opset >= 16 and context.attrs.get("coordinate_transformation_mode", "half_pixel") == "half_pixel"
-    regions = known_shape(rois, "the regions")[0]
+    regions = rois.type.shape[0]
 
     def binary(op: str, value: Value, number: float) -> Value:
         return context.emit(op, value, scalar_like(context, value, number))
@@ -80,10 +84,11 @@ def _taps(context: FormContext, rois: Value, axis: int, length: int, bins: int, 
     fractions = ((np.arange(bins * ratio) + 0.5) / (bins * ratio)).astype(rois.type.dtype.numpy)
     steps = context.const(fractions.reshape((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1)))
     point = context.emit("add", begin, context.emit("mul", extent, steps))
-    valid = context.emit("equal", point, context.emit("clip", point, low=-1.0, high=float(length)))
-    inside = context.emit("clip", point, low=0.0, high=length - 1.0)
+    near = context.emit("maximum", context.emit("minimum", point, real(context, length, point.type.dtype)), scalar_like(context, point, -1))
+    valid = context.emit("equal", point, near)
+    inside = kept_inside(context, point, length)
     low = context.emit("floor", inside)
-    high = context.emit("clip", binary("add", low, 1), low=0.0, high=length - 1.0)
+    high = kept_inside(context, binary("add", low, 1), length)
     part = context.emit("sub", inside, low)
     rest = context.emit("sub", scalar_like(context, part, 1), part)
     zero = scalar_like(context, part, 0)

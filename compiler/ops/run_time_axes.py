@@ -12,6 +12,7 @@ from compiler.ir.op import FormContext
 from compiler.ir.run_time import is_equal, wrapped
 from compiler.ops.dims import iota, number
 from compiler.ops.support import reshape
+from compiler.ops.tables import combined, laid
 
 
 def named(context: FormContext, axes: Sequence[Dim], rank: int) -> list[Dim]:
@@ -61,3 +62,17 @@ def _positions(context: FormContext, numbers: Value, sizes: Sequence[Dim], shape
         along = context.emit("mod", outer, number(context, size), fmod=False)
         total = context.emit("add", total, context.emit("mul", along, number(context, product(shape[axis + 1 :]))))
     return total
+
+
+def ungathered(context: FormContext, x: Value, shape: Sequence[Dim], hits: Sequence[Dim]) -> Value:
+    """What ``gathered`` gave, or something with as many rows, as a tensor of ``shape``."""
+    kept, rest = (
+        [context.builder.define(1 + part * (dim - 1)) for dim, part in zip(shape, parts, strict=True)] for parts in ([1 - h for h in hits], hits)
+    )
+    columns, places = product(rest), None
+    for axis, (dim, hit) in enumerate(zip(shape, hits, strict=True)):
+        stride = (1 - hit) * product(kept[axis + 1 :]) * columns + hit * product(rest[axis + 1 :])
+        along = laid(context, combined(context, "mul", iota(context, dim), number(context, context.builder.define(stride))), axis, len(shape))
+        places = along if places is None else context.emit("add", places, along)
+    flat = reshape(context, x, (product(x.type.shape),))
+    return flat if places is None else context.emit("gather", flat, places, axis=0)

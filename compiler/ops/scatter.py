@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.graph import Array, Value
-from compiler.ir.intexpr import Dim, product
+from compiler.ir.intexpr import Dim, floordiv, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
+from compiler.ir.run_time import natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.gather import element_positions, tuple_positions
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, first_type, known, known_shape, normalize_axis, reshape
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, divide, first_type, normalize_axis, reshape
+from compiler.ops.tables import combined, computed, laid, multiples
+from compiler.ops.window import spatial
 from compiler.ops.wrap_index import checked
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -132,42 +134,71 @@ def _max_unpool(context: FormContext) -> Value:
     x, positions = context.input(0), context.input(1)
     shape = x.type.shape
     axes = len(shape) - 2
-    kernel = tuple(int(v) for v in context.attrs["kernel_shape"])
-    strides = tuple(int(v) for v in context.attrs.get("strides", (1,) * axes))
-    pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
-    default = (*shape[:2], *((n - 1) * s - pads[a] - pads[axes + a] + kernel[a] for a, (n, s) in enumerate(zip(shape[2:], strides, strict=True))))
+    kernel = spatial(context, "kernel_shape", axes, 1)
+    strides, pads = spatial(context, "strides", axes, 1), spatial(context, "pads", 2 * axes, 0)
+    spread = [(n - 1) * strides[a] - pads[a] - pads[axes + a] + kernel[a] for a, n in enumerate(shape[2:])]
+    for dim in spread:
+        context.check(0, dim, None, "a dim of its result is {value}")
+    default = (*shape[:2], *map(context.builder.define, map(natural, spread)))
+    for axis, (met, wanted) in enumerate(zip(positions.type.shape, shape, strict=True)):
+        context.check(wanted, met, wanted, f"it has {{value}} positions along axis {axis} for {{low}} elements")
     zeros = context.emit("expand", context.const(np.zeros((1,) * len(default), x.type.dtype.numpy)), shape=default)
-    unpooled = scatter(context, zeros, positions, x, ())
-    wanted: tuple[Dim, ...] | None = default if context.optional(2) is None else context.dims(2)
-    if wanted is None:
-        wanted = context.declared_shape(0, "the output shape", len(default))
-    if wanted == default:
+    unpooled = scatter(context, zeros, checked(context, positions, product(default), 0), x, ())
+    if context.optional(2) is None:
         return unpooled
-    begins, ends = (0,) * len(default), tuple(w - d for w, d in zip(wanted, default, strict=True))
+    asked = context.require_dims(2, "the output shape")
+    if len(asked) != len(default):
+        raise UnsupportedForm(f"an output shape of {len(asked)} numbers for a result of rank {len(default)}")
+    for dim in asked:
+        context.check(0, dim, None, "a dim of the output shape is {value}")
+    result = context.settled(tuple(map(natural, asked)))
+    if result == default:
+        return unpooled
+    begins, ends = (0,) * len(default), tuple(w - d for w, d in zip(result, default, strict=True))
     return context.emit("pad", unpooled, begins=begins, ends=ends, mode="constant", value=0)
 
 
 def _col2im(context: FormContext) -> Value:
-    """Columns of windows ``[N, C * prod(block), L]`` summed into an image; a window's elements outside the image are dropped."""
+    """Columns of windows ``[N, C * product(block), L]`` summed into an image; a window's elements outside the image are dropped."""
     x = context.input(0)
-    image, block = ([known(d, role) for d in context.require_dims(i, role)] for i, role in ((1, "the image shape"), (2, "the block shape")))
-    axes = len(image)
-    strides, dilations = (tuple(int(v) for v in context.attrs.get(name, (1,) * axes)) for name in ("strides", "dilations"))
-    pads = tuple(int(v) for v in context.attrs.get("pads", (0,) * 2 * axes))
-    batch, rows, columns = known_shape(x, "the columns")
-    channels = rows // prod(block)
-    inside, places = np.ones((), bool), np.zeros((), np.int64)
-    for a in range(axes):
-        windows = (image[a] + pads[a] + pads[axes + a] - dilations[a] * (block[a] - 1) - 1) // strides[a] + 1
-        at = np.arange(block[a])[:, None] * dilations[a] + np.arange(windows)[None] * strides[a] - pads[a]
-        at = at.reshape((1,) * a + (block[a],) + (1,) * (axes - 1) + (windows,) + (1,) * (axes - 1 - a))
-        inside, places = inside & (at >= 0) & (at < image[a]), places * image[a] + at
-    if places.size != prod(block) * columns:
-        raise UnsupportedForm(f"{columns} columns; the windows of the image are {places.size // prod(block)}")
-    images = np.arange(batch * channels, dtype=np.int64)[:, None] * prod(image)
-    positions = np.where(inside.reshape(1, -1), images + places.reshape(1, -1), -1)
-    zeros = context.const(np.zeros((batch, channels, *image), x.type.dtype.numpy))
-    return scatter(context, zeros, context.const(positions), x, (), "add")
+    asked, block = (context.require_dims(i, role) for i, role in ((1, "the image shape"), (2, "the block shape")))
+    axes = len(asked)
+    if len(block) != axes:
+        raise UnsupportedForm(f"an image shape of {axes} numbers with a block shape of {len(block)}")
+    for dim in (*asked, *block):
+        context.check(1, dim, None, "a dim of its image or block shape is {value}")
+    batch, rows, columns = x.type.shape
+    channels = context.builder.define(divide((rows,), block))
+    context.check(rows, channels * product(block), rows, "blocks of {value} elements do not make {low} rows")
+    batch, channels, *image = context.settled((batch, *map(natural, (channels, *asked))))
+    blocks, windows = [context.builder.define(natural(dim)) for dim in block], []
+    strides, dilations = (spatial(context, name, axes, 1) for name in ("strides", "dilations"))
+    pads = spatial(context, "pads", 2 * axes, 0)
+    inside: Value | None = None
+    places: Value = context.const(np.zeros((1,) * 2 * axes, np.int64))
+    for a, (length, size) in enumerate(zip(image, blocks, strict=True)):
+        count = floordiv(length + pads[a] + pads[axes + a] - dilations[a] * (size - 1) - 1, strides[a]) + 1
+        context.check(1, count, None, f"no window fits into axis {a} of its image")
+        windows.append(context.builder.define(natural(count)))
+        taps, starts = multiples(context, size, dilations[a]), multiples(context, windows[a], strides[a])
+        at = combined(context, "add", laid(context, taps, a, 2 * axes), laid(context, starts, axes + a, 2 * axes))
+        at = combined(context, "sub", at, pads[a])
+        valid = computed(context, "equal", at, _kept(context, at, length))
+        inside = valid if inside is None else computed(context, "and", inside, valid)
+        places = computed(context, "add", computed(context, "mul", places, number(context, length)), at)
+    context.check(columns, product(windows), columns, "{low} columns, where the image has {value} windows")
+    images = computed(context, "reshape", multiples(context, batch * channels, product(image)), shape=(batch * channels, 1))
+    flat = (1, product(blocks) * product(windows))
+    positions = computed(context, "add", images, computed(context, "reshape", places, shape=flat))
+    if inside is not None:
+        positions = computed(context, "where", computed(context, "reshape", inside, shape=flat), positions, context.const(np.array(-1, np.int64)))
+    zeros = context.emit("expand", context.const(np.zeros((1,) * (axes + 2), x.type.dtype.numpy)), shape=(batch, channels, *image))
+    return scatter(context, zeros, positions, x, (), "add")
+
+
+def _kept(context: FormContext, at: Value, length: Dim) -> Value:
+    """Positions moved into an axis."""
+    return combined(context, "maximum", computed(context, "minimum", at, number(context, length - 1)), 0)
 
 
 Scatter.forms = (

@@ -85,7 +85,8 @@ def import_if(
     first, second = found
     if first is None or second is None:
         return None
-    pairs = list(zip(first, second, strict=True))
+    pairs = [_equalized(given, scopes) for given in zip(first, second, strict=True)]
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
     if any(isinstance(a, Value) and isinstance(b, Value) and a.type.rank != b.type.rank for a, b in pairs):
         ranks = [sum(entry.type.rank for entry in entries if isinstance(entry, Value)) for entries in (first, second)]
         taken = ranks.index(min(ranks))
@@ -108,6 +109,18 @@ def import_if(
     attrs = {"symbols": tuple((m.symbol, m.first, m.second) for m in merger.merges)}
     scope.builder.append(Node("if", (condition, *outer), outputs, attrs, tuple(regions), name))
     return _rebuilt(shaped[0], outputs)
+
+
+def _equalized(pair: tuple[Entry, Entry], scopes: Sequence[Scope]) -> tuple[Entry, Entry]:
+    """The two results, those of one element each in the larger of their ranks: broadcasting makes no difference between them."""
+    first, second = pair
+    if not (isinstance(first, Value) and isinstance(second, Value) and first.type.elements == second.type.elements == 1):
+        return pair
+    if first.type.rank < second.type.rank:
+        return scopes[0].builder.emit("reshape", first, shape=second.type.shape), second
+    if first.type.rank > second.type.rank:
+        return first, scopes[1].builder.emit("reshape", second, shape=first.type.shape)
+    return pair
 
 
 def _require(condition: Value, holds: bool, scope: Scope, name: str) -> None:
