@@ -41,7 +41,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
     if opt_level >= 1:
         clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), SimplifyControlFlow(), EliminateDeadCode())
     if opt_level >= 2:
-        clean = (IntegerProducts(), *clean, RecoverOps(), FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
+        clean = (IntegerProducts(), *clean, RecoverOps(), SinkViews(), FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
     return clean
 
 

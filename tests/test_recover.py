@@ -18,12 +18,15 @@ import tensorsmith as ts
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Value
 from compiler.ir.interp import interpret
+from compiler.ir.intexpr import sym
 from compiler.ir.parser import parse_graph
 from compiler.ir.printer import print_graph
 from compiler.pipeline import canonical_passes
 from frontend.onnx.importer import import_model
 from passes.base import PassManager, PassResult
+from passes.graph.group import Group
 from passes.graph.recover import RecoverOps
+from passes.regroup import carried, runs
 
 
 def recovered(graph: Graph) -> PassResult:
@@ -335,3 +338,80 @@ def test_scales_move_behind_products(data: st.DataObject, side: str, transposed:
     result = recovered(w.graph([w.emit("softmax", w.emit("matmul", left, right), axis=2, log=False)]))
     product = next(node for node in result.graph.nodes if node.op == "matmul")
     assert not any(node.op == "mul" for node in result.graph.nodes[: result.graph.nodes.index(product)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 3), max_size=2), st.booleans())
+def test_groups_of_channels_keep_their_axes(batch: int, groups: int, width: int, dims: list[int], center: bool) -> None:
+    """As exporters write GroupNormalization: rows of groups, then a factor for each channel."""
+    shape = (batch, groups * width, *dims)
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(*shape))
+    flat = b.emit("reshape", x, shape=(batch, groups, width * prod(dims)))
+    normal = b.emit("normalize", flat, axis=2, epsilon=1e-3, center=center)
+    gamma = b.constant(np.arange(1, groups * width + 1, dtype=np.float32).reshape(-1, *(1,) * len(dims)))
+    graph = b.graph([b.emit("mul", b.emit("reshape", normal, shape=shape), gamma)])
+    recovered(graph)
+    steps = (*canonical_passes(3), Group())
+    after, _ = PassManager(steps, verify=True).run(graph)
+    check_same(graph, after, 1e-5)
+    assert sum(node.op == "group" for node in after.nodes) == 1
+
+
+def test_rows_that_begin_within_no_axis_are_left() -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(2, 3, 4))
+    normal = b.emit("normalize", b.emit("reshape", x, shape=(8, 3)), axis=1, epsilon=0.0, center=True)
+    result = recovered(b.graph([b.emit("reshape", normal, shape=(2, 3, 4))]))
+    assert [event.reason for event in result.events] == ["no axis of %x begins where a row does"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 3), st.booleans(), st.booleans())
+def test_shared_heads_are_not_repeated(batch: int, count: int, times: int, transposed: bool, masked: bool) -> None:
+    heads = count * times
+    b = GraphBuilder("g", folding=False)
+    query = b.input("q", f32(batch, heads, 5, 4))
+    shared = b.input("k", f32(batch, count, 6, 4) if transposed else f32(batch, count, 4, 6))
+    split = b.emit("reshape", shared, shape=(batch, count, 1, *shared.type.shape[2:]))
+    every = b.emit("expand", split, shape=(batch, count, times, *shared.type.shape[2:]))
+    repeated = b.emit("reshape", every, shape=(batch, heads, *shared.type.shape[2:]))
+    repeated = b.emit("transpose", repeated, perm=(0, 1, 3, 2)) if transposed else repeated
+    scores = b.emit("matmul", query, repeated)
+    if masked:
+        scores = b.emit("add", b.emit("mul", scores, b.constant(np.float32(0.5))), b.input("mask", f32(1, 1, 5, 6)))
+    graph = b.graph([b.emit("softmax", scores, axis=3, log=False)])
+    assert "expand" not in ops(recovered(graph).graph)
+    after, _ = PassManager((*canonical_passes(3), Group()), verify=True).run(graph)
+    check_same(graph, after, 1e-5)
+    groups = [[inner.op for inner in node.regions[0].nodes] for node in after.nodes if node.op == "group"]
+    assert groups[-2:] == [["matmul", *(["mul", "add"] if masked else [])], ["softmax"]]
+
+
+def test_heads_that_are_repeated_otherwise_are_left() -> None:
+    """All heads one after another, again and again: the reshape joins the repetitions with what stands before them."""
+    b = GraphBuilder("g", folding=False)
+    query, shared = b.input("q", f32(2, 6, 5, 4)), b.input("k", f32(2, 3, 4, 6))
+    split = b.emit("reshape", shared, shape=(2, 1, 3, 4, 6))
+    repeated = b.emit("reshape", b.emit("expand", split, shape=(2, 2, 3, 4, 6)), shape=(2, 6, 4, 6))
+    result = recovered(b.graph([b.emit("matmul", query, repeated)]))
+    assert "%expand does not repeat each head of %k" in {event.reason for event in result.events}
+    assert "expand" in ops(result.graph)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_operands_are_carried_through_reshapes(data: st.DataObject, after: list[int]) -> None:
+    """What ``carried`` gives means the same before the reshape as the operand does after it."""
+    before = data.draw(st.permutations([d for dim in after for d in ([2, dim // 2] if dim == 4 else [dim])]))
+    before = before if before != [] and prod(before) == prod(after) else [prod(after)]
+    operand = [data.draw(st.sampled_from((1, dim))) for dim in after][data.draw(st.integers(0, len(after))) :]
+    shape = carried(tuple(operand), tuple(before), tuple(after))
+    x, y = np.arange(prod(after)).reshape(before), 100 * np.arange(prod(operand)).reshape(operand)
+    if shape is not None:
+        np.testing.assert_array_equal((x + y.reshape(shape)).reshape(after), x.reshape(after) + y)
+    else:
+        assert prod(operand) > 1
+    assert carried(tuple(after), tuple(before), tuple(after)) == tuple(before)
+    assert runs((sym("n"), 12, 5), (sym("n"), 3, 4, 5)) == [((sym("n"),), slice(0, 1)), ((12,), slice(1, 3)), ((5,), slice(3, 4))]
+    assert runs((sym("n"), 2), (2, sym("m"))) is None

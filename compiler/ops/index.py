@@ -103,6 +103,9 @@ class Transpose(IndexMap):
         if inner is not None and inner.op == self.name:
             first = attr_ints(inner.attrs, "perm")
             return builder.emit(self.name, inner.present_inputs[0], name=node.name, perm=tuple(first[axis] for axis in perm))
+        if inner is not None and inner.op == "expand" and inner.present_inputs[0].type.rank == x.type.rank:
+            fewer = builder.emit(self.name, inner.present_inputs[0], name=node.name, perm=perm)
+            return builder.emit("expand", fewer, name=inner.name, shape=node.output.type.shape)
         return None
 
 

@@ -9,15 +9,18 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.verify import Stage, is_elementwise, is_view
 from passes.base import PassResult, register_pass
+from passes.regroup import Shape, carried
 from passes.rewrite import rewrite, single_use
 
 
 @register_pass
 @dataclass(frozen=True)
 class SinkViews:
-    """An elementwise node over a view and constants of one element is computed before the view, where no one else reads either.
+    """An elementwise node over a view and operands that broadcast is computed before the view, where no one else reads either.
 
     ``%m = matmul(%x, %w); %v = reshape(%m); %s = mul(%v, %half)`` becomes ``%m = matmul(%x, %w); %s = mul(%m, %half); %v = reshape(%s)``.
+    Operands of more than one element are reshaped, which is possible where the view splits or joins no axis along which they are one number only
+    in part.
     """
 
     name: ClassVar[str] = "sink-views"
@@ -37,35 +40,48 @@ class SinkViews:
 
 
 def _compute_first(node: Node, builder: GraphBuilder, single: set[Value]) -> Value | None:
-    data = [v for v in node.present_inputs if not _is_number(v, builder)]
-    if not is_elementwise(node) or len(data) != 1 or data[0] not in single or data[0].type.shape != node.output.type.shape:
+    if not is_elementwise(node):
         return None
-    view = builder.producer(data[0])
-    if view is None or not is_view(view):
+    viewed = next((v for v in node.present_inputs if v in single and v.type.shape == node.output.type.shape and _view(v, builder)), None)
+    view = None if viewed is None else _view(viewed, builder)
+    if viewed is None or view is None or node.inputs.count(viewed) > 1:
         return None
     source = view.present_inputs[0]
     producer = builder.producer(source)
-    if (
-        source.type.dtype is not data[0].type.dtype
-        or source.type.elements != data[0].type.elements
-        or source not in single
-        or producer is None
-        or is_view(producer)
-    ):
+    if source not in single or producer is None or is_view(producer):
         return None
-    numbers = {v: _of_rank(v, source.type.rank, builder) for v in node.present_inputs if v is not data[0]}
-    inputs = [None if v is None else numbers.get(v, source) for v in node.inputs]
+    shapes = {v: _shape_before(v, source, viewed, builder) for v in node.present_inputs if v is not viewed}
+    if None in shapes.values():
+        return None
+    others = {v: _reshaped(v, shape, builder) for v, shape in shapes.items() if shape is not None}
+    inputs = [None if v is None else others.get(v, source) for v in node.inputs]
     value = builder.emit(node.op, *inputs, name=node.name, **node.attrs)
     single.add(value)
     return builder.emit(view.op, value, name=view.name, **view.attrs)
 
 
-def _is_number(value: Value, builder: GraphBuilder) -> bool:
-    array = builder.array(value)
-    return array is not None and array.size == 1
+def _view(value: Value, builder: GraphBuilder) -> Node | None:
+    """The view of all of another value, of the same element type, that makes a value."""
+    node = builder.producer(value)
+    if node is None or not is_view(node):
+        return None
+    source = node.present_inputs[0].type
+    return node if (source.dtype, source.elements) == (value.type.dtype, value.type.elements) else None
 
 
-def _of_rank(number: Value, rank: int, builder: GraphBuilder) -> Value:
-    """A constant of one element that does not raise the rank of what it is combined with."""
-    array = builder.array(number)
-    return number if array is None or array.ndim <= rank else builder.constant(array.reshape(()), name=number.name)
+def _shape_before(operand: Value, source: Value, viewed: Value, builder: GraphBuilder) -> Shape | None:
+    """The shape in which an operand of what is viewed is one of its source; None where there is none, or a run computes as many elements."""
+    if operand.type.elements == 1:
+        return operand.type.shape if operand.type.rank <= source.type.rank else ()
+    if operand.type.elements == viewed.type.elements and builder.array(operand) is None:
+        return None
+    return carried(operand.type.shape, source.type.shape, viewed.type.shape)
+
+
+def _reshaped(operand: Value, shape: Shape, builder: GraphBuilder) -> Value:
+    array = builder.array(operand)
+    if operand.type.shape == shape:
+        return operand
+    if array is None:
+        return builder.emit("reshape", operand, shape=shape)
+    return builder.constant(array.reshape([dim for dim in shape if isinstance(dim, int)]), name=operand.name)

@@ -10,10 +10,14 @@ from math import inf, sqrt
 
 import numpy as np
 
+from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import product
+from compiler.ops.support import attr_int, divide
 from passes.pattern import Match, Pattern, either, number, op, value
 from passes.recovery.parts import Mean, inverse
+from passes.regroup import Shape
 from passes.rules import Rule
 
 _CLOSE = 1e-5
@@ -94,9 +98,47 @@ def _normalized(match: Match, builder: GraphBuilder, *, epsilon: float, center: 
     return builder.emit("transpose", result, perm=tuple(order.index(axis) for axis in range(x.type.rank)), name=name) if moved else result
 
 
+_FLAT = op("reshape", op("normalize", op("reshape", value("x")), name="normal"))
+
+
+def _row_split(match: Match) -> tuple[Shape, int] | None:
+    """x's own shape, with one axis split where a row begins within it, and the first axis of a row; None where that cannot be told."""
+    normal, shape = match.node("normal"), match["x"].type.shape
+    rows = product(normal.output.type.shape[: attr_int(normal.attrs, "axis")])
+    for axis in range(len(shape)):
+        if product(shape[:axis]) == rows:
+            return shape, axis
+    for axis, dim in enumerate(shape):
+        groups = divide((rows,), shape[:axis])
+        if isinstance(dim, int) and isinstance(groups, int) and 0 < groups < dim and dim % groups == 0 and product((*shape[:axis], groups)) == rows:
+            return (*shape[:axis], groups, dim // groups, *shape[axis + 1 :]), axis + 1
+    return None
+
+
+def _check_flat(match: Match) -> str | None:
+    if match["x"].type.shape != match.root.output.type.shape:
+        return f"the result is not of the shape of %{match['x'].name}"
+    split = _row_split(match)
+    if split is None:
+        return f"no axis of %{match['x'].name} begins where a row does"
+    return "its axes are apart" if split[0] == match["normal"].type.shape else None
+
+
+def _build_apart(match: Match, builder: GraphBuilder) -> Value:
+    x, normal, split = match["x"], match.node("normal"), _row_split(match)
+    if split is None:
+        raise InternalError("a match that its check refuses is built", where="passes.recovery")
+    shape, axis = split
+    rows = x if shape == x.type.shape else builder.emit("reshape", x, shape=shape, name=normal.name)
+    result = builder.emit("normalize", rows, name=normal.name, **{**normal.attrs, "axis": axis})
+    return result if shape == x.type.shape else builder.emit("reshape", result, shape=x.type.shape, name=match.root.name)
+
+
 RULES = (
     Rule("normalize", _CENTERED.divided, _build(center=True), _check_mean),
     Rule("normalize-by-factor", _SHIFTED, _build(center=True), _check_mean),
     Rule("rms-normalize", _PLAIN.divided, _build(center=False), _check_squares),
+    Rule("unflattened-normalize", _FLAT, _build_apart, _check_flat),
 )
-"""``(x - mean) / sqrt(variance + epsilon)``; ``x * f + (beta - mean * f)``, where f is gamma over that root; ``x / sqrt(mean(x²) + epsilon)``."""
+"""``(x - mean) / sqrt(variance + epsilon)``; ``x * f + (beta - mean * f)``, where f is gamma over that root; ``x / sqrt(mean(x²) + epsilon)``.
+Unflattened: of groups of channels that were reshaped to rows, so that what is per channel meets it with its axes apart."""
