@@ -22,7 +22,9 @@ from compiler.ir.types import DType
 from compiler.lowering import lower
 from compiler.pipeline import optimize
 from compiler.target import native, resolve
+from frontend.onnx.control import BRANCHES
 from frontend.onnx.importer import import_model
+from frontend.onnx.sequences import SEQUENCE_OPS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "operators.md"
 _DOMAINS = {"": "ONNX", "ai.onnx.ml": "ai.onnx.ml", "com.microsoft": "com.microsoft"}
@@ -52,7 +54,8 @@ def page(differences: Mapping[Key, str]) -> str:
         "- **difference**: the worst over its samples between native code and the reference (ONNX's own, or ONNX Runtime), the rounding of both",
         "  counted, in units in the last place of the value wanted, or of a tenth of the tensor's largest where that is more. Measured when the page",
         f"  was made, for {native().vector_bits}-bit vectors: the order of sums depends on their width, so that no test compares this column.\n",
-        "Operators that the standard defines by others and that have no line here are expanded by that definition.",
+        "Operators that the standard defines by others and that have no line here are expanded by that definition. Nor is there one for "
+        f"{', '.join(sorted((*BRANCHES, *SEQUENCE_OPS)))}: what they are given, of any type, goes through branches, loops and data movement.",
     ]
     forms, samples = _forms(), _samples()
     for domain, title in _DOMAINS.items():

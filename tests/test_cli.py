@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import toy
-from onnx import numpy_helper
+from onnx import numpy_helper, parser
 from typer.testing import CliRunner
 
 import tensorsmith as ts
@@ -75,6 +75,32 @@ def test_run_reads_and_writes_types_that_numpy_lacks(dtype: str, tmp_path: Path)
     output = call("run", tmp_path / "copy.onnx", "--input", f"x={tmp_path / 'x.npy'}", "--output-dir", tmp_path / "out")
     assert output.startswith(f"y: {dtype}[8], from -4 to 3")
     assert np.load(tmp_path / "out" / "y.npy").tobytes() == x.tobytes()
+
+
+SEQUENCE = """<ir_version: 9, opset_import: ["" : 20]>
+g (seq(float[N]) s, optional(float[M]) o, float[2] x) => (seq(float[]) y, optional(float[M]) z) { y = SequenceInsert (s, x) z = Identity (o) }
+"""
+
+
+def test_sequences_come_from_and_go_to_npz_files(tmp_path: Path) -> None:
+    onnx.save(parser.parse_model(SEQUENCE), tmp_path / "g.onnx")
+    elements = [np.ones(3, np.float32), np.zeros(0, np.float32)]
+    np.savez(tmp_path / "s.npz", *elements)
+    np.save(tmp_path / "x.npy", np.float32([5, 7]))
+    inputs = ("--input", f"s={tmp_path / 's.npz'}", "--input", f"x={tmp_path / 'x.npy'}")
+    printed = call("run", tmp_path / "g.onnx", *inputs, "--output-dir", tmp_path)
+    assert "y: seq(float32)[?], 3 elements\n  [3], from 1 to 1, mean 1\n  [0]\n  [2], from 5 to 7, mean 6\n" in printed
+    assert "z: optional(float32)[M], absent" in printed
+    assert not (tmp_path / "z.npy").exists()
+    with np.load(tmp_path / "y.npz") as file:
+        for name, wanted in zip(file.files, [*elements, np.float32([5, 7])], strict=True):
+            np.testing.assert_array_equal(file[name], wanted)
+    assert "tensorsmith" in call("bench", tmp_path / "g.onnx", *inputs, "--repeats", 1)
+    with pytest.raises(ts.UserError, match=r"input s is a ndarray; the model takes seq\(float32\)"):
+        call("run", tmp_path / "g.onnx", "--input", f"s={tmp_path / 'x.npy'}", "--input", f"x={tmp_path / 'x.npy'}")
+    (tmp_path / "s.npz").write_bytes(b"PK no archive")
+    with pytest.raises(ts.UserError, match="the file holds no array"):
+        call("run", tmp_path / "g.onnx", *inputs)
 
 
 def test_output_file_names_are_safe_and_distinct() -> None:

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ def tensorsmith(model: Path, threads: int, feeds: Feeds) -> Infer:
     """Ours."""
     from compiler.cli.options import open_module
 
-    shapes = {} if model.suffix == ".tsm" else {name: array.shape for name, array in feeds.items()}
+    shapes = {} if model.suffix == ".tsm" else {name: feed.shape for name, feed in feeds.items() if not isinstance(feed, list)}
     module = open_module(model, threads, shapes)
     return lambda: list(module.run(feeds).values())
 
@@ -67,18 +67,46 @@ def openvino(model: Path, threads: int, feeds: Feeds) -> Infer:
 ENGINES: dict[str, Callable[[Path, int, Feeds], Infer]] = {"tensorsmith": tensorsmith, "onnxruntime": onnxruntime, "openvino": openvino}
 
 
-def main(job: dict[str, Any]) -> Timing:
-    """Time ``job["repeats"]`` inferences after one that is not counted."""
+def save_arrays(path: Path, values: Sequence[Any]) -> None:
+    """Write arrays, lists of arrays and None, for ``load_arrays``."""
     import numpy as np
 
+    flat: dict[str, Any] = {}
+    for index, value in enumerate(values):
+        if isinstance(value, list):
+            flat |= {f"{index}.length": np.array(len(value)), **{f"{index}.{number}": element for number, element in enumerate(value)}}
+        else:
+            flat[f"{index}.absent" if value is None else f"{index}"] = np.array(0) if value is None else value
+    np.savez(path, allow_pickle=False, **flat)
+
+
+def load_arrays(path: Path) -> list[Any]:
+    """What ``save_arrays`` has written."""
+    import numpy as np
+
+    values: list[Any] = []
+    with np.load(path) as file:
+        while True:
+            index = str(len(values))
+            if index in file:
+                values.append(file[index])
+            elif f"{index}.length" in file:
+                values.append([file[f"{index}.{number}"] for number in range(int(file[f"{index}.length"]))])
+            elif f"{index}.absent" in file:
+                values.append(None)
+            else:
+                return values
+
+
+def main(job: dict[str, Any]) -> Timing:
+    """Time ``job["repeats"]`` inferences after one that is not counted."""
     folder = Path(job["folder"])
-    with np.load(folder / "feeds.npz") as file:
-        feeds = {name: file[str(index)] for index, name in enumerate(job["names"])}
+    feeds = dict(zip(job["names"], load_arrays(folder / "feeds.npz"), strict=True))
     started = time.perf_counter()
     infer = ENGINES[job["engine"]](Path(job["model"]), job["threads"], feeds)
     outputs = infer()
     start_s = time.perf_counter() - started
-    np.savez(folder / f"{job['engine']}.npz", **{str(index): array for index, array in enumerate(outputs)})
+    save_arrays(folder / f"{job['engine']}.npz", outputs)
     times = []
     for _ in range(job["repeats"]):
         before = time.perf_counter()

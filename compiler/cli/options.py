@@ -29,7 +29,10 @@ InputShapes = Annotated[
     list[str] | None,
     typer.Option("--input-shape", help="name=1x3x224x224: the shape of an input with symbolic dims. Repeatable.", show_default=False),
 ]
-InputFiles = Annotated[list[str] | None, typer.Option("--input", help="name=file.npy: an input. Repeatable.", show_default=False)]
+InputFiles = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="name=file.npy: an input; name=file.npz: a sequence, an array an element. Repeatable.", show_default=False),
+]
 
 
 def _split(option: str, text: str, example: str) -> tuple[str, str]:
@@ -53,21 +56,24 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
 
 
 def read_inputs(texts: Sequence[str] | None) -> dict[str, Any]:
-    """``name=file.npy`` to arrays by name. Raises UserError for other text and for files that are no arrays."""
+    """``name=file.npy`` to arrays by name, ``name=file.npz`` to lists of them. Raises UserError for other text and for files of something else."""
+    from zipfile import BadZipFile
+
     import numpy as np
 
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for text in texts or ():
         name, file = _split("--input", text, "name=file.npy")
         try:
-            arrays[name] = np.load(file, allow_pickle=False)
+            found = np.load(file, allow_pickle=False)
+            arrays[name] = found if isinstance(found, np.ndarray) else [found[key] for key in found.files]
         except OSError as error:
             raise UserError(f"cannot read the array: {error.strerror or error}", where=file, hint="give a file written by numpy.save") from error
-        except (ValueError, EOFError) as error:
-            hint = "give a file written by numpy.save; strings as an array of dtype U: objects would be code that is run"
+        except (ValueError, EOFError, BadZipFile) as error:
+            hint = (
+                "give a file written by numpy.save, or numpy.savez for a sequence; strings as an array of dtype U: objects would be code that is run"
+            )
             raise UserError("the file holds no array of numbers or strings", where=file, hint=hint) from error
-        if not isinstance(arrays[name], np.ndarray):
-            raise UserError("the file holds several arrays", where=file, hint="give a file written by numpy.save, one array each")
     return arrays
 
 
@@ -101,13 +107,19 @@ def as_declared(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[s
     """``given``, with plain bytes taken as what the model declares: .npy files do not name the types that numpy lacks (``bfloat16``, ``int4``)."""
     from runtime.module import numpy_dtype
 
-    declared = {info.name: numpy_dtype(info.dtype) for info in infos}
-    nameless = {name for name, array in given.items() if array.dtype.kind == "V" and name in declared and declared[name].itemsize == array.itemsize}
-    return {name: array.view(declared[name]) if name in nameless else array for name, array in given.items()}
+    declared = {info.name: numpy_dtype(info.elements) for info in infos}
+
+    def named(name: str, array: Any) -> Any:
+        if isinstance(array, list):
+            return [named(name, element) for element in array]
+        nameless = array.dtype.kind == "V" and name in declared and declared[name].itemsize == array.itemsize
+        return array.view(declared[name]) if nameless else array
+
+    return {name: named(name, array) for name, array in given.items()}
 
 
 def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` and, for what is not there, normal floats, empty strings, and zeros of other types (zero is a valid index)."""
+    """``given`` and, for tensors that are not there, normal floats, empty strings, and zeros of other types (zero is a valid index)."""
     import numpy as np
 
     from runtime.module import numpy_dtype
@@ -116,7 +128,7 @@ def random_inputs(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict
     random = np.random.default_rng(0)
     feeds = as_declared(infos, given)
     for info in infos:
-        if info.name not in feeds:
+        if info.name not in feeds and not info.tensors:
             shape = [dim for dim in info.shape if isinstance(dim, int)]
             if info.dtype == STRINGS:
                 feeds[info.name] = np.full(shape, "", object)

@@ -14,7 +14,7 @@ from compiler.errors import UserError
 if TYPE_CHECKING:
     from runtime.module import Array
 
-OutputDir = Annotated[Path | None, typer.Option(help="Folder for the outputs, one .npy file each.", show_default=False)]
+OutputDir = Annotated[Path | None, typer.Option(help="Folder for the outputs: a .npy file each, .npz for a sequence.", show_default=False)]
 
 
 def run_command(
@@ -27,14 +27,16 @@ def run_command(
     shapes = parse_shapes(input_shape)
     opened = open_module(module, threads, shapes)
     outputs = opened.run(as_declared(opened.inputs, feeds))
-    for index, (info, (name, array)) in enumerate(zip(opened.outputs, outputs.items(), strict=True)):
-        values = _summary(array) if array.size else ""
-        typer.echo(f"{info}{values}")
-        if output_dir is not None:
+    for index, (info, (name, found)) in enumerate(zip(opened.outputs, outputs.items(), strict=True)):
+        typer.echo(f"{info}{_summary(found)}")
+        if output_dir is not None and found is not None:
             file = output_dir / file_name(name, index)
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
-                np.save(file, _plain(array), allow_pickle=False)
+                if isinstance(found, list):
+                    np.savez(file.with_suffix(".npz"), *map(_plain, found), allow_pickle=False)
+                else:
+                    np.save(file, _plain(found), allow_pickle=False)
             except OSError as error:
                 raise UserError(f"cannot write: {error.strerror}", where=str(file), hint="name a folder that can be written") from error
 
@@ -46,8 +48,15 @@ def _plain(array: Array) -> Array:
     return array if array.dtype.isbuiltin == 1 else array.view(f"V{array.itemsize}")
 
 
-def _summary(array: Array) -> str:
-    """What the elements of an output are like."""
+def _summary(found: Array | list[Array] | None) -> str:
+    """What an output is like."""
+    if found is None:
+        return ", absent"
+    if isinstance(found, list):
+        return "".join([f", {len(found)} elements", *(f"\n  {list(array.shape)}{_summary(array)}" for array in found)])
+    array = found
+    if not array.size:
+        return ""
     if array.dtype.kind == "O":
         return f", the first {array.reshape(-1)[0]!r:.60}"
     numbers = array.astype(float)
