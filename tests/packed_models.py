@@ -9,7 +9,7 @@ import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from quantized_models import Arrays, copied
+from quantized_models import Arrays, constants, copied
 
 _WIDER = {TensorProto.FLOAT: TensorProto.DOUBLE}
 
@@ -22,18 +22,34 @@ def activation_steps(x: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]
     return blocks * factor, greatest / x.dtype.type(127)
 
 
+def packed_operands(model: onnx.ModelProto) -> tuple[list[str], int]:
+    """The values that products with packed weights round, in order, and the length of a block, which all of them share."""
+    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    (block,) = {attribute.i for node in nodes for attribute in node.attribute if attribute.name == "block_size"}
+    return list(dict.fromkeys(node.input[0] for node in nodes)), block
+
+
+def packed_weights(model: onnx.ModelProto, node: onnx.NodeProto) -> np.ndarray:
+    """The weights ``[N, K]`` of a product, of 4 bits without zero points."""
+    arrays = constants(model)
+    return _unpacked(arrays[node.input[1]], arrays[node.input[2]])
+
+
+def _unpacked(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Weights ``[N, K]``, of the scales' type, from bytes ``[N, K / block, block / 2]``."""
+    codes = np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:2], -1).astype(scales.dtype) - 8
+    return np.asarray((codes * scales.reshape(*packed.shape[:2], 1)).reshape(len(packed), -1))
+
+
 class MatMulNBits(OpRun):
     """Products of activations rounded to 8 bits with weights of 4 bits, without zero points."""
 
     op_domain = "com.microsoft"
 
     def _run(self, x, packed, scales, **attrs):  # type: ignore[no-untyped-def]  # the evaluator's own signature
-        depth, columns, block = attrs["K"], attrs["N"], attrs["block_size"]
         assert (attrs["bits"], attrs["accuracy_level"]) == (4, 4)
-        codes = np.stack([packed & 15, packed >> 4], -1).reshape(columns, -1, block).astype(x.dtype) - 8
-        weights = (codes * scales.reshape(columns, -1, 1)).reshape(columns, -1)
-        steps, size = activation_steps(x, block)
-        return ((np.rint(steps) * size).reshape(*x.shape[:-1], depth) @ weights.T,)
+        steps, size = activation_steps(x, attrs["block_size"])
+        return ((np.rint(steps) * size).reshape(x.shape) @ _unpacked(packed, scales).T,)
 
 
 def in_float64(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Arrays:
