@@ -6,6 +6,7 @@ import compiler.kernels
 import compiler.ops  # noqa: F401  (importing registers the ops and the kernel families)
 from compiler.errors import UserError
 from compiler.ir.graph import Graph
+from compiler.memory_budget import budget_passes
 from compiler.target import Target
 from passes.base import Observer, Pass, PassManager, PassReport
 from passes.graph.canonicalize import EqualizeRanks, GatherConstants
@@ -60,7 +61,20 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
 
 
 def optimize(
-    graph: Graph, target: Target, opt_level: int = 3, *, verify: bool = False, observer: Observer | None = None
+    graph: Graph,
+    target: Target,
+    opt_level: int = 3,
+    *,
+    memory_budget: int | None = None,
+    verify: bool = False,
+    observer: Observer | None = None,
 ) -> tuple[Graph, tuple[PassReport, ...]]:
-    """The planned graph, ready for lowering, and what each pass did."""
-    return PassManager(passes_for(target, opt_level), verify, observer).run(graph)
+    """The planned graph, ready for lowering, and what each pass did. Raises UserError where its arena cannot be as small as ``memory_budget``."""
+    steps = passes_for(target, opt_level)
+    canonical = canonical_passes(opt_level)
+    graph, reports = PassManager(canonical, verify, observer).run(graph)
+    rest = steps[len(canonical) :]
+    if memory_budget is not None:
+        rest = (*budget_passes(graph, rest, memory_budget), *rest)
+    graph, more = PassManager(rest, verify, observer).run(graph)
+    return graph, (*reports, *more)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compiler.errors import InternalError, UnsupportedForm
+from compiler.ir.box import Box, Part, broadcast_part
 from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim
@@ -191,6 +192,10 @@ class Op(ABC):
         """For an index-mapping op: which input element each output element is, boxes covering the output. None: it is not one."""
         return None
 
+    def part(self, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], box: Box) -> Part | None:
+        """How a box of the only result is computed from boxes of the operands that are there, where all sizes are known. None: it cannot be."""
+        return None
+
     def layouts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], block: int) -> Layouts:
         """The layouts a node can run in when channels are blocked by ``block``."""
         return Layouts.PLAIN
@@ -244,6 +249,9 @@ class Elementwise(Op):
         args = [ScalarArg(i, DType.of(x.dtype)) for i, x in enumerate(arrays)]
         expr, shape = widen(self.scalar(args, attrs)), np.broadcast_shapes(*(x.shape for x in arrays))
         return (np.empty(shape, expr.dtype.numpy) if 0 in shape else np.broadcast_to(evaluate(expr, arrays), shape),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], box: Box) -> Part | None:
+        return Part(tuple(broadcast_part(t.static_shape, box) for t in inputs), attrs)
 
     def assumes(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> Sequence[tuple[Dim, Dim]]:
         return broadcast_assumptions([t.shape for t in present_types(inputs)])

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
@@ -30,7 +31,7 @@ from compiler.ops.support import (
     reshape,
     transpose,
 )
-from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
+from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads, windows_part
 
 
 def _wave(*shape: int) -> Array:
@@ -96,6 +97,23 @@ class Conv(Op):
             pixels = view.reshape(*view.shape[:3], prod(out[2:]))
             total += at * pixels if w.shape[1] == 1 else np.matmul(at, pixels)
         return (total.reshape(out).astype(x.dtype),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        x, w = (t.static_shape for t in inputs)
+        filters, group = w[0] // attr_int(attrs, "group"), attr_int(attrs, "group")
+        first, last = box[1]
+        if group == 1:
+            channels, groups = (0, x[1]), 1
+        elif first % filters == 0 == last % filters:
+            channels, groups = (first // filters * w[1], last // filters * w[1]), (last - first) // filters
+        else:
+            return None
+        found = windows_part(box[2:], x[2:], w[2:], attrs)
+        if found is None:
+            return None
+        spans, pads = found
+        weights = ((first, last), *((0, dim) for dim in w[1:]))
+        return Part(((box[0], channels, *spans), weights), {**attrs, "pads": pads, "group": groups})
 
     def assumes(self, inputs: Types, attrs: Attrs) -> Sequence[tuple[Dim, Dim]]:
         wanted = given(inputs[1]).shape[1] * attr_int(attrs, "group")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part, sizes
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod
@@ -85,6 +86,10 @@ class Transpose(IndexMap):
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (np.transpose(array(inputs[0]), attr_ints(attrs, "perm")),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        perm = attr_ints(attrs, "perm")
+        return Part((tuple(box[perm.index(axis)] for axis in range(len(perm))),), attrs)
 
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
         perm = attr_ints(attrs, "perm")
@@ -181,6 +186,13 @@ class Slice(IndexMap):
             stop = start + step * size
             x = x[(slice(None),) * axis + (slice(start, None if stop < 0 else stop, step),)] if size else x.take([], axis)
         return (x,)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        starts, steps = attr_ints(attrs, "starts"), attr_ints(attrs, "steps")
+        ends = [(start + step * begin, start + step * (end - 1)) for start, step, (begin, end) in zip(starts, steps, box, strict=True)]
+        spans = tuple((min(pair), max(pair) + 1) for pair in ends)
+        first = tuple(one - low for (one, _), (low, _) in zip(ends, spans, strict=True))
+        return Part((spans,), {"starts": first, "sizes": sizes(box), "steps": steps})
 
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
         starts, sizes, steps = attr_dims(attrs, "starts"), attr_dims(attrs, "sizes"), attr_dims(attrs, "steps")
@@ -353,6 +365,12 @@ class Concat(IndexMap):
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (np.concatenate([array(x) for x in inputs], attr_int(attrs, "axis")),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        axis, shapes = attr_int(attrs, "axis"), [t.static_shape for t in inputs]
+        if box[axis] != (0, sum(shape[axis] for shape in shapes)):
+            return None
+        return Part(tuple((*box[:axis], (0, shape[axis]), *box[axis + 1 :]) for shape in shapes), attrs)
 
     def known_content(self, inputs: Types, contents: Arrays, attrs: Attrs) -> Array | None:
         present = [c for c in contents if c is not None]

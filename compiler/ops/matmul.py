@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part, broadcast_part
 from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
@@ -66,6 +67,12 @@ class MatMul(Op):
         if a.rank < 2 or b.rank < 2 or (a.shape[-1] != b.shape[-2] and isinstance(a.shape[-1], int) and isinstance(b.shape[-2], int)):
             raise UnsupportedForm(f"{a} and {b} cannot be multiplied: the last dim of the first must be the last but one of the second")
         return (TensorType(a.dtype, (*broadcast_shapes([a.shape[:-2], b.shape[:-2]]), a.shape[-2], b.shape[-1])),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        a, b = (t.static_shape for t in inputs)
+        *batch, rows, columns = box
+        inner = (0, a[-1])
+        return Part(((*broadcast_part(a[:-2], tuple(batch)), rows, inner), (*broadcast_part(b[:-2], tuple(batch)), inner, columns)), attrs)
 
     def assumes(self, inputs: Types, attrs: Attrs) -> Sequence[tuple[Dim, Dim]]:
         a, b = first_type(inputs), given(inputs[1])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part
 from compiler.ir.graph import Array, Value
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType, compute_dtype
@@ -24,6 +25,7 @@ from compiler.ops.support import (
     known,
     normalize_axis,
     onnx_dtype,
+    part_of_rows,
     per_channel,
     reshape,
     scalar_like,
@@ -62,6 +64,9 @@ class Normalize(Op):
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         return (first_type(inputs),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        return part_of_rows(inputs[0], attrs, box, range(attr_int(attrs, "axis"), inputs[0].rank))
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         x = array(inputs[0])

@@ -10,6 +10,7 @@ from math import prod
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part, window_part
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Node, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, minimum
@@ -81,6 +82,17 @@ class Pad(IndexMap):
         if mode == "constant":
             return (np.pad(kept, widths, constant_values=attr_float(attrs, "value") if x.dtype.kind not in "iu" else attr_int(attrs, "value")),)
         return (np.pad(kept, widths, mode=mode),)  # type: ignore[call-overload]
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        shape, begins, ends = inputs[0].static_shape, attr_ints(attrs, "begins"), attr_ints(attrs, "ends")
+        spans, pads = [], []
+        for dim, begin, end, span in zip(shape, begins, ends, box, strict=True):
+            read = ((0, dim), (begin, end)) if span == (0, begin + dim + end) else window_part(span, dim, 1, 1, begin)
+            if read is None or (attrs["mode"] != "constant" and read[1] not in ((0, 0), (begin, end))):
+                return None
+            spans.append(read[0])
+            pads.append(read[1])
+        return Part((tuple(spans),), {**attrs, "begins": tuple(b for b, _ in pads), "ends": tuple(e for _, e in pads)})
 
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
         shape, mode = inputs[0].shape, attr_str(attrs, "mode")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
@@ -14,7 +15,7 @@ from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.roi_align import ROI_SAMPLES, roi_align
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_dims, attr_ints, first_type, reshape, scalar_like
-from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads
+from compiler.ops.window import output_dim, pad_spatial, spatial, taps, window_pads, windows_part
 
 _X = (np.sin(np.arange(2 * 3 * 7 * 6) * 1.3) * 4).astype(np.float32).reshape(2, 3, 7, 6)
 _WINDOW = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
@@ -73,6 +74,18 @@ class Pool(Op):
         count = np.add.reduce([view for _, view in taps(counted, kernel, strides, dilations, out)])
         with np.errstate(all="ignore"):
             return (np.asarray(total / count).astype(x.dtype),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        shape, kernel, given_pads = inputs[0].static_shape, attr_ints(attrs, "kernel_shape"), attr_ints(attrs, "pads")
+        found = windows_part(box[2:], shape[2:], kernel, attrs)
+        if found is None:
+            return None
+        spans, pads = found
+        # Where padding counts, what a last window has beyond it does not.
+        beyond = any(pad > most for pad, most in zip(pads, given_pads, strict=True))
+        if beyond and attrs["kind"] == "average" and attrs["count_include_pad"]:
+            return None
+        return Part(((box[0], box[1], *spans),), {**attrs, "pads": pads, "ceil_mode": False})
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         return Layouts.SAME

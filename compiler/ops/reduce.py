@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Value
 from compiler.ir.intexpr import Dim, product
@@ -97,6 +98,12 @@ class Reduce(Op):
         if attrs["keepdims"]:
             return (TensorType(x.dtype, tuple(1 if axis in axes else dim for axis, dim in enumerate(x.shape))),)
         return (TensorType(x.dtype, tuple(dim for axis, dim in enumerate(x.shape) if axis not in axes)),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        shape, axes = inputs[0].static_shape, attr_ints(attrs, "axes")
+        kept = iter(box)
+        spans = [next(kept) if attrs["keepdims"] or axis not in axes else (0, 1) for axis in range(len(shape))]
+        return Part((tuple((0, shape[axis]) if axis in axes else span for axis, span in enumerate(spans)),), attrs)
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         x, kind = array(inputs[0]), attr_str(attrs, "kind")

@@ -9,6 +9,7 @@ from math import ceil, inf
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part
 from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, evaluate, floordiv, maximum, symbols
 from compiler.ir.op import FormContext, OnnxForm, Sample, register
@@ -98,6 +99,12 @@ class ResizeNearest(IndexMap):
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         x = first_type(inputs)
         return (TensorType(x.dtype, tuple(dim * scale for dim, scale in zip(x.shape, attr_ints(attrs, "scales"), strict=True))),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        scales = attr_ints(attrs, "scales")
+        if any(bound % scale for span, scale in zip(box, scales, strict=True) for bound in span):
+            return None
+        return Part((tuple((begin // scale, end // scale) for (begin, end), scale in zip(box, scales, strict=True)),), attrs)
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         x = array(inputs[0])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part, broadcast_part, reshaped, sizes
 from compiler.ir.broadcast import meetings
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
@@ -80,6 +81,10 @@ class Reshape(Op):
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         x, shape = first_type(inputs), attr_dims(attrs, "shape")
         return Layouts.SAME if x.rank >= 2 and len(shape) >= 2 and x.shape[:2] == shape[:2] else Layouts.PLAIN
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        found = reshaped(box, attr_ints(attrs, "shape"), inputs[0].static_shape)
+        return None if found is None else Part((found,), {"shape": sizes(box)})
 
     def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
         x = node.present_inputs[0]
@@ -243,6 +248,9 @@ class Expand(Op):
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (np.broadcast_to(array(inputs[0]), attr_ints(attrs, "shape")),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        return Part((broadcast_part(inputs[0].static_shape, box),), {"shape": sizes(box)})
 
     def regions(self, inputs: Sequence[TensorType], attrs: Attrs) -> tuple[Region, ...]:
         x, shape = inputs[0], attr_dims(attrs, "shape")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from compiler.ir.box import Box, Part
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import product
 from compiler.ir.op import FormBuild, FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.types import TensorType
-from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, first_type, normalize_axis, reshape
+from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, first_type, normalize_axis, part_of_rows, reshape
 
 _X = np.array([[[1.0, -2.0, 0.5], [90.0, 91.0, -90.0]], [[0.0, 0.0, 0.0], [-1e30, 3.0, 2.0]]], np.float32)
 _OPERATORS = ("Softmax", "LogSoftmax")
@@ -31,6 +34,9 @@ class Softmax(Op):
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         return (first_type(inputs),)
+
+    def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
+        return part_of_rows(inputs[0], attrs, box, (attr_int(attrs, "axis"),))
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         x, axis = array(inputs[0]), attr_int(attrs, "axis")

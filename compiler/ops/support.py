@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, Part
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Attr, Value
 from compiler.ir.intexpr import Dim, IntExpr, floordiv, product, sym
@@ -17,6 +18,13 @@ from compiler.ir.types import DType, TensorType
 Attrs = Mapping[str, Attr]
 Types = Sequence[TensorType | None]
 Arrays = Sequence[Array | None]
+
+
+def part_of_rows(x: TensorType, attrs: Attrs, box: Box, axes: Iterable[int]) -> Part | None:
+    """The part of an op that computes each element from those of its operand that differ in ``axes`` alone; all of these are needed."""
+    whole_axes = all(box[axis] == (0, x.shape[axis]) for axis in axes)
+    return Part((box,), attrs) if whole_axes else None
+
 
 ONNX_DTYPES: dict[int, DType] = {
     1: DType.FLOAT32,

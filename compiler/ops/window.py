@@ -8,9 +8,11 @@ from itertools import product as cartesian
 import numpy as np
 
 from compiler.errors import UnsupportedForm
+from compiler.ir.box import Box, window_part
 from compiler.ir.graph import Array
 from compiler.ir.intexpr import Dim, ceildiv, floordiv, maximum, minimum
 from compiler.ir.op import FormContext
+from compiler.ops.support import Attrs, attr_ints
 
 
 def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[int, ...]:
@@ -94,3 +96,14 @@ def pad_spatial(x: Array, pads: Sequence[int], fill: float, extra: Sequence[int]
     more = extra or (0,) * axes
     widths = [(0, 0), (0, 0)] + [(pads[a], pads[axes + a] + more[a]) for a in range(axes)]
     return np.asarray(np.pad(x, widths, constant_values=fill))
+
+
+def windows_part(box: Box, shape: Sequence[int], kernel: Sequence[int], attrs: Attrs) -> tuple[Box, tuple[int, ...]] | None:
+    """The spatial box that the windows of one of the result read, and their padding; None where some read padding alone."""
+    strides, dilations, pads = (attr_ints(attrs, name) for name in ("strides", "dilations", "pads"))
+    extents = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    found = [window_part(*axis) for axis in zip(box, shape, extents, strides, pads[: len(box)], strict=True)]
+    known = [axis for axis in found if axis is not None]
+    if len(known) < len(found):
+        return None
+    return tuple(span for span, _ in known), (*(begin for _, (begin, _) in known), *(end for _, (_, end) in known))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from compiler.ir.graph import Node
 from compiler.ir.intexpr import Dim, evaluate, symbols
 from compiler.ir.op import lookup
@@ -30,3 +32,15 @@ def _cost(expr: Scalar) -> int:
     if not isinstance(expr, Call):
         return 0
     return _COSTS.get(expr.fn, 1) + sum(map(_cost, expr.args))
+
+
+def element_work(node: Node) -> int:
+    """What an element of a node's result costs, in multiplications and other simple instructions; its sizes are known."""
+    sizes = [v.type.static_shape for v in node.present_inputs]
+    match node.op:
+        case "conv":
+            return prod(sizes[1][1:])
+        case "matmul":
+            return sizes[0][-1]
+    elements = max(1, prod(node.outputs[0].type.static_shape))
+    return max(1, work(node), *(prod(shape) // elements for shape in sizes))
