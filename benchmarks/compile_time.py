@@ -63,8 +63,8 @@ def compile_step(model: Path, saved: Path, threads: int) -> dict[str, float]:
     module = ts.compile(model, threads=threads, input_shapes={name: array.shape for name, array in feeds.items()})
     seconds = time.perf_counter() - start
     module.save(saved)
-    memory = module.memory
-    return {"seconds": seconds, "weights": memory.weights, "arena": memory.arena or 0, "arena_bound": memory.arena_bound or 0}
+    memory = module.memory()
+    return {"seconds": seconds, "weights": memory.weights, "arena": memory.arena or 0, "arena_bound": memory.bound or 0}
 
 
 def stages_step(model: Path, saved: Path, threads: int) -> dict[str, float]:

@@ -47,9 +47,17 @@ class Options:
     threads: int | None
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...]
     opt_level: int
+    memory_budget: int | None = None
 
     @classmethod
-    def checked(cls, target: str | Target, threads: int | None, input_shapes: Mapping[str, Sequence[int]] | None, opt_level: int) -> Options:
+    def checked(
+        cls,
+        target: str | Target,
+        threads: int | None,
+        input_shapes: Mapping[str, Sequence[int]] | None,
+        opt_level: int,
+        memory_budget: int | None = None,
+    ) -> Options:
         """The options. Raises UserError for one that is not what ``compile`` takes."""
         if not isinstance(target, (str, Target)):
             raise UserError(f"target is a {type(target).__name__}", where="target", hint="give 'native', a preset's name or a Target")
@@ -57,7 +65,10 @@ class Options:
             resolve(target)
         if isinstance(opt_level, bool) or opt_level not in OPT_LEVELS:
             raise UserError(f"opt_level is {opt_level!r}", where="opt_level", hint=f"give an integer from 0 to {OPT_LEVELS[-1]}")
-        return cls(target, checked_threads(threads), _checked_shapes(input_shapes), int(opt_level))
+        if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 0):
+            hint = "give a number of bytes, such as 1_500_000, or None for no limit"
+            raise UserError(f"memory_budget is {memory_budget!r}", where="memory_budget", hint=hint)
+        return cls(target, checked_threads(threads), _checked_shapes(input_shapes), int(opt_level), memory_budget)
 
     @property
     def workers(self) -> int:
@@ -67,7 +78,7 @@ class Options:
     def fingerprint(self) -> str:
         """A text that differs when the compiled result may."""
         target = compile_cache.native_fingerprint() if self.target == "native" else repr(resolve(self.target))
-        return repr((target, self.threads, self.workers, self.input_shapes, self.opt_level))
+        return repr((target, self.threads, self.workers, self.input_shapes, self.opt_level, self.memory_budget))
 
 
 def _checked_shapes(input_shapes: Mapping[str, Sequence[int]] | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -93,15 +104,19 @@ def compile(  # noqa: A001 # the public name says what it does
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     opt_level: int = 3,
+    memory_budget: int | None = None,
     cache: bool = True,
 ) -> Module:
     """The model (path, bytes or ModelProto of an ONNX model) as a Module of native code.
 
     ``threads=None`` means the CPUs this process may use; ``input_shapes`` gives inputs with symbolic dims their shapes; ``opt_level`` is from
-    0 (only what is needed to run) to 3; ``cache`` keeps the result on disk and finds it there. Raises UserError for a model or option that
-    cannot be used, UnsupportedError with all that is missing, ArtifactError when this machine cannot run code for ``target``.
+    0 (only what is needed to run) to 3; ``memory_budget`` is the most bytes a run may take beside weights, inputs and outputs, for which
+    early values are computed patch by patch where that is needed; ``cache`` keeps the result on disk and finds it there.
+
+    Raises UserError for a model or option that cannot be used and for a budget that nothing meets, UnsupportedError with all that is missing,
+    ArtifactError when this machine cannot run code for ``target``.
     """
-    options = Options.checked(target, threads, input_shapes, opt_level)
+    options = Options.checked(target, threads, input_shapes, opt_level, memory_budget)
     data = _model_bytes(model)
     store = compile_cache.user_cache() if cache and data is not None else None
     if store is None or data is None:
@@ -126,7 +141,14 @@ def compile_to(model: Model, output: str | os.PathLike[str], options: Options, *
     """Write the model's artefact to a file; the target need not be this machine. Raises UserError as ``compile``."""
     if options.target == "native":
         shapes = dict(options.input_shapes)
-        compile(model, threads=options.threads, input_shapes=shapes, opt_level=options.opt_level, cache=cache).save(output)
+        compile(
+            model,
+            threads=options.threads,
+            input_shapes=shapes,
+            opt_level=options.opt_level,
+            memory_budget=options.memory_budget,
+            cache=cache,
+        ).save(output)
     else:
         _build(model, options).write(Path(output))
 
@@ -184,12 +206,9 @@ def build(graph: Graph, options: Options) -> Built:
     """An imported graph as all that an artefact is made of."""
     from backends.llvm import spmd
     from backends.llvm.engine import compile_program
-    from compiler.lowering import lower
-    from compiler.pipeline import optimize
 
     target = resolve(options.target)
-    planned, reports = optimize(graph, target, options.opt_level)
-    program = lower(planned, target, options.workers)
+    planned, reports, program = _lowered(graph, target, options)
     image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
         name=program.name,
@@ -202,6 +221,7 @@ def build(graph: Graph, options: Options) -> Built:
         kernels=tuple(artifact.KernelInfo(c.name, c.family, c.schedule, _amount(c.flops), _amount(c.nbytes), c.divisions) for c in program.calls),
         arena_bytes=_fixed(program.arena_bytes),
         arena_bound_bytes=program.arena_bound_bytes,
+        arena_peak=str(planned.attrs["arena_peak"]),
         scratch_bytes=_fixed(program.scratch_bytes),
         entries=image.entries,
         peak_flops=2 * spmd.PEAK_CHAINS * target.lanes,
@@ -213,6 +233,24 @@ def build(graph: Graph, options: Options) -> Built:
         texts=None if program.texts is None else artifact.Texts(program.texts.buffer, program.texts.offset, program.texts.nbytes),
     )
     return Built(manifest, image.code, program.weights, program.weights_bytes)
+
+
+def _lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:
+    """The planned graph, what each pass did, and the program; within the budget, of which scratch is only known when there is a program."""
+    from compiler.lowering import lower
+    from compiler.memory_budget import MemoryBudget
+    from compiler.pipeline import optimize
+
+    budget = None if options.memory_budget is None else MemoryBudget(options.memory_budget)
+    while True:
+        planned, reports = optimize(graph, target, options.opt_level, memory_budget=budget)
+        program = lower(planned, target, options.workers)
+        if budget is None:
+            return planned, reports, program
+        scratch = options.workers * (program.scratch_bytes if isinstance(program.scratch_bytes, int) else 0)
+        if scratch <= budget.scratch_bytes or (isinstance(program.arena_bytes, int) and program.arena_bytes + scratch <= budget.nbytes):
+            return planned, reports, program
+        budget = MemoryBudget(budget.nbytes, scratch)
 
 
 def _pass_info(report: PassReport) -> artifact.PassInfo:

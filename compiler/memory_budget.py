@@ -2,83 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler.errors import UserError
 from compiler.ir.graph import Graph
-from passes.analysis.patch_search import Candidate, candidates
+from passes.analysis.patch_search import Patching, PatchSearch
 from passes.base import Pass, PassManager
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.patch import PatchByPatch
 
-_ROUNDS, _TRIALS = 4, 6
-"""Values that may be computed in patches, one after another, and ways to do it that are planned for each."""
+_ATTEMPTS = 4
+"""Plans that are made for smaller and smaller estimates, since an estimate may be below what the plan then takes."""
+
+_MARGIN = 0.7
+"""The part of a budget down to which estimates may have to go."""
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A graph after some passes, and the arena that it takes."""
+    """Passes after which a graph takes an arena of so many bytes."""
 
-    graph: Graph
     passes: tuple[Pass, ...]
     arena_bytes: int
 
 
-def budget_passes(graph: Graph, backend: tuple[Pass, ...], budget: int) -> tuple[Pass, ...]:
-    """Passes for a canonical graph after which ``backend`` plans an arena of at most ``budget`` bytes; none where it does already.
+@dataclass(frozen=True)
+class MemoryBudget:
+    """At most ``nbytes`` for what a run needs beside weights, inputs and outputs; of these the workers' scratch takes ``scratch_bytes``."""
 
-    Of the ways that fit, one that adds little work. Raises UserError, with the least bytes found, where none does, and for a graph whose
-    sizes only a run knows.
+    nbytes: int
+    scratch_bytes: int = 0
+
+
+def budget_passes(graph: Graph, backend: tuple[Pass, ...], memory: MemoryBudget) -> tuple[Pass, ...]:
+    """Passes for a canonical graph after which ``backend`` plans an arena within a budget, for little work; none where it does already.
+
+    Raises UserError, with the least bytes found, where nothing meets the budget, and for a graph whose memory depends on a run.
     """
-    best = _planned(graph, (), backend)
-    for _ in range(_ROUNDS):
-        if best.arena_bytes <= budget:
-            return best.passes
-        found = _round(best, backend, budget)
-        if found is None:
-            break
-        best = found
-    if best.arena_bytes <= budget:
-        return best.passes
-    raise UserError(
-        f"memory_budget is {budget} bytes, and the activations of this model take {best.arena_bytes} at the least that was found",
-        where=f"model {graph.name}",
-        hint=f"give a budget of at least {best.arena_bytes} bytes, or a smaller input",
-    )
+    budget = memory.nbytes - memory.scratch_bytes
+    attempts = [_attempt(graph, (), backend)]
+    if attempts[0].arena_bytes > budget > 0:
+        search = PatchSearch(graph, round(_MARGIN * budget), budget)
+        limit = budget
+        while len(attempts) <= _ATTEMPTS and attempts[-1].arena_bytes > budget and (found := search.cheapest(limit)) is not None:
+            attempts.append(_attempt(graph, found, backend))
+            limit = min(limit - 1, limit * budget // attempts[-1].arena_bytes)
+        if attempts[-1].arena_bytes > budget:
+            attempts.append(_attempt(graph, PatchSearch(graph, 0, attempts[0].arena_bytes).smallest(), backend))
+    least = min(attempts, key=lambda attempt: attempt.arena_bytes)
+    if least.arena_bytes > budget:
+        scratch = f" and {memory.scratch_bytes} of scratch" if memory.scratch_bytes else ""
+        raise UserError(
+            f"memory_budget is {memory.nbytes} bytes, and this model takes {least.arena_bytes} for activations{scratch} at the least that was found",
+            where=f"model {graph.name}",
+            hint=f"give a budget of at least {least.arena_bytes + memory.scratch_bytes} bytes, or a smaller input",
+        )
+    return least.passes
 
 
-def _round(before: _Attempt, backend: tuple[Pass, ...], budget: int) -> _Attempt | None:
-    """One value more in patches: what meets the budget, or else lowers the arena most; None where nothing lowers it."""
-    found = candidates(before.graph, budget)
-    fitting = [candidate for candidate in found if candidate.peak_bytes <= budget]
-    tried = fitting or sorted(found, key=lambda candidate: candidate.peak_bytes)[:2]
-    best: _Attempt | None = None
-    trials, scale = 0, 1.0
-    for candidate in tried:
-        if trials == _TRIALS:
-            break
-        if fitting and candidate.peak_bytes * scale > budget:
-            continue
-        trials += 1
-        attempt = _planned(before.graph, before.passes, backend, candidate)
-        if attempt.arena_bytes <= budget:
-            return attempt
-        if attempt.arena_bytes < (before if best is None else best).arena_bytes:
-            best = attempt
-        if candidate.rest_bytes <= budget:
-            scale = max(scale, attempt.arena_bytes / candidate.peak_bytes)
-    return best
-
-
-def _planned(graph: Graph, passes: tuple[Pass, ...], backend: tuple[Pass, ...], candidate: Candidate | None = None) -> _Attempt:
-    if candidate is not None:
-        source = "" if candidate.source is None else candidate.source.name
-        more = (PatchByPatch(candidate.value.name, candidate.grid, source), EliminateDeadCode())
-        graph, _ = PassManager(more).run(graph)
-        passes = (*passes, *more)
-    planned, _ = PassManager(backend).run(graph)
+def _attempt(graph: Graph, patchings: Sequence[Patching], backend: tuple[Pass, ...]) -> _Attempt:
+    """What the backend plans. The last value comes first: what it starts from is still there then."""
+    steps = [PatchByPatch(p.value.name, "x".join(map(str, p.grid)), "" if p.source is None else p.source.name) for p in reversed(patchings)]
+    passes: tuple[Pass, ...] = (*steps, EliminateDeadCode()) if steps else ()
+    planned, _ = PassManager((*passes, *backend)).run(graph)
     arena = planned.attrs["arena_bytes"]
-    if not isinstance(arena, int) or planned.attrs.get("dynamic"):
+    static = all(value.type.is_static for node in graph.nodes for value in node.outputs)
+    if not isinstance(arena, int) or not static or planned.attrs.get("dynamic"):
         hint = "give inputs with symbolic dims their shapes with input_shapes, or compile without memory_budget"
         raise UserError("memory_budget is given, and how much memory a run takes depends on its inputs", where=f"model {graph.name}", hint=hint)
-    return _Attempt(graph, passes, arena)
+    return _Attempt(passes, arena)

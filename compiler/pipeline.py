@@ -6,7 +6,7 @@ import compiler.kernels
 import compiler.ops  # noqa: F401  (importing registers the ops and the kernel families)
 from compiler.errors import UserError
 from compiler.ir.graph import Graph
-from compiler.memory_budget import budget_passes
+from compiler.memory_budget import MemoryBudget, budget_passes
 from compiler.target import Target
 from passes.base import Observer, Pass, PassManager, PassReport
 from passes.graph.canonicalize import EqualizeRanks, GatherConstants
@@ -65,11 +65,11 @@ def optimize(
     target: Target,
     opt_level: int = 3,
     *,
-    memory_budget: int | None = None,
+    memory_budget: MemoryBudget | None = None,
     verify: bool = False,
     observer: Observer | None = None,
 ) -> tuple[Graph, tuple[PassReport, ...]]:
-    """The planned graph, ready for lowering, and what each pass did. Raises UserError where its arena cannot be as small as ``memory_budget``."""
+    """The planned graph, ready for lowering, and what each pass did. Raises UserError where nothing meets ``memory_budget``."""
     steps = passes_for(target, opt_level)
     canonical = canonical_passes(opt_level)
     graph, reports = PassManager(canonical, verify, observer).run(graph)

@@ -133,9 +133,9 @@ class Manifest:
     """What the runtime must know of a compiled model.
 
     Sizes that depend on the shapes of inputs are in the ``state``, once ``ts_prepare`` has worked them out; arena and scratch are None here then.
-    ``dynamic`` buffers grow as a run asks for them; ``results`` are those that hold an output whose shape depends on data, or None.
-    ``checks`` are the messages of what a run verifies; they may name ``{low}``, ``{value}`` and ``{high}``. ``passes`` is the compilation's report.
-    ``texts`` is None where there are no strings.
+    ``arena_peak`` is the kernel that runs when the most of the arena is needed. ``dynamic`` buffers grow as a run asks for them; ``results`` are
+    those that hold an output whose shape depends on data, or None. ``checks`` are the messages of what a run verifies; they may name ``{low}``,
+    ``{value}`` and ``{high}``. ``passes`` is the compilation's report. ``texts`` is None where there are no strings.
 
     ``machine`` (as ``platform.machine`` says it) and ``cpu_flags`` (as /proc/cpuinfo does) are what the code needs to run. ``threads`` is how many
     workers a run uses by default; None: the CPUs available. ``entries`` are byte offsets into the code. ``peak_flops`` is the work
@@ -152,6 +152,7 @@ class Manifest:
     kernels: tuple[KernelInfo, ...]
     arena_bytes: int | None
     arena_bound_bytes: int | None
+    arena_peak: str
     scratch_bytes: int | None
     entries: dict[str, int]
     peak_flops: int

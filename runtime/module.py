@@ -26,14 +26,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes: ``weights`` and ``code`` are mapped once and shared; each concurrent run has an ``arena``, which is at least ``arena_bound``,
-    the most bytes that live at the same time, and each of its workers has ``scratch``. None: that depends on the shapes of the inputs."""
+    """Bytes: ``weights`` and ``code`` are mapped once and shared; each concurrent run has an ``arena``, which is at least ``bound``,
+    the most bytes that live at the same time, which they do while the kernel ``peak`` runs, and each of its workers has ``scratch``.
+    None: that depends on the shapes of the inputs."""
 
     weights: int
     code: int
     arena: int | None
-    arena_bound: int | None
+    bound: int | None
     scratch: int | None
+    peak: str
 
 
 class Module:
@@ -50,7 +52,6 @@ class Module:
         self.outputs = manifest.outputs
         self.kernels = manifest.kernels
         self.threads = checked_threads(threads) or manifest.threads or available_cpus()
-        self.memory = MemoryUse(artifact.weights_bytes, artifact.code_bytes, manifest.arena_bytes, manifest.arena_bound_bytes, manifest.scratch_bytes)
         self._artifact = artifact
         self._in = [(info.name, numpy_dtype(info.dtype), info.shape) for info in tensors_of(manifest.inputs)]
         self._out = [(info.name, numpy_dtype(info.dtype), info.shape) for info in tensors_of(manifest.outputs)]
@@ -71,7 +72,8 @@ class Module:
             arrays, sizes = self._inputs(feeds)
             outputs, _ = self._execute(arrays, sizes)
         except MemoryError as error:
-            known = "" if self.memory.arena is None else f"{self.memory.arena} bytes for activations, and the outputs "
+            arena = self._artifact.manifest.arena_bytes
+            known = "" if arena is None else f"{arena} bytes for activations, and the outputs "
             what = f"a run needs more memory than there is: {known}({error})"
             raise UserError(what, where=self.name, hint="give smaller inputs, or compile for them: see input_shapes") from error
         rest = iter(outputs)
@@ -105,6 +107,12 @@ class Module:
     def report(self) -> tuple[PassInfo, ...]:
         """What each pass of the compiler did to this model, in order: its time in seconds, nodes before and after, and notes."""
         return self._artifact.manifest.passes
+
+    def memory(self) -> MemoryUse:
+        """What a run of it needs, in bytes."""
+        artifact, manifest = self._artifact, self._artifact.manifest
+        sizes = (manifest.arena_bytes, manifest.arena_bound_bytes, manifest.scratch_bytes)
+        return MemoryUse(artifact.weights_bytes, artifact.code_bytes, *sizes, manifest.arena_peak)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artefact, for ``load``. Raises UserError where the file cannot be written."""

@@ -116,7 +116,7 @@ def test_each_worker_has_its_own_scratch(compiled: int, run: int, tmp_path: Path
     path = tmp_path / "top.module"
     tensorsmith.compile(sorting_model(), threads=compiled, cache=False).save(path)
     module = tensorsmith.load(path, threads=run)
-    assert module.memory.scratch == 832 + 1600
+    assert module.memory().scratch == 832 + 1600
     for _ in range(20):
         outputs = module.run({"x": x})
         order = np.argsort(-x, axis=1, kind="stable")

@@ -47,7 +47,7 @@ def test_positional_call_and_description(saved: Path) -> None:
     assert [str(info) for info in module.inputs] == ["x: float32[4, 24]"]
     assert module.outputs[0].shape == (4, 24)
     assert module.threads == 1
-    assert module.memory.weights == toy.WEIGHTS.nbytes
+    assert module.memory().weights == toy.WEIGHTS.nbytes
     with pytest.raises(UserError, match="2 inputs were given"):
         module(x, x)
 

@@ -127,6 +127,7 @@ def manifest() -> Manifest:
         kernels=tuple(KernelInfo(f"stage{i}", "toy", "Plain()", 2 * SIZE, 12 * SIZE) for i in range(STAGES)),
         arena_bytes=8 * SIZE,
         arena_bound_bytes=8 * SIZE,
+        arena_peak="stage0",
         scratch_bytes=0,
         entries=image().entries,
         peak_flops=2 * spmd.PEAK_CHAINS * target.lanes,

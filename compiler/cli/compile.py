@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compiler.cli.options import InputShapes, ModelFile, NoCache, OptLevel, TargetName, Threads, parse_shapes
+from compiler.cli.options import InputShapes, MemoryBudget, ModelFile, NoCache, OptLevel, TargetName, Threads, parse_bytes, parse_shapes
 from compiler.errors import UserError
 from runtime.artifact import file_path
 
@@ -21,6 +21,7 @@ def compile_command(
     threads: Threads = None,
     opt_level: OptLevel = 3,
     input_shape: InputShapes = None,
+    memory_budget: MemoryBudget = None,
     no_cache: NoCache = False,
 ) -> None:
     """Compile an ONNX file to a module that runs without a compiler."""
@@ -29,6 +30,6 @@ def compile_command(
     destination = output or file_path(model).with_suffix(".tsm")
     if destination.resolve() == model.resolve():
         raise UserError("the module would take the model's place", where=str(model), hint="name another file with -o")
-    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level)
+    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level, parse_bytes(memory_budget))
     compile_to(model, destination, options, cache=not no_cache)
     typer.echo(f"{destination}: {destination.stat().st_size / 1e6:.2f} MB")

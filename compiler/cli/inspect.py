@@ -24,16 +24,18 @@ def inspect_command(
 ) -> None:
     """Show inputs, outputs, memory and kernels."""
     opened = open_module(module, None, parse_shapes(input_shape))
-    memory = opened.memory
+    memory = opened.memory()
     out = console()
     out.print(f"{opened.name} for {opened.target}, {opened.threads} threads")
     for label, infos in (("input", opened.inputs), ("output", opened.outputs)):
         for info in infos:
             out.print(f"{label:7} {info}")
-    bound = "" if memory.arena_bound is None else f" (bound {memory.arena_bound / 1e6:.2f} MB)"
+    bound = "" if memory.bound is None else f" (bound {memory.bound / 1e6:.2f} MB)"
     arena = "arena by the inputs' shapes" if memory.arena is None else f"arena {memory.arena / 1e6:.2f} MB{bound}"
-    sizes = f"weights {memory.weights / 1e6:.2f} MB, code {memory.code / 1e3:.0f} kB, {arena}"
-    out.print(sizes)
+    scratch = f", scratch {memory.scratch / 1e3:.0f} kB a worker" if memory.scratch else ""
+    out.print(f"weights {memory.weights / 1e6:.2f} MB, code {memory.code / 1e3:.0f} kB, {arena}{scratch}")
+    if memory.peak:
+        out.print(f"most of the arena is needed by {memory.peak}")
     table = kernel_table("MFLOP", "kB")
     for kernel in opened.kernels:
         table.add_row(kernel.name, kernel.family, _amount(kernel.flops, 1e6), _amount(kernel.nbytes, 1e3), kernel.schedule)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _FILE_COLUMNS = 200
 
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
 ModelFile = Annotated[Path, typer.Argument(help="An ONNX file.", show_default=False)]
 ModuleFile = Annotated[Path, typer.Argument(help="A compiled module (.tsm) or an ONNX file.", show_default=False)]
 Threads = Annotated[int | None, typer.Option(help="Worker threads; by default the CPUs this process may use.", show_default=False)]
@@ -28,6 +32,10 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Compile even what was
 InputShapes = Annotated[
     list[str] | None,
     typer.Option("--input-shape", help="name=1x3x224x224: the shape of an input with symbolic dims. Repeatable.", show_default=False),
+]
+MemoryBudget = Annotated[
+    str | None,
+    typer.Option(help="The most that a run may take beside weights, inputs and outputs: 1.5MB, 800kB, 2MiB or bytes.", show_default=False),
 ]
 InputFiles = Annotated[
     list[str] | None,
@@ -53,6 +61,16 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
             raise UserError(f"cannot read {text!r}", where="--input-shape", hint=f"write it as {example}")
         shapes[name] = tuple(map(int, parts))
     return shapes
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """``1.5MB``, ``800kB``, ``2MiB`` or a number of bytes. Raises UserError for other text."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(|B|kB|MB|GB|KiB|MiB|GiB)", text)
+    if match is None:
+        raise UserError(f"cannot read {text!r}", where="--memory-budget", hint="write it as 1.5MB, 800kB, 2MiB or a number of bytes")
+    return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
 def read_inputs(texts: Sequence[str] | None) -> dict[str, Any]:

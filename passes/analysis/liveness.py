@@ -76,15 +76,21 @@ def live_ranges(graph: Graph) -> Mapping[Value, tuple[int, int]]:
 
 def max_live_bytes(intervals: Iterable[Interval]) -> int:
     """The most bytes needed at one node: no arena can be smaller."""
+    return live_peak(intervals)[0]
+
+
+def live_peak(intervals: Iterable[Interval]) -> tuple[int, int]:
+    """The most bytes needed at one node, and the number of the first such node."""
     changes: dict[int, int] = {}
     for interval in intervals:
         changes[interval.first] = changes.get(interval.first, 0) + interval.nbytes
         changes[interval.last + 1] = changes.get(interval.last + 1, 0) - interval.nbytes
-    live = peak = 0
+    live = peak = at = 0
     for number in sorted(changes):
         live += changes[number]
-        peak = max(peak, live)
-    return peak
+        if live > peak:
+            peak, at = live, number
+    return peak, at
 
 
 _Size = TypeVar("_Size", int, Dim)

@@ -1,168 +1,255 @@
-"""Which values to compute patch by patch so that less memory is needed, from estimates."""
+"""Which values to compute patch by patch so that less memory is needed, from estimates.
+
+A value that alone is alive after its node divides a graph. Between two of them a stretch of nodes either fits the budget as it is, or is
+computed in patches for some work more; the cheapest way from the inputs to the outputs is a shortest path.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product as cartesian
 from math import prod
 
 from compiler.ir.box import Box, sizes
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.verify import is_elementwise
+from compiler.ir.op import lookup
+from compiler.ir.verify import is_elementwise, is_view
 from passes.analysis.estimate import element_work
 from passes.analysis.liveness import memory_roots
-from passes.analysis.patches import Patch, cartesian_boxes, grid_boxes, patches
+from passes.analysis.patches import Step, cartesian_boxes, grid_boxes, patches
 
-_CUTS, _SOURCES = 10, 3
-"""Values behind the peak that may be computed in pieces, and values before it from which they may be."""
+_STRETCH = 16
+"""Dividing values that one stretch in patches may span; recomputation grows with each."""
 
-_ROWS, _COLUMNS, _PIECES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16), (1, 2, 3, 4, 6, 8), 64
-"""Pieces along the first and the second spatial axis, and the most of them: each is a copy of the code that calls kernels."""
+_ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+_SQUARES = ((3, 3), (4, 3), (4, 4), (5, 4), (5, 5), (6, 6), (7, 7), (8, 8))
+_IMAGES = (tuple((rows, 1) for rows in _ROWS), tuple((rows, 2) for rows in range(2, 9)), _SQUARES)
+"""Pieces along an axis, and along the rows and columns of an image, in kinds from coarse to fine."""
 
 _CALL_WORK = 50_000
 """What running one more kernel costs, in simple instructions: about a microsecond."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """``value`` in a ``grid`` of pieces, from ``source`` on: the work this adds, the bytes that then live at once there, and those elsewhere."""
+class Patching:
+    """``value`` in a ``grid`` of pieces, from ``source`` on (None: the inputs)."""
 
     value: Value
     grid: tuple[int, ...]
     source: Value | None
-    extra_work: int
-    peak_bytes: int
-    rest_bytes: int
 
 
 @dataclass(frozen=True)
-class _Lives:
-    """For each node of a canonical graph the bytes alive while it runs, and whether its result alone is alive after it."""
+class _Stretch:
+    """The nodes from one dividing value to another: the work this way adds, the bytes that live at once, and, where it is in patches, those of
+    one and of the result, which do not get fewer from farther back, and how."""
 
-    bytes_during: Sequence[int]
-    alone: Sequence[bool]
+    begin: int
+    end: int
+    work: int
+    nbytes: int
+    pieces_bytes: int = 0
+    patching: Patching | None = None
 
-    @classmethod
-    def of(cls, graph: Graph) -> _Lives:
-        """Elementwise nodes are taken to write over an operand that ends there, which fusion or the planner makes true."""
-        roots = dict(memory_roots(graph))
-        outside = {*graph.inputs, *graph.constants}
-        last: dict[Value, int] = {}
-        for number, node in enumerate(graph.nodes):
-            last.update({roots[value]: number for value in node.present_inputs})
-        last.update({roots[value]: len(graph.nodes) for value in graph.outputs})
+
+class PatchSearch:
+    """The stretches of a canonical graph whose sizes are known.
+
+    Those that take at most ``enough`` bytes as they are stay so, and finer grids than such as do are not looked at. What takes more than
+    ``most`` bytes in patches is left out.
+    """
+
+    def __init__(self, graph: Graph, enough: int, most: int) -> None:
+        self._graph = graph
+        self._enough = enough
+        self._most = most
+        self._numbers = {node: number for number, node in enumerate(graph.nodes)}
+        self._elementwise = {node for node in graph.nodes if is_elementwise(node)}
+        self._element_work: dict[Node, int] = {}
+        self._epilogues = {node: self._epilogue(node) for node in graph.nodes}
+        self._during, dividing = self._whole_lives()
+        self._dividing = [-1, *dividing, len(graph.nodes)]
+        self._stretches = [*self._plain(), *self._patched()]
+
+    def cheapest(self, budget: int) -> list[Patching] | None:
+        """What to compute in patches so that at most ``budget`` bytes live at once, for the least work; None where nothing found does."""
+        return self._path([(stretch.work, 0, stretch) for stretch in self._stretches if stretch.nbytes <= budget])
+
+    def smallest(self) -> list[Patching]:
+        """What to compute in patches so that as few bytes as possible live at once."""
+        return self._path([(stretch.work, stretch.nbytes, stretch) for stretch in self._stretches]) or []
+
+    def _path(self, stretches: Iterable[tuple[int, int, _Stretch]]) -> list[Patching] | None:
+        """The way from the first place to the last with the least of all bytes, then with the least work in all."""
+        best: dict[int, tuple[int, int, list[Patching]]] = {0: (0, 0, [])}
+        for work, nbytes, stretch in sorted(stretches, key=lambda found: found[2].begin):
+            if stretch.begin not in best:
+                continue
+            most, total, way = best[stretch.begin]
+            reached = (max(most, nbytes), total + work)
+            if stretch.end not in best or reached < best[stretch.end][:2]:
+                best[stretch.end] = (*reached, way if stretch.patching is None else [*way, stretch.patching])
+        return best[len(self._dividing) - 1][2] if len(self._dividing) - 1 in best else None
+
+    # -- stretches ----------------------------------------------------------------------------------------------
+
+    def _plain(self) -> Iterator[_Stretch]:
+        for number in range(len(self._dividing) - 1):
+            yield _Stretch(number, number + 1, 0, self._most_during(number, number + 1))
+
+    def _most_during(self, begin: int, end: int) -> int:
+        """The most bytes that live at once from one dividing place to another."""
+        return max(self._during[self._dividing[begin] + 1 : self._dividing[end] + 1], default=0)
+
+    def _patched(self) -> Iterator[_Stretch]:
+        for end in range(1, len(self._dividing) - 1):
+            begins = [begin for begin in range(max(0, end - _STRETCH), end) if self._most_during(begin, end) > self._enough]
+            if begins and self._joined_bytes(self._value_at(end)) <= self._most:
+                for grids in _grids(self._graph.nodes[self._dividing[end]].output.type.static_shape):
+                    yield from self._patched_to(end, list(begins), grids)
+
+    def _patched_to(self, end: int, begins: list[int], grids: Sequence[tuple[int, ...]]) -> Iterator[_Stretch]:
+        """The stretches that end at a place, from each of some, in grids of one kind."""
+        value = self._graph.nodes[self._dividing[end]].output
+        shape = value.type.static_shape
+        seen = set()
+        for grid in grids:
+            spans = grid_boxes(shape, grid)
+            counts = tuple(len(axis) for axis in spans)
+            if prod(counts) == 1 or counts in seen or not begins:
+                continue
+            seen.add(counts)
+            # Two boxes stand for all: what only some of them need whole is no reason to compute it before.
+            middle = tuple(axis[len(axis) // 2] for axis in spans)
+            found = patches(self._graph, value, (middle, cartesian_boxes(spans)[0]), self._value_at(begins[0]))
+            for begin in reversed(begins) if found else ():
+                steps = [step for step in found[0].steps if self._numbers[step.node] > self._dividing[begin]]
+                stretch = self._stretch(begin, end, steps, Patching(value, counts, self._value_at(begin)))
+                if stretch.nbytes <= self._most:
+                    yield stretch
+                if stretch.nbytes <= self._enough:
+                    begins.remove(begin)
+                if stretch.pieces_bytes > self._most:
+                    break
+
+    def _value_at(self, place: int) -> Value | None:
+        return None if place == 0 else self._graph.nodes[self._dividing[place]].output
+
+    def _stretch(self, begin: int, end: int, steps: Sequence[Step], patching: Patching) -> _Stretch:
+        boxes = {step.node.output: step.box for step in steps}
+        reads = [(step.node, value, box) for step in steps for value, box in zip(step.node.present_inputs, step.part.boxes, strict=True)]
+        outside = {*self._graph.inputs, *self._graph.constants}
+        cut = {step.node: 0 for step in steps}
+        for node, value, box in reads:
+            have = boxes.get(value)
+            if value not in self._graph.constants and (sizes(box) != (value.type.static_shape if have is None else sizes(have))):
+                cut[node] += _nbytes(value, box)
+        made = {value: _nbytes(value, box) for value, box in boxes.items()}
+        each = max(nbytes for nbytes, _ in self._lives([step.node for step in steps], made, cut, (patching.value,)))
+        size, joined = _nbytes(patching.value), self._joined_bytes(patching.value)
+        whole = sum(_nbytes(value) for value in {value for _, value, _ in reads if value not in boxes and value not in outside})
+        inside = {self._numbers[step.node] for step in steps}
+        before = max((self._during[n] for n in range(self._dividing[begin] + 1, self._dividing[end] + 1) if n not in inside), default=0)
+        work, pieces = self._extra_work(steps, cut, prod(patching.grid)), max(each + size, joined)
+        return _Stretch(begin, end, work, max(before, pieces + whole), pieces, patching)
+
+    def _joined_bytes(self, value: Value | None) -> int:
+        """The bytes that the pieces of a value take while they are put together."""
+        if value is None:
+            return 0
+        return _nbytes(value) if value in self._graph.outputs else 2 * _nbytes(value)
+
+    def _extra_work(self, steps: Sequence[Step], cut: Mapping[Node, int], pieces: int) -> int:
+        each = sum(self._work(step.node, step.box) + cut[step.node] // 4 for step in steps)
+        once = sum(self._work(step.node) for step in steps)
+        kernels = sum(step.node not in self._elementwise for step in steps)
+        return max(0, pieces * each - once) + _CALL_WORK * kernels * (pieces - 1)
+
+    def _work(self, node: Node, box: Box | None = None) -> int:
+        if node not in self._element_work:
+            self._element_work[node] = element_work(node)
+        return self._element_work[node] * prod(node.output.type.static_shape if box is None else sizes(box))
+
+    # -- lives --------------------------------------------------------------------------------------------------
+
+    def _whole_lives(self) -> tuple[list[int], list[int]]:
+        """For each node the bytes alive while it runs; and the nodes after which their result alone is alive."""
+        graph, roots = self._graph, memory_roots(self._graph)
         results = {roots[value] for value in graph.outputs}
+        made = {v: 0 if v in results else _nbytes(v) for node in graph.nodes for v in node.outputs if roots[v] is v}
+        during, dividing = [], []
+        for number, (nbytes, live) in enumerate(self._lives(graph.nodes, made, {}, graph.outputs, roots)):
+            during.append(nbytes)
+            outputs = graph.nodes[number].outputs
+            if len(outputs) == 1 and outputs[0] in made and live == [*outputs] and outputs[0].type.rank > 0:
+                dividing.append(number)
+        return during, dividing
+
+    def _lives(
+        self,
+        nodes: Sequence[Node],
+        made: Mapping[Value, int],
+        cut: Mapping[Node, int],
+        kept: Iterable[Value],
+        roots: Mapping[Value, Value] | None = None,
+    ) -> Iterator[tuple[int, list[Value]]]:
+        """For each node the bytes alive while it runs, and the values alive after it; ``cut`` are bytes that a node needs beside its operands.
+
+        A node that only an epilogue reads is done with that, which writes over an operand of its own that ends there.
+        """
+        memory = roots or {}
+        place = {node: number for number, node in enumerate(nodes)}
+        ends: dict[Node, int] = {}
+        last = {memory.get(value, value): len(nodes) for value in kept}
+        by_anchor: set[tuple[int, Value]] = set()
+        beside: dict[int, int] = {}
+        for number, node in reversed(list(enumerate(nodes))):
+            epilogue = self._epilogues[node]
+            end = ends[node] = ends[epilogue] if epilogue in place else number
+            beside[end] = beside.get(end, 0) + cut.get(node, 0)
+            for value in node.present_inputs:
+                root = memory.get(value, value)
+                last[root] = max(last.get(root, 0), end)
+                if node not in self._elementwise:
+                    by_anchor.add((end, root))
         live: dict[Value, int] = {}
-        during, alone = [], []
-        for number, node in enumerate(graph.nodes):
-            dying = [value for value in live if last[value] <= number]
-            made = [value for value in node.outputs if roots[value] is value]
-            over = sum(live[value] for value in dying) if is_elementwise(node) else 0
-            size = {value: 0 if value in results or value in outside else _nbytes(value) for value in made}
-            during.append(sum(live.values()) + max(0, sum(size.values()) - over))
-            live.update({value: nbytes for value, nbytes in size.items() if value in last})
-            for value in dying:
-                del live[value]
-            alone.append(len(node.outputs) == 1 and list(live) == [roots[node.output]])
-        return cls(during, alone)
+        for number, node in enumerate(nodes):
+            if ends[node] > number:
+                yield 0, []
+                continue
+            ending = [value for value in live if last.get(value, 0) <= number]
+            results = {value: made[value] for value in node.outputs if value in made}
+            size = sum(results.values())
+            over = node in self._elementwise and any(live[value] == size and (number, value) not in by_anchor for value in ending)
+            yield sum(live.values()) + beside[number] + (0 if over else size), _after(live, results, ending, last)
+
+    def _epilogue(self, node: Node) -> Node | None:
+        """The elementwise node that alone reads a node's result, and does so element by element."""
+        if len(node.outputs) != 1 or node.output in self._graph.outputs or is_view(node):
+            return None
+        users = self._graph.users.get(node.output, ())
+        fits = len(users) == 1 and users[0] in self._elementwise and users[0].output.type.shape == node.output.type.shape
+        return users[0] if fits and lookup(node.op).takes_epilogue else None
 
 
-def candidates(graph: Graph, budget: int) -> list[Candidate]:
-    """Ways to compute in patches what is alive where the budget is passed first, the one that adds the least work first."""
-    lives = _Lives.of(graph)
-    most = min(budget, max(lives.bytes_during, default=0) - 1)
-    peak = next((number for number, nbytes in enumerate(lives.bytes_during) if nbytes > most), 0)
-    single = [number for number, alone in enumerate(lives.alone) if alone and 2 * _nbytes(graph.nodes[number].output) <= budget]
-    sources = [number for number in single if number < peak][-_SOURCES:]
-    found: list[Candidate] = []
-    for cut in [number for number in single if number >= peak][:_CUTS]:
-        for source in [None, *sources]:
-            begin = 0 if source is None else source + 1
-            rest = max((*lives.bytes_during[:begin], *lives.bytes_during[cut + 1 :]), default=0)
-            value = graph.nodes[cut].output
-            found += _grids(graph, value, None if source is None else graph.nodes[source].output, rest)
-    return sorted(found, key=lambda candidate: (candidate.extra_work, candidate.peak_bytes))
+def _after(live: dict[Value, int], results: Mapping[Value, int], ending: Sequence[Value], last: Mapping[Value, int]) -> list[Value]:
+    """Take over what a node makes and ends; the values alive then, those that hold no memory of ours left out unless just made."""
+    live.update({value: nbytes for value, nbytes in results.items() if value in last})
+    for value in ending:
+        del live[value]
+    return [value for value, nbytes in live.items() if nbytes or value in results]
 
 
-def _grids(graph: Graph, value: Value, source: Value | None, rest: int) -> Iterator[Candidate]:
-    shape = value.type.static_shape
-    seen = set()
-    for grid in _possible(shape):
-        spans = grid_boxes(shape, grid)
-        counts = tuple(len(axis) for axis in spans)
-        if prod(counts) == 1 or counts in seen:
-            continue
-        seen.add(counts)
-        middle = tuple(axis[len(axis) // 2] for axis in spans)
-        # Two boxes: what only one of all needs whole is no reason to compute it before.
-        found = patches(graph, value, (middle, cartesian_boxes(spans)[0]), source)
-        if found:
-            yield _candidate(graph, value, source, counts, found[0], rest)
-
-
-def _possible(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Grids for a value: of an image its rows and columns, else rows of whatever it is."""
+def _grids(shape: Sequence[int]) -> Iterator[list[tuple[int, ...]]]:
+    """Grids of each kind for a value, coarse ones first: of an image its rows and columns, else rows of whatever it is."""
     rank = len(shape)
     if rank >= 4:
-        for rows, columns in cartesian(_ROWS, _COLUMNS):
-            if rows * columns <= _PIECES and rows <= shape[2] and columns <= shape[3]:
-                yield (1, 1, rows, columns, *(1,) * (rank - 4))
+        for kind in _IMAGES:
+            yield [(1, 1, rows, columns, *(1,) * (rank - 4)) for rows, columns in kind if rows <= shape[2] and columns <= shape[3]]
         return
-    for axis in range(rank - 1 if rank == 2 else 1, rank):
-        for rows in _ROWS:
-            if rows <= shape[axis]:
-                yield (*(1,) * axis, rows, *(1,) * (rank - axis - 1))
+    for axis in range(min(1, rank - 1), rank):
+        yield [(*(1,) * axis, rows, *(1,) * (rank - axis - 1)) for rows in _ROWS if rows <= shape[axis]]
 
 
-def _candidate(graph: Graph, value: Value, source: Value | None, grid: tuple[int, ...], patch: Patch, rest: int) -> Candidate:
-    pieces = prod(grid)
-    each = sum(_work(step.node, step.box) for step in patch.steps)
-    plain = sum(_work(step.node, None) for step in patch.steps)
-    kernels = sum(not is_elementwise(step.node) for step in patch.steps)
-    whole, reads = _nbytes(value), _read_whole(graph, patch)
-    outside = value in graph.outputs
-    peak = max(_peak(patch) + whole, whole if outside else 2 * whole) + reads
-    return Candidate(value, grid, source, pieces * each - plain + _CALL_WORK * kernels * (pieces - 1), peak, rest)
-
-
-def _work(node: Node, box: Box | None) -> int:
-    return element_work(node) * prod(node.output.type.static_shape if box is None else sizes(box))
-
-
-def _read_whole(graph: Graph, patch: Patch) -> int:
-    """The bytes of what is made before the patches and read by them."""
-    outside = {*graph.inputs, *graph.constants}
-    read = {value for step in patch.steps for value in step.node.present_inputs if value not in patch.boxes and value not in outside}
-    return sum(map(_nbytes, read))
-
-
-def _peak(patch: Patch) -> int:
-    """The most bytes of a patch that live at once."""
-    last = {value: number for number, step in enumerate(patch.steps) for value in step.node.present_inputs}
-    live: dict[Value, int] = {}
-    peak = 0
-    for number, step in enumerate(patch.steps):
-        made = _box_bytes(step.node.output, step.box)
-        pieces = _cut_bytes(step.node.present_inputs, step.part.boxes, patch.boxes)
-        dying = [value for value in live if last.get(value, -1) <= number]
-        over = sum(live[value] for value in dying) if is_elementwise(step.node) else 0
-        peak = max(peak, sum(live.values()) + pieces + max(0, made - over))
-        for value in dying:
-            del live[value]
-        live[step.node.output] = made
-    return peak
-
-
-def _cut_bytes(operands: Sequence[Value], boxes: Sequence[Box], known: Mapping[Value, Box]) -> int:
-    """The bytes of operands that are cut out of larger ones; constants are cut when the model is compiled, and are small where they broadcast."""
-    return sum(_box_bytes(value, box) for value, box in zip(operands, boxes, strict=True) if value in known and known[value] != box)
-
-
-def _box_bytes(value: Value, box: Box) -> int:
-    return prod(sizes(box)) * value.type.dtype.itemsize
-
-
-def _nbytes(value: Value) -> int:
-    nbytes = value.type.nbytes
-    return nbytes if isinstance(nbytes, int) else 0
+def _nbytes(value: Value, box: Box | None = None) -> int:
+    return prod(value.type.static_shape if box is None else sizes(box)) * value.type.dtype.itemsize

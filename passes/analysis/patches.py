@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product as cartesian
 
 from compiler.ir.box import Box, Part, hull, whole
-from compiler.ir.control import CONTROL
+from compiler.ir.control import CONTROL, own_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import lookup
 
@@ -41,16 +41,21 @@ def grid_boxes(shape: Sequence[int], grid: Sequence[int]) -> list[list[tuple[int
 def patches(graph: Graph, value: Value, boxes: Sequence[Box], source: Value | None = None) -> tuple[Patch, ...]:
     """For boxes of a value, what computes each; what it reads beside is made whole before. Empty where the value cannot be computed in parts.
 
-    Nodes up to the one that makes ``source`` are not repeated, nor are those of which every box needs the whole result.
+    Nodes up to the one that makes ``source`` are not repeated, nor are those whose result every box needs whole, or something beside the boxes.
     """
     end, begin = _place(graph, value) + 1, 0 if source is None else _place(graph, source) + 1
     wanted: list[dict[Value, Box]] = [{value: box} for box in boxes]
     steps: list[list[Step]] = [[] for _ in boxes]
+    inside: set[Node] = set()
+    outputs = set(graph.outputs)
     for node in reversed(graph.nodes[begin:end]):
         asked = [(number, known[node.output]) for number, known in enumerate(wanted) if len(node.outputs) == 1 and node.output in known]
+        if inside and asked and (node.output in outputs or not inside.issuperset(graph.users[node.output])):
+            continue
         parts = list(_parts(node, [box for _, box in asked]))
         if not parts:
             continue
+        inside.add(node)
         for (number, box), part in zip(asked, parts, strict=True):
             steps[number].append(Step(node, box, part))
             known = wanted[number]
@@ -67,7 +72,7 @@ def _place(graph: Graph, value: Value) -> int:
 
 def _parts(node: Node, boxes: Sequence[Box]) -> Iterator[Part]:
     """How a node computes each of the boxes; nothing where it does not compute them all, or each is the whole."""
-    if node.op in CONTROL or not all(v.type.is_static for v in (*node.present_inputs, *node.outputs)):
+    if node.op in CONTROL or own_symbols(node) or not all(v.type.is_static for v in node.present_inputs):
         return
     if all(box == whole(node.output.type.static_shape) for box in boxes):
         return

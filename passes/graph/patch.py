@@ -18,17 +18,17 @@ from passes.rewrite import rewrite
 @register_pass
 @dataclass(frozen=True)
 class PatchByPatch:
-    """Computes ``value`` in a ``grid`` of pieces, so many along each axis, each from the parts of earlier values that it needs.
+    """Computes ``value`` in a ``grid`` of pieces, so many along each axis (``1x1x3x2``), each from the parts of earlier values that it needs.
 
     What pieces share is computed for each of them; nodes up to the one that makes ``source`` (none where that is empty) are not repeated.
     Convolutions of a piece pad at the borders of the whole alone (MCUNetV2: Lin et al., 2021, section 3.1).
 
-    With ``value="y", grid=(1, 1, 2, 1)``, ``%c = conv(%x, %w); %y = relu(%c)`` becomes, two times,
+    With ``value="y", grid="1x1x2x1"``, ``%c = conv(%x, %w); %y = relu(%c)`` becomes, two times,
     ``%p = slice(%x); %q = conv(%p, %w); %r = relu(%q)``, and ``%y = concat(%r, %r.1)``.
     """
 
     value: str = ""
-    grid: tuple[int, ...] = ()
+    grid: str = ""
     source: str = ""
     name: ClassVar[str] = "patch-by-patch"
     stage: ClassVar[Stage] = Stage.CANONICAL
@@ -36,12 +36,13 @@ class PatchByPatch:
     def run(self, graph: Graph) -> PassResult:
         made = {value.name: value for node in graph.nodes for value in node.outputs}
         value, source = made.get(self.value), made.get(self.source)
-        if value is None or not value.type.is_static or value.type.rank != len(self.grid) or any(pieces < 1 for pieces in self.grid) or (self.source and source is None):
-            return PassResult(graph, changed=False)
-        spans = grid_boxes(value.type.static_shape, self.grid)
+        pieces = [int(part) for part in self.grid.split("x") if part.isdecimal() and int(part) > 0]
+        if value is None or (source is None and self.source) or not value.type.is_static or len(pieces) != value.type.rank:
+            return PassResult(graph, changed=False, notes=(f"%{self.value} from {self.source or 'the inputs'} cannot be cut by {self.grid}",))
+        spans = grid_boxes(value.type.static_shape, pieces)
         found = patches(graph, value, cartesian_boxes(spans), source)
         if len(found) < 2:
-            return PassResult(graph, changed=False)
+            return PassResult(graph, changed=False, notes=(f"%{value.name} is not computed in parts",))
 
         def rule(node: Node, builder: GraphBuilder) -> Value | None:
             return _Writer(builder, node, iter(found)).assembled([len(axis) for axis in spans]) if value in node.outputs else None

@@ -10,7 +10,7 @@ from compiler.ir.control import BRANCHING, Loop
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, evaluate, maximum, sym, symbols
 from compiler.ir.verify import Stage
-from passes.analysis.liveness import Interval, aligned, live_ranges, max_live_bytes, memory_roots, overwritable, typical_sizes
+from passes.analysis.liveness import Interval, aligned, live_peak, live_ranges, memory_roots, overwritable, typical_sizes
 from passes.analysis.packing import place
 from passes.base import PassResult, register_pass
 
@@ -20,7 +20,7 @@ from passes.base import PassResult, register_pass
 class PlanMemory:
     """Gives each group that does not write an output an ``offset`` (bytes, a multiple of 64), and the graph ``arena_bytes`` and
     ``arena_bound_bytes``, the most bytes alive at once, values in whole alignment units: no plan for this order of nodes can be smaller
-    (None where sizes are not known).
+    (None where sizes are not known). ``arena_peak`` names a node at which so many are alive.
 
     A group may write over an operand that is not needed later and of which it reads, elementwise, just what it writes; the attribute
     ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
@@ -46,7 +46,7 @@ class PlanMemory:
         planner = _Planner(graph, self.effort)
         level, results = planner.graph(graph)
         bound = None if planner.symbolic else level.bound
-        attrs = {**graph.attrs, "arena_bytes": level.arena, "arena_bound_bytes": bound}
+        attrs = {**graph.attrs, "arena_bytes": level.arena, "arena_bound_bytes": bound, "arena_peak": level.peak}
         if planner.definitions:
             attrs["definitions"] = tuple(planner.definitions)
         if planner.dynamic:
@@ -66,11 +66,13 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Level:
-    """A planned graph or region: its nodes, the bytes of its arena and, for typical sizes, the most that live at once."""
+    """A planned graph or region: its nodes, the bytes of its arena and, for typical sizes, the most that live at once, and the name of a node
+    at which they do."""
 
     nodes: tuple[Node, ...]
     arena: Dim
     bound: int
+    peak: str
 
 
 class _Planner:
@@ -122,7 +124,7 @@ class _Planner:
         made = {v for node in graph.nodes for v in node.outputs if roots[v] is v}
         buffers = {**kept, **self._shared([v for v in made if v not in slots and v not in given and v not in kept], ranges)}
         blocks = list(dict.fromkeys([*slots.values(), *(slot for slot, _ in inner.values())]))
-        offsets, arena, bound = self._arrange(blocks)
+        offsets, arena, (bound, peak) = self._arrange(blocks)
         nodes = []
         for node in graph.nodes:
             attrs, regions = dict(node.attrs), node.regions
@@ -140,7 +142,7 @@ class _Planner:
                 attrs["in_place"] = in_place[node]
             if node.op != "define" or node.attrs["symbol"] not in self._typical:
                 nodes.append(replace(node, attrs=attrs, regions=regions))
-        return _Level(tuple(nodes), arena, bound)
+        return _Level(tuple(nodes), arena, bound, graph.nodes[peak].name if bound else "")
 
     def _regions(self, node: Node, number: int) -> tuple[_Slot, tuple[Graph, ...]]:
         """The planned regions of a node, and memory for the arena of whichever runs."""
@@ -184,13 +186,13 @@ class _Planner:
         self.in_place += len(in_place)
         return slots, in_place
 
-    def _arrange(self, blocks: Sequence[_Slot]) -> tuple[dict[_Slot, Dim], Dim, int]:
-        """Offsets, the bytes of the arena, and the most bytes that live at once for typical sizes."""
+    def _arrange(self, blocks: Sequence[_Slot]) -> tuple[dict[_Slot, Dim], Dim, tuple[int, int]]:
+        """Offsets, the bytes of the arena, and the most bytes that live at once for typical sizes, with the number of a node at which they do."""
         intervals = [Interval(aligned(evaluate(block.nbytes, self._typical)), block.first, block.last) for block in blocks]
         places, arena = place(intervals, self._effort)
-        bound = max_live_bytes(intervals)
+        peak = live_peak(intervals)
         if all(isinstance(block.nbytes, int) for block in blocks):
-            return dict(zip(blocks, places, strict=True)), arena, bound
+            return dict(zip(blocks, places, strict=True)), arena, peak
         offsets: dict[_Slot, Dim] = {}
         beneath: dict[int, set[int]] = {}
         end: Dim = 0
@@ -202,7 +204,7 @@ class _Planner:
             beneath[number] = below
         under = set().union(*beneath.values())
         end = _highest(offsets[blocks[top]] + aligned(blocks[top].nbytes) for top in sorted(beneath.keys() - under))
-        return offsets, self._name(end), bound
+        return offsets, self._name(end), peak
 
     def _name(self, value: Dim) -> Dim:
         """value, or a symbol that is defined as it where it is more than a number."""
