@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import permutations
+from math import isclose
 
 import numpy as np
 
@@ -23,7 +24,7 @@ COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum", "and", "or", "xor",
 """Elementwise operators of two operands whose order does not matter."""
 
 _CLOSE = 1e-6
-"""How far, relatively, a constant of a model may be from the number a pattern asks for: float32 has it to 6e-8."""
+"""How far, relatively, a number of a model may be from the one a pattern asks for: float32 has it to 6e-8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,10 +188,10 @@ def _literal(pattern: Literal, found: Value, builder: GraphBuilder) -> str | Non
         return f"%{found.name} is not a constant"
     if not pattern.uniform:
         return None
-    if array.size == 0 or array.dtype.kind not in "fiu" or (array.size > 1 and bool(np.any(array != array.reshape(-1)[0]))):
+    if array.size == 0 or array.dtype.kind not in "fiuV" or (array.size > 1 and bool(np.any(array != array.reshape(-1)[0]))):
         return f"%{found.name} is not one number everywhere"
     got = float(array.reshape(-1)[0])
-    if pattern.expected is not None and not abs(got - pattern.expected) <= _CLOSE * abs(pattern.expected):
+    if pattern.expected is not None and not isclose(got, pattern.expected, rel_tol=_CLOSE):
         return f"%{found.name} is {got:.8g}, not {pattern.expected:.8g}"
     return None
 
@@ -201,7 +202,7 @@ def _operation(pattern: Operation, found: Value, match: Match, failure: Failure)
     if node is None or node.op not in pattern.ops:
         failure(match, lambda: f"%{found.name} is {'given' if node is None else f'a {node.op}'}, not a {wanted}")
         return
-    wrong = next((key for key, attr in pattern.attrs.items() if node.attrs.get(key) != attr), None)
+    wrong = next((key for key, attr in pattern.attrs.items() if not _equal(node.attrs.get(key), attr)), None)
     inputs = node.present_inputs
     if wrong is not None or len(inputs) != len(pattern.operands):
         what = f"{len(inputs)} operands" if wrong is None else f"{wrong} = {node.attrs.get(wrong)}"
@@ -214,6 +215,13 @@ def _operation(pattern: Operation, found: Value, match: Match, failure: Failure)
             failure(begun, lambda: f"a constant broadcasts the operands of %{found.name}")
         else:
             yield from _operands(pattern.operands, order, begun, failure)
+
+
+def _equal(got: Attr, wanted: Attr) -> bool:
+    """Whether an attribute is what a pattern asks for; floats but for rounding."""
+    if isinstance(got, float) and isinstance(wanted, float):
+        return isclose(got, wanted, rel_tol=_CLOSE)
+    return got == wanted
 
 
 def _widened(patterns: tuple[Pattern, ...], inputs: tuple[Value, ...], node: Node) -> bool:

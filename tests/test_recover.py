@@ -13,35 +13,20 @@ from graph_cases import check_same, f32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
+from recovery import ops, recovered
 
 import tensorsmith as ts
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Graph, Value
+from compiler.ir.graph import Value
 from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
 from compiler.ir.parser import parse_graph
-from compiler.ir.printer import print_graph
 from compiler.pipeline import canonical_passes
 from frontend.onnx.importer import import_model
-from passes.base import PassManager, PassResult
+from passes.base import PassManager
 from passes.graph.group import Group
 from passes.graph.recover import RecoverOps
 from passes.regroup import carried, runs
-
-
-def recovered(graph: Graph) -> PassResult:
-    """The pass's result, verified, of the same meaning, and final."""
-    after, (report,) = PassManager((RecoverOps(),), verify=True).run(graph)
-    check_same(graph, after, 1e-5)
-    again = RecoverOps().run(after)
-    assert not again.changed
-    assert print_graph(again.graph) == print_graph(after)
-    assert report.changed == (print_graph(after) != print_graph(graph))
-    return PassResult(after, report.changed, report.notes, report.events)
-
-
-def ops(graph: Graph) -> list[str]:
-    return [node.op for node in graph.nodes]
 
 
 class Writer(GraphBuilder):

@@ -8,7 +8,7 @@ from typing import ClassVar
 from compiler.ir.graph import Graph
 from compiler.ir.verify import Stage
 from passes.base import PassResult, register_pass
-from passes.recovery import activations, attention, normalization, softmax
+from passes.recovery import activations, attention, normalization, softmax, surroundings
 from passes.rules import apply_rules
 
 
@@ -24,4 +24,4 @@ class RecoverOps:
     stage: ClassVar[Stage] = Stage.CANONICAL
 
     def run(self, graph: Graph) -> PassResult:
-        return apply_rules(graph, (*normalization.RULES, *softmax.RULES, *activations.RULES, *attention.RULES))
+        return apply_rules(graph, (*normalization.RULES, *softmax.RULES, *activations.RULES, *attention.RULES, *surroundings.RULES))

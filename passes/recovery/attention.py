@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import product
 from passes.pattern import Match, either, number, op, value
 from passes.rules import Rule
 
@@ -33,43 +34,47 @@ def _scale_after(match: Match, builder: GraphBuilder) -> Value:
     return builder.emit("mul", result, scale, name=product.name)
 
 
-_SPLIT = op("reshape", value("shared"))
+_SPLIT = op("reshape", value("shared"), name="split")
 _REPEATED = op("reshape", op("expand", _SPLIT, name="expanded"), name="repeated")
 _TRANSPOSED = op("transpose", _REPEATED, name="transposed")
 _GROUPED = op("matmul", value("query"), either(_TRANSPOSED, _REPEATED))
 
 
+def _times(match: Match) -> int | None:
+    """How often each head stands there; None where it is not heads, one by one, that are repeated."""
+    shared, split, expanded = match["shared"].type.shape, match["split"].type.shape, match["expanded"].type.shape
+    widened = [axis for axis, (one, many) in enumerate(zip(split, expanded, strict=False)) if one != many]
+    if len(split) != len(expanded) or len(widened) != 1 or split[widened[0]] != 1:
+        return None
+    times = expanded[widened[0]]
+    return times if isinstance(times, int) and product(split[: widened[0]]) == product(shared[:-2]) else None
+
+
 def _check_repeated(match: Match) -> str | None:
-    shared, repeated, expanded = match["shared"].type.shape, match["repeated"].type.shape, match["expanded"].type.shape
-    heads = len(shared) - 3
-    if len(repeated) != len(shared) or len(expanded) != len(shared) + 1 or heads < 0:
-        return f"%{match['repeated'].name} has not the rank of %{match['shared'].name}"
-    times, count = expanded[heads + 1], shared[heads]
-    if not isinstance(times, int) or not isinstance(count, int):
-        return "the number of heads is not known"
-    split = (*shared[: heads + 1], 1, *shared[heads + 1 :])
-    wanted = (*shared[: heads + 1], times, *shared[heads + 1 :])
-    if match.node("expanded").present_inputs[0].type.shape != split or expanded != wanted:
+    shared, repeated, times = match["shared"].type.shape, match["repeated"].type.shape, _times(match)
+    if len(shared) < 3 or times is None:
         return f"%{match['expanded'].name} does not repeat each head of %{match['shared'].name}"
-    if repeated != (*shared[:heads], count * times, *shared[heads + 1 :]):
+    if repeated != (*shared[:-3], shared[-3] * times, *shared[-2:]):
         return f"%{match['repeated'].name} does not join the heads and their repetitions"
     if match["query"].type.shape[:-2] != repeated[:-2]:
         return f"%{match['query'].name} has not the heads of %{match['repeated'].name}"
-    rank = len(shared)
-    if "transposed" in match and match.node("transposed").attrs["perm"] != (*range(rank - 2), rank - 1, rank - 2):
+    if "transposed" in match and match.node("transposed").attrs["perm"] != _last_two_swapped(len(shared)):
         return f"%{match['transposed'].name} moves heads"
     return None
 
 
+def _last_two_swapped(rank: int) -> tuple[int, ...]:
+    return (*range(rank - 2), rank - 1, rank - 2)
+
+
 def _grouped(match: Match, builder: GraphBuilder) -> Value:
     """Queries in groups that share a head; the shared one broadcasts along its group."""
-    query, shared, expanded, name = match["query"], match["shared"], match["expanded"].type.shape, match.root.name
-    heads, rank = shared.type.rank - 3, shared.type.rank
-    groups = (*expanded[: heads + 2], *query.type.shape[-2:])
+    query, shared, times, name = match["query"], match["shared"], _times(match) or 1, match.root.name
     if "transposed" in match:
-        shared = builder.emit("transpose", shared, perm=(*range(rank - 2), rank - 1, rank - 2), name=match.node("transposed").name)
-    one = (*shared.type.shape[: heads + 1], 1, *shared.type.shape[heads + 1 :])
-    left, right = builder.emit("reshape", query, shape=groups), builder.emit("reshape", shared, shape=one)
+        shared = builder.emit("transpose", shared, perm=_last_two_swapped(shared.type.rank), name=match.node("transposed").name)
+    heads = shared.type.shape[:-2]
+    left = builder.emit("reshape", query, shape=(*heads, times, *query.type.shape[-2:]))
+    right = builder.emit("reshape", shared, shape=(*heads, 1, *shared.type.shape[-2:]))
     result = builder.emit("matmul", left, right, name=name)
     return builder.emit("reshape", result, shape=match.root.output.type.shape, name=name)
 

@@ -14,6 +14,7 @@ from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import product
+from compiler.ir.types import compute_dtype
 from compiler.ops.support import attr_int, divide
 from passes.pattern import Match, Pattern, either, number, op, value
 from passes.recovery.parts import Mean, inverse
@@ -21,7 +22,9 @@ from passes.regroup import Shape
 from passes.rules import Rule
 
 _CLOSE = 1e-5
-"""How far a factor may be from 1: that of a mean is rounded to the model's element type."""
+"""How far a factor may be from 1 to be left out."""
+_ROUNDED = 8e-3
+"""How far one over the number of elements may be from it where it is rounded to 16 bits."""
 
 
 class _Spread:
@@ -62,12 +65,15 @@ def _check_mean(match: Match) -> str | None:
     axes, of_squares = _MEAN.reduced.axes(match), _SQUARE.reduced.axes(match)
     if axes != of_squares:
         return f"the mean is over axes {list(axes)}, the squares are over axes {list(of_squares)}"
-    if (reason := _MEAN.reduced.not_kept(match, "mean")) is not None:
-        return reason
+    return _check_subtracted(match) or _check_squares(match)
+
+
+def _check_subtracted(match: Match) -> str | None:
     share = _MEAN.share(match)
-    if share is None or abs(share - 1) > _CLOSE:
+    dtype = match["x"].type.dtype
+    if share is None or abs(share - 1) > (_CLOSE if compute_dtype(dtype) is dtype else _ROUNDED):
         return f"what is subtracted is not the mean{'' if share is None else f' but {share:.8g} times the mean'}"
-    return _check_squares(match)
+    return _MEAN.reduced.not_kept(match, "mean")
 
 
 def _epsilon(match: Match, share: float) -> float:
@@ -134,11 +140,27 @@ def _build_apart(match: Match, builder: GraphBuilder) -> Value:
     return result if shape == x.type.shape else builder.emit("reshape", result, shape=x.type.shape, name=match.root.name)
 
 
+_OF_CENTERED = op("normalize", op("sub", _X, _AVERAGE), center=False, name="normal")
+
+
+def _check_centered(match: Match) -> str | None:
+    axis, axes = attr_int(match.node("normal").attrs, "axis"), _MEAN.reduced.axes(match)
+    if axes != tuple(range(axis, match["x"].type.rank)):
+        return f"the mean is over axes {list(axes)}, the squares are over those from axis {axis} on"
+    return _check_subtracted(match)
+
+
+def _build_centered(match: Match, builder: GraphBuilder) -> Value:
+    return builder.emit("normalize", match["x"], name=match.root.name, **{**match.root.attrs, "center": True})
+
+
 RULES = (
     Rule("normalize", _CENTERED.divided, _build(center=True), _check_mean),
     Rule("normalize-by-factor", _SHIFTED, _build(center=True), _check_mean),
     Rule("rms-normalize", _PLAIN.divided, _build(center=False), _check_squares),
+    Rule("centered-normalize", _OF_CENTERED, _build_centered, _check_centered),
     Rule("unflattened-normalize", _FLAT, _build_apart, _check_flat),
 )
 """``(x - mean) / sqrt(variance + epsilon)``; ``x * f + (beta - mean * f)``, where f is gamma over that root; ``x / sqrt(mean(x²) + epsilon)``.
-Unflattened: of groups of channels that were reshaped to rows, so that what is per channel meets it with its axes apart."""
+Centered: the mean square of what is centred is its variance. Unflattened: of groups of channels that were reshaped to rows, so that what is per
+channel meets it with its axes apart."""
