@@ -283,6 +283,10 @@ class _Writer:
         begin = len(following) - len(carried)
         pairs = zip(loop.body.outputs, following, strict=False)
         targets = [_Target(value, buffer, Allocate(buffer, value.type.nbytes)) for value, buffer in pairs]
+        for number in loop.appended:
+            value, behind = loop.next_values[number], loop.body.inputs[number].type.nbytes
+            targets[begin + number] = _Target(value, carried[number], Allocate(carried[number], behind + value.type.nbytes, keep=True), behind)
+        swapped = [pair for number, pair in enumerate(zip(carried, following[begin:], strict=True)) if number not in loop.appended]
         iteration = sym(loop.iteration)
         for value, buffer in zip(loop.scans, scans, strict=True):
             size = value.type.nbytes
@@ -296,7 +300,7 @@ class _Writer:
             first=None if loop.condition is None else self._address(level, loop.condition),
             following=Address(Space.DYNAMIC, 0, following[0]) if begin else None,
             carried=tuple(Define(merge.symbol, merge.second) for merge in loop.merges),
-            body=(*self._region(inner, targets, node.name), *(Swap(now, then) for now, then in zip(carried, following[begin:], strict=True))),
+            body=(*self._region(inner, targets, node.name), *(Swap(now, then) for now, then in swapped)),
         )
 
     def _region(self, level: _Level, targets: Sequence[_Target], name: str) -> Iterator[Step]:

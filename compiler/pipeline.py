@@ -9,6 +9,7 @@ from compiler.ir.graph import Graph
 from compiler.memory_budget import MemoryBudget, budget_passes
 from compiler.target import Target
 from passes.base import Observer, Pass, PassManager, PassReport
+from passes.graph.append import AppendInLoops
 from passes.graph.canonicalize import EqualizeRanks, GatherConstants
 from passes.graph.common_subexpressions import CommonSubexpressions
 from passes.graph.constant_fold import ConstantFold
@@ -40,7 +41,16 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
     """Canonical graph to canonical graph, the same for every target."""
     clean: tuple[Pass, ...] = (ConstantFold(), EliminateDeadCode())
     if opt_level >= 1:
-        clean = (ConstantFold(), Simplify(), ConstantFold(), CommonSubexpressions(), SinkViews(), SimplifyControlFlow(), EliminateDeadCode())
+        clean = (
+            ConstantFold(),
+            Simplify(),
+            ConstantFold(),
+            CommonSubexpressions(),
+            SinkViews(),
+            AppendInLoops(),
+            SimplifyControlFlow(),
+            EliminateDeadCode(),
+        )
     if opt_level >= 2:
         clean = (IntegerProducts(), *clean, RecoverOps(), SinkViews(), FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
     return clean

@@ -15,6 +15,7 @@ from onnx import parser
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 import tensorsmith as ts
+from compiler.ir.printer import print_graph
 from compiler.ir.verify import Stage, verify_graph
 from compiler.pipeline import optimize
 from compiler.target import resolve
@@ -329,6 +330,28 @@ def test_loops_in_loops(s: list[Any], n: int) -> None:
     found = compiled(NESTED).run({"s": s, "n": np.int64(n)})
     same(found["y"], wanted)
     same(found["total"], np.array(len(wanted)))
+
+
+READ_BACK = """
+g (seq(float[N]) s, int64 n) => (seq(float[]) y, float[A] all) {
+  y = Loop (n, , s) <body = b (int64 i, bool c, seq(float[]) a) => (bool d, seq(float[]) e) {
+    d = Identity (c)
+    first = SequenceAt (a, i)
+    end = Constant <value_int = -1> ()
+    last = SequenceAt (a, end)
+    both = Concat <axis = 0> (last, first)
+    e = SequenceInsert (a, both)
+  }>
+  all = ConcatFromSequence <axis = 0> (y)
+}
+"""
+
+
+@settings(max_examples=40, deadline=None)
+@given(s=lists(LENGTHS, least=1), n=st.integers(0, 6))
+def test_a_loop_that_reads_what_it_has_appended(s: list[Any], n: int) -> None:
+    check(READ_BACK, s=s, n=np.array(n))
+    assert "appended" in print_graph(optimize(import_model(model(READ_BACK)), resolve("native"))[0])
 
 
 WHILE = """

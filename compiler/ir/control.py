@@ -67,7 +67,8 @@ class Loop:
     """``loop(condition or none, initial…, captured…)``: ``body`` runs while the condition holds, at most ``trips`` times (None: no bound).
 
     Attributes: ``trips``, ``iteration`` (the symbol of the iteration's number, from 0), ``carried`` (how many values go from iteration to
-    iteration), ``has_condition``, ``symbols`` (``merges``) and ``count`` (the symbol, after the loop, of how many iterations ran).
+    iteration), ``has_condition``, ``symbols`` (``merges``), ``count`` (the symbol, after the loop, of how many iterations ran) and, where
+    there are any, ``appended``: the numbers of those carried values of which the body gives what comes behind them along their first axis.
     The body takes the carried values and what is captured, and gives the condition to go on (where ``has_condition``), the next carried
     values and one element of each scan. Results are the last carried values and the scans ``[count, …]``. A dim of a carried value that
     changes is the symbol of a merge, in the body and in the result.
@@ -82,6 +83,7 @@ class Loop:
     has_condition: bool
     merges: tuple[Merge, ...]
     count: str
+    appended: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, node: Node) -> Loop:
@@ -92,12 +94,13 @@ class Loop:
             raise InternalError("a loop has one region, and no input but the condition is absent", where=f"node {node.name}")
         if not (isinstance(iteration, str) and isinstance(count, str) and isinstance(carried, int) and isinstance(trips, int | IntExpr | None)):
             raise InternalError("a loop names its iteration and count, and says how often it runs and what it carries", where=f"node {node.name}")
-        known = bool(node.attrs.get("has_condition"))
-        return cls(node.inputs[0], rest[:carried], rest[carried:], node.regions[0], trips, iteration, known, _merges(node), count)
+        known, given = bool(node.attrs.get("has_condition")), node.attrs.get("appended", ())
+        appended = tuple(number for number in given if isinstance(number, int)) if isinstance(given, tuple) else ()
+        return cls(node.inputs[0], rest[:carried], rest[carried:], node.regions[0], trips, iteration, known, _merges(node), count, appended)
 
     @property
     def next_values(self) -> tuple[Value, ...]:
-        """What the body gives for the carried values."""
+        """What the body gives for the carried values: the next ones, or what comes behind them."""
         begin = int(self.has_condition)
         return self.body.outputs[begin : begin + len(self.initial)]
 
@@ -233,10 +236,19 @@ def _verify_loop(node: Node, where: str) -> None:
     if loop.has_condition:
         _condition(loop.body.outputs[0].type, "the condition to go on", where)
     _same([v.type for v in loop.initial], [substitute_type(v.type, before) for v in carried], "the initial values", where)
-    _same([v.type for v in loop.next_values], [substitute_type(v.type, after) for v in carried], "the next values", where)
+    for number in loop.appended:
+        if not 0 <= number < len(carried) or carried[number].type.rank == 0:
+            raise InternalError(f"carried value {number} is to be appended to, and is none of rank 1 or more", where=where)
+    following = [_grown(c.type, v.type) if i in loop.appended else v.type for i, (c, v) in enumerate(zip(carried, loop.next_values, strict=True))]
+    _same(following, [substitute_type(v.type, after) for v in carried], "the next values", where)
     _same([v.type for v in loop.body.inputs[len(carried) :]], captured_types, "the captured values", where)
     scans = [TensorType(v.type.dtype, (sym(loop.count), *v.type.shape)) for v in loop.scans]
     _same([v.type for v in node.outputs], [*(v.type for v in carried), *scans], "the results", where)
+
+
+def _grown(type_: TensorType, tail: TensorType) -> TensorType:
+    """The type of a value with a tail of that type behind it."""
+    return replace(tail, shape=(type_.shape[0] + tail.shape[0], *tail.shape[1:]))
 
 
 def _condition(type_: TensorType, role: str, where: str) -> None:

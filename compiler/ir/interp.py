@@ -158,7 +158,8 @@ def _loop(node: Loop, values: dict[Value, Array], dims: dict[str, int]) -> Seque
         values.update(zip(node.body.inputs, (*carried, *captured), strict=True))
         _run_nodes(node.body, values, inner)
         going = not node.has_condition or bool(values[node.body.outputs[0]].item())
-        carried = [values[v] for v in node.next_values]
+        given = [values[v] for v in node.next_values]
+        carried = [np.concatenate([old, new]) if i in node.appended else new for i, (old, new) in enumerate(zip(carried, given, strict=True))]
         merged = {merge.symbol: evaluate(merge.second, inner) for merge in node.merges}
         for scan, value in zip(scans, node.scans, strict=True):
             scan.append(values[value])

@@ -100,7 +100,11 @@ def _loop(node: Node, used: set[Value]) -> _Step:
     body, carried = loop.body, len(loop.initial)
     read, first = _read(body), int(loop.has_condition)
     results = node.outputs
-    same = {i for i in range(carried) if _passes_on(body, loop.next_values[i], body.inputs[i]) and loop.initial[i].type == body.inputs[i].type}
+    same = {
+        i
+        for i in set(range(carried)).difference(loop.appended)
+        if _passes_on(body, loop.next_values[i], body.inputs[i]) and loop.initial[i].type == body.inputs[i].type
+    }
     dead = {i for i in range(carried) if i not in same and body.inputs[i] not in read and results[i] not in used}
     kept = [i for i in range(carried) if i not in same and i not in dead]
     scans = [i for i in range(carried, len(results)) if results[i] in used]
@@ -113,7 +117,8 @@ def _loop(node: Node, used: set[Value]) -> _Step:
         outputs=(*body.outputs[:first], *(body.outputs[first + i] for i in (*kept, *scans))),
     )
     inputs = (loop.condition, *(loop.initial[i] for i in kept), *(outer for _, outer in captured))
-    attrs = {**node.attrs, "carried": len(kept)}
+    appended = tuple(number for number, i in enumerate(kept) if i in loop.appended)
+    attrs = {**node.attrs, "carried": len(kept), **({"appended": appended} if loop.appended else {})}
     smaller = Node(node.op, inputs, tuple(results[i] for i in (*kept, *scans)), attrs, (region,), node.name)
     return _with_merges_of(smaller), {results[i]: loop.initial[i] for i in same if results[i] in used}
 
