@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | conformance | zoo | fuzz | random-graphs | pass-orders: each sets up what it needs in $(VENV) first.
+# make demo | test | lint | bench | conformance | zoo | fuzz | random-graphs | pass-orders | memory: each sets up what it needs in $(VENV) first.
 
 SHELL := bash
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench conformance zoo fuzz random-graphs pass-orders clean
+.PHONY: help demo test lint bench conformance zoo fuzz random-graphs pass-orders memory clean
 
 help:
 	@echo "make demo         compile and run the digit network and MobileNetV2; writes digits.png"
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz         5,000 damaged models; FLAGS='--seed 1 --count 100' for others"
 	@echo "make random-graphs  2,000 random models against ONNX's reference; FLAGS as for fuzz"
 	@echo "make pass-orders  50 models of the zoo with their passes in random orders; FLAGS as for fuzz"
+	@echo "make memory       the arena of every model of the zoo beside its lower bound; MODELS, FLAGS='--budget 0.5'"
 	@echo "make clean        remove what these made"
 
 # A stamp per extra: $(VENV)/.installed-test means that `pip install -e .[test]` has run since pyproject.toml changed.
@@ -62,6 +63,9 @@ random-graphs: $(VENV)/.installed-test
 
 pass-orders: $(VENV)/.installed-test
 	$(BIN)/python tests/pass_orders.py $(FLAGS)
+
+memory: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.memory $(MODELS) $(FLAGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache digits.png
