@@ -99,9 +99,9 @@ def with_constants(model: onnx.ModelProto, arrays: Arrays) -> onnx.ModelProto:
     return result
 
 
-def output_step(model: onnx.ModelProto) -> float:
-    """The scale of the DequantizeLinear that makes the only output."""
-    return float(constants(model)[producers(model)[model.graph.output[0].name].input[1]].item())
+def output_step(model: onnx.ModelProto, name: str) -> float:
+    """The scale of the DequantizeLinear that makes an output."""
+    return float(constants(model)[producers(model)[name].input[1]].item())
 
 
 def unsigned(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -137,21 +137,24 @@ def with_biases_in_units(model: onnx.ModelProto, *ops: str) -> onnx.ModelProto:
 
 
 def on_integers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with ConvInteger and MatMulInteger, on unsigned operands, for every product between DequantizeLinear and QuantizeLinear.
+    """The model with ConvInteger and MatMulInteger, on unsigned operands, for the products with weights between DequantizeLinear and QuantizeLinear.
 
     Scales follow in float32 as in ONNX Runtime's QLinearConv: one multiplier ``x_scale * w_scale / y_scale``, a bias in whole numbers of
     ``x_scale * w_scale`` before it. A bias that is no such number, which QLinearConv cannot take, is added behind, in units of ``y_scale``.
     Products of int8 with uint8 weights are exact on every x86-64 machine; those with int8 weights saturate on some.
     """
     result = copied(model)
-    parts = _Parts(result, constants(model))
+    arrays = constants(model)
+    parts = _Parts(result, arrays)
     made, consumer = producers(model), {name: node for node in model.graph.node for name in node.input}
     replaced = {}
     for node in model.graph.node:
         sources = [made.get(name) for name in node.input]
         quantize = consumer.get(node.output[0])
         between = all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
-        if node.op_type in _PRODUCTS and between and quantize is not None and quantize.op_type == "QuantizeLinear":
+        if node.op_type not in _PRODUCTS or not between or quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        if made[node.input[1]].input[0] in arrays:
             replaced[node.output[0]] = parts.product(node, sources, quantize)
             replaced[quantize.output[0]] = []
     nodes = [new for node in model.graph.node for new in replaced.get(node.output[0], [node])]

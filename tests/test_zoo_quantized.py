@@ -20,6 +20,7 @@ from quantized_models import (
     Arrays,
     cut,
     on_integers,
+    output_step,
     runtime_outputs,
     unsigned,
     with_biases_in_units,
@@ -159,15 +160,28 @@ def test_int8_model_is_as_near_to_onnxruntime_as_the_last_bits_of_its_scales_put
 
 
 class Calibration(CalibrationDataReader):
-    """A few random images."""
+    """Feeds, one after the other."""
 
-    def __init__(self) -> None:
-        rng = np.random.default_rng(1)
-        self.images = iter([rng.standard_normal((1, 3, 16, 16)).astype(np.float32) for _ in range(4)])
+    def __init__(self, *feeds: Arrays) -> None:
+        self.feeds = iter(feeds)
 
     def get_next(self) -> Arrays | None:
-        image = next(self.images, None)
-        return None if image is None else {"x": image}
+        return next(self.feeds, None)
+
+
+@needs_zoo
+@pytest.mark.parametrize("activations", [QuantType.QUInt8, QuantType.QInt8], ids=["uint8", "int8"])
+def test_quantizers_network_is_bit_equal_to_onnxruntime_on_integers(activations: QuantType, tmp_path: Path) -> None:
+    """Which it is by itself where activations are uint8."""
+    model, feeds = load("squeezenet1_1")
+    onnx.save(model, tmp_path / "plain.onnx")
+    quantize_static(tmp_path / "plain.onnx", tmp_path / "quantized.onnx", Calibration(feeds), activation_type=activations, weight_type=activations)
+    model = onnx.load(tmp_path / "quantized.onnx")
+    got, itself = our_outputs(model, feeds), runtime_outputs(model, feeds)
+    want = itself if activations is QuantType.QUInt8 else runtime_outputs(on_integers(model), feeds, int8=True)
+    for name, array in got.items():
+        np.testing.assert_array_equal(array, want[name])
+        assert np.abs(array - itself[name]).max() <= 2.01 * output_step(model, name)
 
 
 def small_network() -> onnx.ModelProto:
@@ -217,9 +231,14 @@ def test_small_network_in_every_form_is_within_a_step(
 ) -> None:
     plain, quantized = tmp_path / "plain.onnx", tmp_path / "quantized.onnx"
     onnx.save(small_network(), plain)
-    quantize_static(plain, quantized, Calibration(), quant_format=form, activation_type=activations, weight_type=weights, per_channel=per_channel)
+    rng = np.random.default_rng(1)
+    images = Calibration(*({"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(4)))
+    quantize_static(plain, quantized, images, quant_format=form, activation_type=activations, weight_type=weights, per_channel=per_channel)
     model = onnx.load(quantized)
     feeds = {"x": np.random.default_rng(2).standard_normal((1, 3, 16, 16)).astype(np.float32)}
+    want = runtime_outputs(model, feeds)
+    for output, got in our_outputs(model, feeds).items():
+        assert np.abs(got - want[output]).max() <= 1.01 * output_step(model, output), output
     names = [node.output[0] for node in model.graph.node]
     values = runtime_outputs(with_outputs(model, names), feeds, "NONE")
     hold_layers(model, feeds, [name for name in names if values[name].dtype.itemsize == 1])

@@ -58,7 +58,7 @@ def compare(name: str) -> tuple[float, float, str]:
     got = ts.compile(model, threads=2, cache=False).run(feeds)
     kinds = {node.op_type for node in model.graph.node}
     if "QuantizeLinear" in kinds:
-        off = {level: _worst(got, runtime_outputs(model, feeds, level), output_step(model)) for level in ("NONE", "ALL")}
+        off = {level: _steps(model, got, runtime_outputs(model, feeds, level)) for level in ("NONE", "ALL")}
         remark = f"  (steps from it as given: {off['NONE']:.0f}, optimised: {off['ALL']:.0f})"
         return _worst(got, runtime_outputs(on_integers(model), feeds, int8=True)), 0, remark
     if "MatMulNBits" in kinds:
@@ -70,11 +70,14 @@ def compare(name: str) -> tuple[float, float, str]:
     return _worst(got, runtime_outputs(model, feeds)), max(bounds), ""
 
 
-def _worst(got: Arrays, want: Arrays, step: float | None = None) -> float:
-    """The largest difference of any output: relative to its scale, or in steps."""
-    if step is None:
-        return max(relative_difference(got[key], want[key]) for key in want)
-    return max(float(np.abs(got[key] - want[key]).max(initial=0)) / step for key in want)
+def _worst(got: Arrays, want: Arrays) -> float:
+    """The largest difference of any output, relative to its scale."""
+    return max(relative_difference(got[key], want[key]) for key in want)
+
+
+def _steps(model: onnx.ModelProto, got: Arrays, want: Arrays) -> float:
+    """The largest difference of any output, in steps of its quantisation."""
+    return max(float(np.abs(got[key] - want[key]).max(initial=0)) / output_step(model, key) for key in want)
 
 
 if __name__ == "__main__":
