@@ -345,7 +345,7 @@ class _Writer:
         flops, nbytes = self._measure(chosen.flops(workload)), self._measure(nbytes)
         if isinstance(chosen, TextMaker):
             sizes = self._function(chosen.build_sizes, f"{chosen.name}_sizes", workload, schedule)
-            yield from self._kernel(sizes, (*reads, to), KernelCall(sizes, (), name, f"{chosen.name} sizes", str(schedule), 0, nbytes))
+            yield from self._kernel(sizes, (*reads, to), KernelCall(sizes, (), name, f"{chosen.name}_sizes", str(schedule), 0, nbytes))
             yield Allocate(self._texts(), sym(TEXTS), keep=True)
         call = KernelCall(number, (), name, chosen.name, str(schedule), flops, nbytes, divisions=group.divisions)
         yield from self._kernel(number, (*reads, to), call)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from onnx.helper import make_node as node
 from string_models import MACHINE_LEARNING, TEXTS, check, model_of, strings
 
@@ -13,7 +15,7 @@ import tensorsmith
 from compiler.ir.text_table import slot_of, text_hash, text_table
 from tensorsmith import UserError
 
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=6, deadline=None, phases=[Phase.generate])
 
 
 def vector(texts: list[str]) -> np.ndarray:
@@ -73,3 +75,81 @@ def test_a_table_of_many_keys() -> None:
 def test_encoders_of_other_types_are_refused() -> None:
     with pytest.raises(UserError, match="keys of type i64 for str"):
         tensorsmith.compile(model_of(node("LabelEncoder", ["x"], ["y"], domain=MACHINE_LEARNING, keys_int64s=[1], values_int64s=[1]), x=strings("a")))
+
+
+@few
+@given(VECTORS, VECTORS)
+def test_concatenation_broadcasts(left: np.ndarray, right: np.ndarray) -> None:
+    a, b = left[:, None], np.append(right, left)[None]
+    wants = [np.array([[x + y for y in b[0]] for x in left], object).reshape(len(left), b.size)]
+    check(model_of(node("StringConcat", ["a", "b"], ["y"]), a=a, b=b), {"a": a, "b": b}, wants)
+
+
+def split(x: np.ndarray, delimiter: str | None, limit: int) -> list[np.ndarray]:
+    pieces = [text.split(delimiter, limit) for text in x]
+    width = max(map(len, pieces), default=0)
+    padded = np.array([[*found, *[""] * (width - len(found))] for found in pieces], object).reshape(len(x), width)
+    return [padded, np.array(list(map(len, pieces)), np.int64)]
+
+
+SPLIT_TEXTS = st.text(st.sampled_from(" \u00a0\u2003\u3000\tabé\0"), max_size=12) | TEXTS
+
+
+@few
+@given(st.lists(SPLIT_TEXTS, max_size=5).map(vector), st.sampled_from(["", "a", "ab", "é", "\0", " a", "abababababab"]), st.integers(-2, 3))
+def test_splitting(x: np.ndarray, delimiter: str, limit: int) -> None:
+    texts = np.append(x, strings("abababababab" * 3 + "ab", "aba\0\0"))
+    model = model_of(node("StringSplit", ["x"], ["y0", "y1"], delimiter=delimiter, maxsplit=limit), x=texts)
+    check(model, {"x": texts}, split(texts, delimiter or None, limit))
+
+
+def test_splitting_one_text() -> None:
+    x = np.array("a,b,", object)
+    model = model_of(node("StringSplit", ["x"], ["y0", "y1"], delimiter=","), x=x)
+    check(model, {"x": x}, [strings("a", "b", ""), np.array(3)])
+
+
+def test_every_white_space_splits() -> None:
+    spaces = [chr(code) for code in range(0x110000) if chr(code).isspace()]
+    others = [chr(ord(space) + step) for space in spaces for step in (-1, 1) if not chr(ord(space) + step).isspace()]
+    x = vector([f"a{character}b" for character in (*spaces, *others)])
+    check(model_of(node("StringSplit", ["x"], ["y0", "y1"]), x=x), {"x": x}, split(x, None, -1))
+
+
+def test_every_character_changes_case() -> None:
+    texts = ["".join(map(chr, [c for c in range(first, first + 512) if not 0xD800 <= c < 0xE000])) for first in range(0, 0x110000, 512)]
+    for action, change in (("UPPER", str.upper), ("LOWER", str.lower)):
+        module = tensorsmith.compile(model_of(node("StringNormalizer", ["x"], ["y"], case_change_action=action), x=vector(texts)), cache=False)
+        assert module(vector(texts))[0].tolist() == ["".join(map(change, text)) for text in texts]
+
+
+@few
+@given(VECTORS, st.sampled_from(["NONE", "LOWER", "UPPER"]), st.booleans(), st.booleans(), st.lists(TEXTS, max_size=2))
+def test_normalizing(x: np.ndarray, action: str, sensitive: bool, rows: bool, words: list[str]) -> None:
+    change = {"NONE": str, "LOWER": lambda t: "".join(map(str.lower, t)), "UPPER": lambda t: "".join(map(str.upper, t))}
+    fold = change["NONE" if sensitive else "UPPER" if action == "UPPER" else "LOWER"]
+    stopwords = [*words, *x[:2]]
+    texts = np.append(x, strings("Ab", "aB"))
+    kept = [change[action](text) for text in texts if fold(text) not in set(map(fold, stopwords))] or [""]
+    feeds = {"x": texts[None] if rows else texts}
+    attrs = {"case_change_action": action, "is_case_sensitive": int(sensitive), **({"stopwords": stopwords} if stopwords else {})}
+    want = vector(kept)
+    check(model_of(node("StringNormalizer", ["x"], ["y"], **attrs), **feeds), feeds, [want[None] if rows else want])
+
+
+def test_texts_made_in_a_loop_stay() -> None:
+    """The buffer of texts grows in every iteration, and is as it was for the next run."""
+    body = helper.make_graph(
+        [node("StringConcat", ["before", "x"], ["after"]), node("Identity", ["go"], ["still"]), node("Identity", ["after"], ["scanned"])],
+        "body",
+        [
+            helper.make_tensor_value_info("k", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.STRING, ["x_0"]),
+        ],
+        [onnx.ValueInfoProto(name=name) for name in ("still", "after", "scanned")],
+    )
+    x = strings("ab", "", "é" * 50)
+    feeds = {"x": x, "n": np.array(40)}
+    scanned = np.stack([x * (2 + count) for count in range(40)])
+    check(model_of(node("Loop", ["n", "", "x"], ["y0", "y1"], body=body), **feeds), feeds, [x * 41, scanned])

@@ -25,10 +25,10 @@ _WORD = 8
 
 def text_hash(text: bytes, seed: int) -> int:
     """The hash of a text, of 64 bits: of its length and its words, the last one filled with zeros."""
-    value = seed ^ len(text)
+    value = _mixed(seed ^ len(text))
     for start in range(0, len(text), _WORD):
         value = _mixed(value ^ int.from_bytes(text[start : start + _WORD], "little"))
-    return _mixed(value)
+    return value
 
 
 def _mixed(value: int) -> int:

@@ -34,11 +34,11 @@ class FindText(TextFunctionFamily):
 def _hash(b: LoopBuilder, texts: Texts, place: Dim, seed: int) -> Reg:
     """``text_hash`` of the text at a place."""
     length = texts.length(place)
-    begin = b.op("xor", b.cast(length, DType.UINT64), b.const(seed, _HASH))
+    begin = _mixed(b, b.op("xor", b.cast(length, DType.UINT64), b.const(seed, _HASH)))
     with b.loop("w", 0, b.bind(texts.words(length)), carried=[begin]) as loop:
         word = b.cast(texts.word(place, loop.var), DType.UINT64)
         loop.yield_([_mixed(b, b.op("xor", loop.carried[0], word))])
-    return _mixed(b, loop.results[0])
+    return loop.results[0]
 
 
 def _mixed(b: LoopBuilder, value: Reg) -> Reg:

@@ -17,7 +17,7 @@ from compiler.ir.program import TEXTS
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides
-from compiler.kernels.loops import Axis, collapse, coordinates, pack_plain, parallel_nest
+from compiler.kernels.loops import Axis, collapse, coordinates, pack_plain, parallel_nest, serial_nest
 from compiler.target import Target
 
 INDEX = VecType(DType.INT64, 1)
@@ -82,15 +82,22 @@ class Element:
 
 
 @contextmanager
-def elements(b: LoopBuilder, workload: Workload, texts: int) -> Iterator[Element]:
-    """A loop over the elements of the output, which the workers share; the first ``texts`` inputs broadcast."""
+def elements(b: LoopBuilder, workload: Workload, texts: int, *, shared: bool = True) -> Iterator[Element]:
+    """A loop over the elements of the output, in order, which the workers share or one of them runs; the first ``texts`` inputs broadcast."""
     output = workload.output
     given = [broadcast_strides(operand.type, output) for operand in workload.inputs[:texts]]
     tables = [*given, physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
     axes = collapse([Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.shape)])
-    with parallel_nest(b, [axis.extent for axis in axes], workload.threads) as at:
+    extents = [axis.extent for axis in axes]
+    with parallel_nest(b, extents, workload.threads) if shared else _alone(b, extents) as at:
         indices = [_index(axes, at, table) for table in range(texts + 1)]
         yield Element(coordinates((0,) * output.rank, axes, at), tuple(indices[:-1]), indices[-1])
+
+
+@contextmanager
+def _alone(b: LoopBuilder, extents: Sequence[Dim]) -> Iterator[list[Dim]]:
+    with b.loop("p", 0, 1, parallel=True), serial_nest(b, extents) as at:
+        yield at
 
 
 def _index(axes: Sequence[Axis], at: Sequence[Dim], table: int) -> Dim:

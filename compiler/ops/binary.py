@@ -35,7 +35,7 @@ _I = np.array([[-7, 5, 9], [4, -2, 0]], np.int32)
 _IROW = np.array([2, -3, 4], np.int32)
 _B = np.array([[True, False, True]])
 _BCOL = np.array([[True], [False]])
-_TEXTS = np.array([["a", "b", "a"], ["", "\0", ""]], object)
+_TEXTS = np.array([["a", "b", "a"], ["", "é", ""]], object)
 _EMPTY = np.zeros((0, 3), np.float32)
 
 _MATCHING = "operands have different element types: {}"

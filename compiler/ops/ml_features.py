@@ -192,7 +192,7 @@ def first_rows(context: FormContext, x: Value) -> tuple[Value, int, int]:
 
 _X = np.array([[0.0, -1.5, 2.0, 3.0], [7.0, 0.5, np.nan, -0.25], [0.0, 0.0, 0.0, 0.0]], np.float32)
 _PLAIN = np.nan_to_num(_X, nan=1.0)
-_WORDS = np.array([["a", "b", ""], ["é", "é\0", "twelve bytes"]], object)
+_WORDS = np.array([["a", "b", ""], ["é", "é!", "twelve bytes"]], object)
 _INTS = np.array([[3, -1, 7], [0, 3, 9]], np.int64)
 
 
@@ -222,7 +222,7 @@ extend(
         sample("CategoryMapper", _WORDS, cats_strings=["b", "", "a"], cats_int64s=[5, -2, 7], opset=1),
         sample("CategoryMapper", _INTS, cats_strings=["b", "", "a"], cats_int64s=[3, -1, 9], default_string="none", opset=1),
         sample("LabelEncoder", _WORDS, keys_strings=["b", "a"], values_int64s=[5, 6], default_int64=9, opset=2),
-        sample("LabelEncoder", _WORDS, keys_strings=["b", "é\0"], values_strings=["c", ""], default_string="?", opset=2),
+        sample("LabelEncoder", _WORDS, keys_strings=["b", "é!"], values_strings=["c", ""], default_string="?", opset=2),
         sample("LabelEncoder", _INTS, keys_int64s=[9, 3], values_strings=["nine", "three"], opset=2),
         sample("LabelEncoder", _WORDS, classes_strings=["b", "a"], opset=1),
         sample("OneHotEncoder", _WORDS, cats_strings=["b", "é"], opset=1),
