@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.text_table import MIX_BITS, MULTIPLIERS
+from compiler.ir.text_table import FINISH, MIX_BITS, MULTIPLIERS
 from compiler.ir.types import DType
 from compiler.kernels.base import Workload, register_family
 from compiler.kernels.texts import INDEX, TextFunctionFamily, Texts
@@ -38,7 +38,11 @@ def _hash(b: LoopBuilder, texts: Texts, place: Dim, seed: int) -> Reg:
     with b.loop("w", 0, b.bind(texts.words(length)), carried=[begin]) as loop:
         word = b.cast(texts.word(place, loop.var), DType.UINT64)
         loop.yield_([_mixed(b, b.op("xor", loop.carried[0], word))])
-    return loop.results[0]
+    (value,) = loop.results
+    for shift, multiplier in FINISH:
+        value = b.op("xor", value, b.op("shr", value, b.const(shift, _HASH)))
+        value = value if multiplier is None else b.op("mul", value, b.const(MULTIPLIERS[multiplier], _HASH))
+    return value
 
 
 def _mixed(b: LoopBuilder, value: Reg) -> Reg:
