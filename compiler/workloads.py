@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import InternalError
-from compiler.ir.graph import Constant, Node, Value
+from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.narrow import widen
 from compiler.ir.op import lookup
-from compiler.ir.scalar import Arg, Call, Const, Scalar, divisors, substitute, unchecked
+from compiler.ir.scalar import Arg, Call, Const, Scalar, cast, divisors, substitute, unchecked
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
 from compiler.ir.verify import is_elementwise
-from compiler.kernels.base import Operand, Workload
+from compiler.kernels.base import Operand, Prologue, Workload
 
 
 @dataclass(frozen=True)
@@ -32,58 +32,108 @@ class LoweredGroup:
 
 
 def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -> LoweredGroup:
-    """The workload of a group: its anchor's operands are the inputs, what its elementwise nodes read are the operands."""
+    """The workload of a group: its anchor's operands, or what they are computed from, are the inputs, what its epilogue reads the operands."""
     (region,) = node.regions
     outer = dict(zip(region.inputs, node.present_inputs, strict=True))
-    anchors = [inner for inner in region.nodes if not is_elementwise(inner)]
-    anchor = anchors[0] if anchors else None
-    result = region.outputs[0].type
-    operands: dict[Value, int] = {}
-    exprs: dict[Value, Scalar] = {}
-    dividing: dict[Scalar, str] = {}
+    held = {value: constants[outside] for value, outside in outer.items() if outside in constants}
+    anchor = next((inner for inner in region.nodes if not is_elementwise(inner)), None)
+    before = _ancestors(region, anchor)
+    prologue, inputs = _prologue(region, anchor, before, held)
+    epilogue = _Expression(held, 1)
     if anchor is not None:
-        exprs[anchor.output] = Arg(0, anchor.output.type.dtype)
+        epilogue.elements[anchor.output] = Arg(0, anchor.output.type.dtype)
     for inner in region.nodes:
-        if inner is anchor:
-            continue
-        args = []
-        for value in inner.present_inputs:
-            if value not in exprs:
-                exprs[value] = _leaf(value, constants.get(outer[value]), operands)
-            args.append(exprs[value])
-        expr = lookup(inner.op).scalar([Arg(i, a.dtype) for i, a in enumerate(args)], inner.attrs)
-        if expr is None:
-            raise InternalError(f"{inner.op} has no scalar expression", where=f"group {node.name}")
-        safe = [Arg(i, v.type.dtype) for i, v in enumerate(inner.present_inputs) if _has_no_zero(constants.get(outer.get(v, v)))]
-        expr = unchecked(expr, safe.__contains__)
-        for divisor in divisors(expr):
-            dividing.setdefault(substitute(divisor, args), inner.name or inner.output.name)
-        exprs[inner.output] = substitute(expr, args)
-    inputs = anchor.present_inputs if anchor is not None else ()
+        if inner is not anchor and inner not in before:
+            epilogue.add(inner)
+    result = region.outputs[0].type
     computes = anchor is not None and lookup(anchor.op).computes
-    reads = [Operand(v.type, outer[v] in constants) for v in inputs]
-    stored = exprs[region.outputs[0]]
-    extra = [Operand(_ranked(v.type, result.rank), outer[v] in constants) for v in operands]
+    stored = epilogue.elements[region.outputs[0]]
+    extra = [Operand(_ranked(v.type, result.rank), v in held) for v in epilogue.operands]
     if not isinstance(stored, Arg):
-        extra = [operand if is_coded(operand.type.dtype) else _widened(operand) for operand in extra]
+        extra = list(map(_unless_coded, extra))
     arrives = {1 + i: Arg(1 + i, operand.type.dtype) for i, operand in enumerate(extra)}
     first = result if anchor is None else anchor.output.type
     if computes:
         first = _computed(first)
         arrives[0] = Arg(0, first.dtype)
+    if prologue is not None:
+        reads = [_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs]
+    else:
+        reads = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held) for v in inputs)]
     workload = Workload(
         family="",
         params=_params(anchor),
-        inputs=tuple(_widened(operand) if computes else operand for operand in reads),
+        inputs=tuple(reads),
         anchor=first,
         output=result,
         epilogue=widen(stored, arrives),
         operands=tuple(extra),
         threads=threads,
+        prologue=prologue,
     )
-    divisions = dict(zip(divisors(workload.epilogue), (dividing[divisor] for divisor in divisors(stored)), strict=True))
+    divisions = dict(zip(divisors(workload.epilogue), (epilogue.dividing[divisor] for divisor in divisors(stored)), strict=True))
     families = lookup((anchor or region.nodes[-1]).op).families
-    return LoweredGroup(_in_memory(workload), families, tuple(outer[v] for v in (*inputs, *operands)), tuple(divisions.values()))
+    return LoweredGroup(_in_memory(workload), families, tuple(outer[v] for v in (*inputs, *epilogue.operands)), tuple(divisions.values()))
+
+
+class _Expression:
+    """Elementwise nodes as expressions: ``elements`` of their values, and the ``operands`` they read, numbered from ``first`` on.
+
+    ``held`` are the constants among the values; ``dividing`` has the name of the node that divides by each checked divisor.
+    """
+
+    def __init__(self, held: Mapping[Value, Constant], first: int) -> None:
+        self._held = held
+        self._first = first
+        self.elements: dict[Value, Scalar] = {}
+        self.operands: dict[Value, int] = {}
+        self.dividing: dict[Scalar, str] = {}
+
+    def add(self, node: Node) -> None:
+        """The element of a node's result, in those of its operands."""
+        args = [self._element(value) for value in node.present_inputs]
+        expr = lookup(node.op).scalar([Arg(i, a.dtype) for i, a in enumerate(args)], node.attrs)
+        if expr is None:
+            raise InternalError(f"{node.op} has no scalar expression", where=f"node {node.name}")
+        safe = [Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs) if _has_no_zero(self._held.get(v))]
+        expr = unchecked(expr, safe.__contains__)
+        for divisor in divisors(expr):
+            self.dividing.setdefault(substitute(divisor, args), node.name or node.output.name)
+        self.elements[node.output] = substitute(expr, args)
+
+    def _element(self, value: Value) -> Scalar:
+        """The element of a value; constants of one element become literals."""
+        if value not in self.elements:
+            constant, dtype = self._held.get(value), value.type.dtype
+            if constant is not None and constant.array.size == 1 and dtype is not DType.STRING:
+                self.elements[value] = Const(constant.array.astype(compute_dtype(dtype).numpy).item(), dtype)
+            else:
+                self.elements[value] = Arg(self._first + self.operands.setdefault(value, len(self.operands)), dtype)
+        return self.elements[value]
+
+
+def _ancestors(region: Graph, anchor: Node | None) -> set[Node]:
+    """The nodes of a group that compute what its anchor reads."""
+    found: set[Node] = set()
+    pending = [] if anchor is None else [anchor]
+    while pending:
+        made = [region.producers[value] for value in pending.pop().present_inputs if value in region.producers]
+        pending += [node for node in made if node not in found]
+        found.update(made)
+    return found
+
+
+def _prologue(region: Graph, anchor: Node | None, before: set[Node], held: Mapping[Value, Constant]) -> tuple[Prologue | None, list[Value]]:
+    """What an anchor's first operand is computed from and how, and what the kernel reads for its anchor."""
+    if anchor is None or not before:
+        return None, [] if anchor is None else list(anchor.present_inputs)
+    found, x = _Expression(held, 0), anchor.present_inputs[0]
+    for inner in region.nodes:
+        if inner in before:
+            found.add(inner)
+    arrives = {i: Arg(i, _unless_coded(Operand(v.type, v in held)).type.dtype) for v, i in found.operands.items()}
+    type_ = _computed(x.type)
+    return Prologue(type_, widen(cast(found.elements[x], type_.dtype), arrives)), [*found.operands]
 
 
 def _has_no_zero(constant: Constant | None) -> bool:
@@ -98,6 +148,7 @@ def _in_memory(workload: Workload) -> Workload:
         anchor=workload.anchor.in_memory,
         output=workload.output.in_memory,
         epilogue=_on_memory(workload.epilogue),
+        prologue=workload.prologue and Prologue(workload.prologue.type.in_memory, _on_memory(workload.prologue.element)),
         operands=tuple(replace(operand, type=operand.type.in_memory) for operand in workload.operands),
     )
 
@@ -116,11 +167,9 @@ def _widened(operand: Operand) -> Operand:
     return replace(operand, type=_computed(operand.type)) if operand.constant else operand
 
 
-def _leaf(value: Value, constant: Constant | None, operands: dict[Value, int]) -> Scalar:
-    """An operand of the epilogue; constants of one element become literals."""
-    if constant is not None and constant.array.size == 1 and value.type.dtype is not DType.STRING:
-        return Const(constant.array.astype(compute_dtype(value.type.dtype).numpy).item(), value.type.dtype)
-    return Arg(1 + operands.setdefault(value, len(operands)), value.type.dtype)
+def _unless_coded(operand: Operand) -> Operand:
+    """As ``_widened``; codes stay what they are until they are cast."""
+    return operand if is_coded(operand.type.dtype) else _widened(operand)
 
 
 def _params(anchor: Node | None) -> tuple[tuple[str, Any], ...]:

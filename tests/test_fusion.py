@@ -23,10 +23,10 @@ from tests.test_lowering import check_program
 TARGET = resolve("x86-64-v3")
 
 
-def check(graph: Graph) -> Graph:
+def check(graph: Graph, tolerance: float = 1e-4) -> Graph:
     """The planned graph, after its program has been run beside the interpreter."""
     planned = optimize(graph, TARGET, verify=True)[0]
-    check_program(graph, lower(planned, TARGET, threads=2), workers=2)
+    check_program(graph, lower(planned, TARGET, threads=2), workers=2, tolerance=tolerance)
     return planned
 
 
@@ -113,6 +113,54 @@ def test_numbers_for_several_kernels_are_computed_in_each() -> None:
     half = b.emit("mul", x, span)
     product = b.emit("matmul", half, b.constant(np.ones((8, 3), np.float32)))
     assert groups(check(b.graph([b.emit("div", product, span)]))) == ["sub abs sqrt mul", "sub abs sqrt matmul div"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_reductions_compute_what_they_read(data: Any) -> None:
+    rank = data.draw(st.integers(1, 4))
+    shape = [data.draw(st.sampled_from((1, 2, 3, 8, 12))) for _ in range(rank)]
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, rank - 1), min_size=1))))
+    b = GraphBuilder("g", folding=False)
+    parts = [b.input("x", TensorType(data.draw(st.sampled_from((DType.FLOAT32, DType.FLOAT16))), tuple(shape)))]
+    for number in range(data.draw(st.integers(1, 3))):
+        other = tuple(dim if data.draw(st.booleans()) else 1 for dim in shape)[data.draw(st.integers(0, rank - 1)) :]
+        constant = np.arange(int(np.prod(other)), dtype=np.float32).reshape(other) % 3 - 1
+        dtype = parts[0].type.dtype
+        parts.append(b.constant(constant.astype(dtype.numpy)) if data.draw(st.booleans()) else b.input(f"y{number}", TensorType(dtype, other)))
+    value = parts[0]
+    for part in parts[1:]:
+        value = b.emit(data.draw(st.sampled_from(("add", "mul", "maximum"))), value, part)
+    kind = data.draw(st.sampled_from(("sum", "max", "min")))
+    total = b.emit("reduce", value, kind=kind, axes=axes, keepdims=data.draw(st.booleans()))
+    found = groups(check(b.graph([b.emit("neg", total)]), tolerance=2e-3))
+    assert len(found) == 1
+
+
+def test_a_blocked_reduction_computes_what_it_reads() -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.emit("conv", b.input("x", f32(1, 3, 4, 4)), b.constant(np.ones((12, 3, 1, 1), np.float32)), **CONV)
+    y = b.emit("conv", b.input("y", f32(1, 3, 1, 4)), b.constant(np.ones((12, 3, 1, 1), np.float32)), **CONV)
+    row = b.input("row", f32(1, 1, 4, 1))
+    scaled = b.emit("mul", b.emit("mul", x, y), row)
+    total = b.emit("reduce", scaled, kind="sum", axes=(2, 3), keepdims=True)
+    results = [b.emit("conv", v, b.constant(np.ones((8, 12, 1, 1), np.float32)), **CONV) for v in (x, y, total)]
+    assert "mul mul reduce" in groups(check(b.graph(results)))
+
+
+def test_what_others_read_is_not_computed_in_a_reduction() -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(40, 30))
+    powers = b.emit("exp", b.emit("tanh", x))
+    total = b.emit("reduce", powers, kind="sum", axes=(1,), keepdims=True)
+    assert groups(check(b.graph([b.emit("sub", powers, total)]))) == ["tanh exp", "reduce", "sub"]
+
+
+def test_integers_divided_by_what_may_be_zero_are_not_computed_in_a_reduction() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, y = (b.input(name, TensorType(DType.INT32, (4, 6))) for name in "xy")
+    total = b.emit("reduce", b.emit("div", x, b.emit("maximum", y, b.constant(np.int32(1)))), kind="sum", axes=(1,), keepdims=False)
+    assert groups(check(b.graph([total]))) == ["maximum div", "reduce"]
 
 
 def test_what_takes_long_is_computed_once() -> None:

@@ -144,12 +144,12 @@ def test_kernels_are_told_apart_by_their_constants_bits() -> None:
     assert not np.signbit(minus).any()
 
 
-def check_program(graph: Graph, program: Program, workers: int = 1) -> None:
+def check_program(graph: Graph, program: Program, workers: int = 1, tolerance: float = 1e-4) -> None:
     """The program gives what the graph means, in memory that is poisoned before."""
     given_ = feeds(graph)
     expected, got = interpret(graph, given_), run_program(program, given_, workers)
     for name, array in expected.items():
-        np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-4 * max(1.0, float(np.abs(array).max())), err_msg=name)
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=tolerance * max(1.0, float(np.abs(array).max())), err_msg=name)
 
 
 def test_program_of_shared_kernels_is_right() -> None:

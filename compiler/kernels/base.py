@@ -35,12 +35,24 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class Prologue:
+    """What an anchor reads that is computed as it is read: its type, and its element from ``Arg(i)``, the element of ``inputs[i]``.
+
+    The inputs broadcast to the type (numpy's rules, equal rank).
+    """
+
+    type: TensorType
+    element: Scalar
+
+
+@dataclass(frozen=True)
 class Workload:
     """A fused kernel to be built.
 
     ``params`` are the anchor op's attributes. ``epilogue`` gives the stored element from ``Arg(0)``, the anchor's result, and
     ``Arg(1 + i)``, the element of ``operands[i]``, whose shapes broadcast to the output's (numpy's rules, equal rank).
-    ``anchor`` is the type of the anchor's own result: the output's shape and layout, perhaps another dtype.
+    ``anchor`` is the type of the anchor's own result: the output's shape and layout, perhaps another dtype. With a ``prologue``, which the op
+    must allow (``Op.takes_prologue``), ``inputs`` are what it is computed from.
     """
 
     family: str
@@ -51,6 +63,12 @@ class Workload:
     epilogue: Scalar
     operands: tuple[Operand, ...] = ()
     threads: int = 1
+    prologue: Prologue | None = None
+
+    @property
+    def x(self) -> TensorType:
+        """The type of what the anchor reads first."""
+        return self.inputs[0].type if self.prologue is None else self.prologue.type
 
     @cached_property
     def attrs(self) -> Mapping[str, Attr]:

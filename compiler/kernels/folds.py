@@ -100,18 +100,18 @@ class Fold:
     def over(
         self,
         axes: Sequence[Axis],
-        index: Dim,
         step: int,
         accumulators: Sequence[Sequence[Reg]],
-        elements: Callable[[Dim, Dim, Dim], Sequence[Reg]],
+        elements: Callable[[Sequence[Dim], Dim, Dim], Sequence[Reg]],
+        at: Sequence[Dim] = (),
     ) -> list[list[Reg]]:
-        """As ``along`` over several axes, the last innermost; ``elements`` is given the index into the first tensor at its start, too."""
+        """As ``along`` over several axes, the last innermost; ``elements`` is given the indices along the others, too, which begin with ``at``."""
         if len(axes) == 1:
-            return self.along(axes[0].extent, step, accumulators, lambda position, count: elements(index, position, count))
+            return self.along(axes[0].extent, step, accumulators, lambda position, count: elements(at, position, count))
         width = len(accumulators[0])
         with self._b.loop("r", 0, axes[0].extent, carried=[value for row in accumulators for value in row]) as loop:
             rows = _rows(loop.carried, width)
-            rows = self.over(axes[1:], index + loop.var * axes[0].stride, step, rows, elements)
+            rows = self.over(axes[1:], step, rows, elements, (*at, loop.var))
             loop.yield_([value for row in rows for value in row])
         return _rows(loop.results, width)
 

@@ -20,10 +20,10 @@ from compiler.kernels.loops import (
     Chunk,
     collapse,
     coordinates,
+    expression_calls,
     expression_dtypes,
     fewer,
     mask_tail,
-    offset,
     pack_plain,
     parallel_nest,
     vector_lanes,
@@ -42,7 +42,7 @@ class ReduceSchedule:
 
 @dataclass(frozen=True)
 class ReducedAxes:
-    """The axes of x after joining neighbours: those of the result, and those folded away. The first stride of an axis is x's."""
+    """The axes of x after joining neighbours: those of the result, and those folded away. An axis has the strides of every input first."""
 
     kept: tuple[Axis, ...]
     reduced: tuple[Axis, ...]
@@ -50,20 +50,21 @@ class ReducedAxes:
 
 
 def reduced_axes(workload: Workload, axes: Sequence[int]) -> ReducedAxes:
-    """The loops of a reduction of ``inputs[0]`` over logical ``axes``; the output keeps them as 1 where it has x's rank."""
-    x, output = workload.inputs[0].type, workload.output
+    """The loops of a reduction of ``workload.x`` over logical ``axes``; the output keeps them as 1 where it has x's rank."""
+    x, output = workload.x, workload.output
+    walked = [broadcast_strides(o.type, x) for o in workload.inputs] if workload.prologue is not None else [physical_strides(x)]
     tables = [physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
     found = []
     place = 0
-    for number, (extent, step) in enumerate(zip(x.physical_shape, physical_strides(x), strict=True)):
+    for number, extent in enumerate(x.physical_shape):
         folded = number in axes
-        strides = (step, *(0 if folded else table[place] for table in tables))
+        strides = (*(table[number] for table in walked), *(0 if folded else table[place] for table in tables))
         found.append(Axis(extent, -1 if folded else place, strides=strides))
         place += not folded or x.rank == output.rank
     joined = collapse(found)
     reduced = tuple(axis for axis in joined if axis.output < 0)
     kept = tuple(axis for axis in joined if axis.output >= 0)
-    return ReducedAxes(kept, reduced or (Axis(1, -1, strides=(1,)),), bool(joined) and joined[-1].output >= 0)
+    return ReducedAxes(kept, reduced or (Axis(1, -1, strides=(1,) * len(walked)),), bool(joined) and joined[-1].output >= 0)
 
 
 class Reduce:
@@ -72,8 +73,8 @@ class Reduce:
     name = "reduce"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """One layout; a blocked tensor keeps its channels and batch in place."""
-        x, output, axes = workload.inputs[0].type, workload.output, workload.ints("axes")
+        """One layout; a blocked tensor keeps its channels and batch in place. What a prologue reads follows that layout."""
+        x, output, axes = workload.x, workload.output, workload.ints("axes")
         in_place = 1 not in axes and (0 not in axes or x.rank == output.rank)
         return x.block == output.block and (x.block == 1 or in_place)
 
@@ -89,10 +90,10 @@ class Reduce:
 
     def build(self, workload: Workload, schedule: ReduceSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
-        (x,), operands, out = declare_buffers(b, workload)
+        inputs, operands, out = declare_buffers(b, workload)
         if workload.output.elements != 0:
             loops = reduced_axes(workload, workload.ints("axes"))
-            writer = _ReduceWriter(b, workload, schedule, target, loops, x, out, Epilogue(b, workload, operands))
+            writer = _ReduceWriter(b, workload, schedule, target, loops, inputs, out, Epilogue(b, workload, operands))
             if loops.lanes_kept:
                 writer.lanes_along_result()
             else:
@@ -100,7 +101,8 @@ class Reduce:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.inputs[0].type.with_block(1).elements
+        calls = 0 if workload.prologue is None else expression_calls(workload.prologue.element)
+        return workload.x.with_block(1).elements * (1 + calls)
 
 
 class _ReduceWriter:
@@ -111,7 +113,7 @@ class _ReduceWriter:
         schedule: ReduceSchedule,
         target: Target,
         loops: ReducedAxes,
-        x: Buffer,
+        inputs: Sequence[Buffer],
         out: Buffer,
         epilogue: Epilogue,
     ) -> None:
@@ -120,11 +122,12 @@ class _ReduceWriter:
         self._schedule = schedule
         self._target = target
         self._loops = loops
-        self._x = x
+        self._inputs = inputs
         self._out = out
         self._epilogue = epilogue
         self._kind = str(workload.attrs["kind"])
-        self._dtypes = [x.dtype, *expression_dtypes(workload.epilogue)]
+        prologue = () if workload.prologue is None else expression_dtypes(workload.prologue.element)
+        self._dtypes = [workload.x.dtype, *prologue, *expression_dtypes(workload.epilogue)]
         self._elements = product([axis.extent for axis in loops.reduced])
         self._origin = (0,) * len(workload.output.physical_shape)
 
@@ -137,14 +140,12 @@ class _ReduceWriter:
         fold = self._fold(unroll)
 
         def body(indices: Sequence[Dim], chunks: list[Chunk]) -> None:
-            base = offset(outer, indices)
             rows = [[fold.start(lanes)] * len(chunks)] * unroll
 
-            def elements(index: Dim, position: Dim, _: Dim) -> list[Reg]:
-                at = index + position * self._loops.reduced[-1].stride
-                return [self._load(fold, at + place * last.stride, lanes, count) for place, count in chunks]
+            def elements(at: Sequence[Dim], position: Dim, _: Dim) -> list[Reg]:
+                return [self._element(fold, [*indices, place, *at, position], last, lanes, count) for place, count in chunks]
 
-            joined = fold.join(fold.over(self._loops.reduced, base, 1, rows, elements))
+            joined = fold.join(fold.over(self._loops.reduced, 1, rows, elements))
             for value, (position, count) in zip(joined, chunks, strict=True):
                 self._store(value, [*indices, position], count)
 
@@ -158,19 +159,28 @@ class _ReduceWriter:
         fold = self._fold(unroll * lanes)
         with parallel_nest(self._b, [axis.extent for axis in self._loops.kept], self._workload.threads) as indices:
 
-            def elements(index: Dim, position: Dim, count: Dim) -> list[Reg]:
-                value = self._load(fold, index + position * last.stride, lanes, count)
+            def elements(at: Sequence[Dim], position: Dim, count: Dim) -> list[Reg]:
+                value = self._element(fold, [*indices, *at, position], last, lanes, count)
                 return [mask_tail(self._b, value, count, fold.start(lanes))]
 
             rows = [[fold.start(lanes)]] * unroll
-            (total,) = fold.join(fold.over(self._loops.reduced, offset(self._loops.kept, indices), lanes, rows, elements))
+            (total,) = fold.join(fold.over(self._loops.reduced, lanes, rows, elements))
             self._store(fold.across(total), indices, 1)
 
     def _fold(self, accumulators: int) -> Fold:
-        return Fold(self._b, self._kind, accumulator_dtype(self._kind, self._x.dtype, floordiv(self._elements, accumulators)))
+        return Fold(self._b, self._kind, accumulator_dtype(self._kind, self._workload.x.dtype, floordiv(self._elements, accumulators)))
 
-    def _load(self, fold: Fold, index: Dim, lanes: int, count: Dim) -> Reg:
-        return self._b.cast(self._b.load(self._x, index, lanes, count=count), fold.dtype)
+    def _element(self, fold: Fold, point: Sequence[Dim], along: Axis, lanes: int, count: Dim) -> Reg:
+        """What is folded, at indices along all axes, lanes along one of them."""
+        values = []
+        for number, buffer in enumerate(self._inputs):
+            index: Dim = 0
+            for axis, position in zip((*self._loops.kept, *self._loops.reduced), point, strict=True):
+                index = index + position * (axis.strides[number] or 0)
+            stride = along.strides[number] or 0
+            values.append(self._b.load(buffer, index, lanes, stride=stride, count=count if stride != 0 else None))
+        prologue = self._workload.prologue
+        return self._b.cast(values[0] if prologue is None else self._b.scalar(prologue.element, values), fold.dtype)
 
     def _store(self, value: Reg, indices: Sequence[Dim], count: Dim) -> None:
         kept = self._loops.kept

@@ -13,6 +13,7 @@ from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, lookup, r
 from compiler.ir.scalar import Const, Scalar, call, cast
 from compiler.ir.types import DType, integer_range
 from compiler.ops.cast import saturating
+from compiler.ops.index import slice_axis
 from compiler.ops.support import Attrs, cast_to, is_uniform, known_shape, normalize_axis, onnx_dtype, reshape, scalar_like
 
 _X = np.array([[-300.0, -2.5, -0.75, -0.0], [0.25, 1.25, 3.0, 1000.0]], np.float32)
@@ -191,11 +192,12 @@ def _dequantize_linear(context: FormContext) -> Value:
 
 def quantize_dynamically(context: FormContext, x: Value) -> tuple[Value, Value, Value]:
     """x as uint8 with the scale and the zero point of its own range, which is widened to hold zero."""
-    zero, axes = scalar_like(context, x, 0), tuple(range(x.type.rank))
-    least, greatest = (
-        context.emit(op, context.emit("reduce", x, kind=kind, axes=axes, keepdims=False) if axes else x, zero)
-        for op, kind in (("minimum", "min"), ("maximum", "max"))
-    )
+    zero, rank = scalar_like(context, x, 0), x.type.rank
+    # The least element is the negative of the greatest of all negated: one kernel finds both.
+    signs = context.const(np.array([-1, 1], x.type.dtype.numpy).reshape(2, *(1,) * rank))
+    extremes = context.emit("reduce", context.emit("mul", x, signs), kind="max", axes=tuple(range(1, rank + 1)), keepdims=False)
+    negative, most = (reshape(context, slice_axis(context, extremes, 0, place, 1), ()) for place in range(2))
+    least, greatest = context.emit("minimum", context.emit("neg", negative), zero), context.emit("maximum", most, zero)
     spread = context.emit("sub", greatest, least)
     step = context.emit("div", spread, scalar_like(context, x, 255))
     scale = context.emit("where", context.emit("equal", spread, zero), scalar_like(context, x, 1), step)

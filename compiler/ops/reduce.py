@@ -80,6 +80,7 @@ class Reduce(Op):
 
     name = "reduce"
     families = ("reduce",)
+    takes_prologue = True
     computes = True
     samples = (
         *_samples("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"),

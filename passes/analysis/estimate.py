@@ -22,9 +22,14 @@ def estimate(dim: Dim) -> int:
     return evaluate(dim, dict.fromkeys(symbols(dim), _UNKNOWN_DIM))
 
 
+def expression(node: Node) -> Scalar | None:
+    """The element of an elementwise node's result from those of its operands; None for any other node."""
+    return lookup(node.op).scalar([Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)], node.attrs)
+
+
 def work(node: Node) -> int:
     """What an elementwise node costs for one element, in simple instructions."""
-    expr = lookup(node.op).scalar([Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)], node.attrs)
+    expr = expression(node)
     return 0 if expr is None else _cost(expr)
 
 

@@ -3,6 +3,8 @@
 A group is found from its sink backwards. It takes in elementwise producers of the sink's shape all of whose readers are inside, however
 they branch and meet again, and at most one anchor on the same terms. Because nothing inside is read outside, groups form no cycles.
 
+Where an anchor's kernels can compute what they read, so do the elementwise nodes that make it.
+
 What a group then reads may be elementwise itself: smaller than the sink, or read by other groups, too. Where computing it again for every
 element costs less than a kernel of its own, the group takes a copy; a value that every reader computes for itself is not made at all.
 """
@@ -19,8 +21,9 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.control import CONTROL
 from compiler.ir.graph import Constant, Graph, Node, Value, reads
 from compiler.ir.op import lookup
+from compiler.ir.scalar import divisors
 from compiler.ir.verify import Stage, is_elementwise, is_view
-from passes.analysis.estimate import estimate, work
+from passes.analysis.estimate import estimate, expression, work
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
 
@@ -33,8 +36,8 @@ _MAX_REPEATS = 8
 _KERNEL_WORK = 1 << 15
 """What starting one more kernel and a trip through memory cost, in simple instructions on one element: about a microsecond."""
 
-_SHARED_ELEMENTS = 8
-"""Elements of a group's result that share what is computed for a value that broadcasts to it, at the least."""
+_SHARED_ELEMENTS, _SHARED_NUMBERS = 8, 32
+"""Elements of a group's result that share what is computed for a value that broadcasts to it, and for a single number, at the least."""
 
 
 @register_pass
@@ -103,6 +106,9 @@ class _Finder:
         own = self._own(sink, taken)
         copies: set[Node] = set()
         budget = _KERNEL_WORK
+        before = self._prologue(own, taken)
+        if before is not None:
+            own, copies = own | before[0], before[1]
         for value in _read_outside(self.in_order(own)):
             producer = self._graph.producers.get(value)
             if producer is None or producer in taken or producer in copies or not self._repeats(producer):
@@ -113,6 +119,21 @@ class _Finder:
                 copies |= again
                 budget -= cost
         return own, copies
+
+    def _prologue(self, own: set[Node], taken: set[Node]) -> tuple[set[Node], set[Node]] | None:
+        """The elementwise nodes that make what the anchor among ``own`` reads, as ``find`` gives them, where its kernels can compute it."""
+        anchor = next((node for node in own if node not in self._elementwise), None)
+        if anchor is None or not lookup(anchor.op).takes_prologue:
+            return None
+        (value,) = anchor.present_inputs
+        producer = self._graph.producers.get(value)
+        if producer not in self._elementwise or producer in taken or value in self._outputs or self._graph.users[value] != (anchor,):
+            return None
+        found = self.find(producer, taken)
+        every = found[0] | found[1]
+        if not every <= self._elementwise or any(map(_divides, every)):
+            return None
+        return found if self._fits(own | every) else None
 
     def _repeats(self, producer: Node) -> bool:
         """Whether a value need not be in memory: an elementwise node makes it, and such nodes alone read it."""
@@ -133,7 +154,8 @@ class _Finder:
         elements = estimate(sink.output.type.elements)
         if producer.output.type.shape == sink.output.type.shape:
             return elements
-        return max(estimate(producer.output.type.elements), elements // _SHARED_ELEMENTS)
+        own = estimate(producer.output.type.elements)
+        return max(own, elements // (_SHARED_NUMBERS if own == 1 else _SHARED_ELEMENTS))
 
     def _own(self, sink: Node, taken: set[Node]) -> set[Node]:
         """The nodes all of whose readers are among them, and sink."""
@@ -197,6 +219,12 @@ def _is_heavy(node: Node) -> bool:
     """Whether an anchor computes rather than moves: its epilogue is the cheaper one."""
     types = [v.type for v in node.present_inputs]
     return node.op != "to_layout" and lookup(node.op).regions(types, node.attrs) is None
+
+
+def _divides(node: Node) -> bool:
+    """Whether a run is to report a zero that a node divides by."""
+    expr = expression(node)
+    return expr is not None and any(True for _ in divisors(expr))
 
 
 def _read_outside(nodes: Sequence[Node]) -> tuple[Value, ...]:
