@@ -29,7 +29,7 @@ from frontend.onnx.importer import import_model
 from passes.analysis.patches import cartesian_boxes, grid_boxes
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.patch import PatchByPatch
-from tests.graph_cases import check_same, f32
+from tests.graph_cases import check_same, f32, networks
 
 TARGET = resolve("x86-64-v3")
 IN_PARTS = {"concat", "conv", "expand", "matmul", "normalize", "pad", "pool", "reduce", "reshape", "resize_nearest", "slice", "softmax", "transpose"}
@@ -200,6 +200,32 @@ def test_what_meets_no_budget_says_the_least() -> None:
     assert 0 < least < arena(graph) / 2
     assert arena(graph, least) <= least
     assert str(least) in (caught.value.hint or "")
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(st.one_of(stacks(), networks()), st.sampled_from([0.9, 0.6, 0.3]))
+def test_any_network_meets_a_budget_or_says_what_it_needs(graph: Graph, part: float) -> None:
+    plain, _ = optimize(graph, TARGET)
+    given_bytes = plain.attrs["arena_bytes"]
+    assert isinstance(given_bytes, int)
+    budget = int(part * given_bytes)
+    try:
+        planned, _ = optimize(graph, TARGET, memory_budget=MemoryBudget(budget), verify=True)
+    except ts.UserError as error:
+        least = int(error.what.split("takes ")[1].split()[0])
+        assert budget < least <= given_bytes
+        planned, _ = optimize(graph, TARGET, memory_budget=MemoryBudget(least), verify=True)
+        budget = least
+    check_same(graph, planned, 1e-4)
+    assert planned.attrs["arena_bytes"] <= budget  # type: ignore[operator]
+
+
+def test_empty_values_are_left_whole() -> None:
+    b = GraphBuilder("empty", folding=False)
+    x = b.emit("relu", b.emit("exp", b.input("x", f32(1, 2, 0, 4))))
+    graph = b.graph([b.emit("softmax", x, axis=1, log=False)])
+    assert not PatchByPatch(x.name, "1x1x1x2").run(graph).changed
+    check_same(graph, optimize(graph, TARGET, memory_budget=MemoryBudget(0))[0])
 
 
 def test_sizes_of_a_run_have_no_budget() -> None:

@@ -181,7 +181,7 @@ class PatchSearch:
         for number, (nbytes, live) in enumerate(self._lives(graph.nodes, made, {}, graph.outputs, roots)):
             during.append(nbytes)
             outputs = graph.nodes[number].outputs
-            if len(outputs) == 1 and outputs[0] in made and live == [*outputs] and outputs[0].type.rank > 0:
+            if len(outputs) == 1 and outputs[0] in made and live == [*outputs] and outputs[0].type.rank > 0 and 0 not in outputs[0].type.shape:
                 dividing.append(number)
         return during, dividing
 

@@ -72,7 +72,7 @@ def _place(graph: Graph, value: Value) -> int:
 
 def _parts(node: Node, boxes: Sequence[Box]) -> Iterator[Part]:
     """How a node computes each of the boxes; nothing where it does not compute them all, or each is the whole."""
-    if node.op in CONTROL or own_symbols(node) or not all(v.type.is_static for v in node.present_inputs):
+    if node.op in CONTROL or own_symbols(node) or not all(v.type.is_static and 0 not in v.type.shape for v in (*node.present_inputs, node.output)):
         return
     if all(box == whole(node.output.type.static_shape) for box in boxes):
         return

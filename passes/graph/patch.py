@@ -37,7 +37,7 @@ class PatchByPatch:
         made = {value.name: value for node in graph.nodes for value in node.outputs}
         value, source = made.get(self.value), made.get(self.source)
         pieces = [int(part) for part in self.grid.split("x") if part.isdecimal() and int(part) > 0]
-        if value is None or (source is None and self.source) or not value.type.is_static or len(pieces) != value.type.rank:
+        if value is None or (source is None and self.source) or len(pieces) != value.type.rank or not value.type.is_static or 0 in value.type.shape:
             return PassResult(graph, changed=False, notes=(f"%{self.value} from {self.source or 'the inputs'} cannot be cut by {self.grid}",))
         spans = grid_boxes(value.type.static_shape, pieces)
         found = patches(graph, value, cartesian_boxes(spans), source)
