@@ -1,7 +1,8 @@
 """Which values to compute patch by patch so that less memory is needed, from estimates.
 
-A value that alone is alive after its node divides a graph. Between two of them a stretch of nodes either fits the budget as it is, or is
-computed in patches for some work more; the cheapest way from the inputs to the outputs is a shortest path.
+Two places in the order of nodes bound a stretch that can be computed in patches if, of what is alive at its end, its last result alone is
+new. A stretch between neighbouring places fits the budget as it is, or it does not; the cheapest way from the inputs to the outputs, through what
+fits as it is and what fits in patches for some work more, is a shortest path.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from passes.analysis.liveness import memory_roots
 from passes.analysis.patches import Step, cartesian_boxes, grid_boxes, patches
 
 _STRETCH = 16
-"""Dividing values that one stretch in patches may span; recomputation grows with each."""
+"""Places that one stretch in patches may span; recomputation grows with each."""
 
 _ROWS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
 _SQUARES = ((3, 3), (4, 3), (4, 4), (5, 4), (5, 5), (6, 6), (7, 7), (8, 8))
@@ -41,7 +42,7 @@ class Patching:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """The nodes from one dividing value to another: the work this way adds, the bytes that live at once, and, where it is in patches, those of
+    """The nodes from one place to another: the work this way adds, the bytes that live at once, and, where it is in patches, those of
     one and of the result, which do not get fewer from farther back, and how."""
 
     begin: int
@@ -50,6 +51,14 @@ class _Stretch:
     nbytes: int
     pieces_bytes: int = 0
     patching: Patching | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """After the node of that number, and what is alive there."""
+
+    number: int
+    live: frozenset[Value]
 
 
 class PatchSearch:
@@ -67,8 +76,8 @@ class PatchSearch:
         self._elementwise = {node for node in graph.nodes if is_elementwise(node)}
         self._element_work: dict[Node, int] = {}
         self._epilogues = {node: self._epilogue(node) for node in graph.nodes}
-        self._during, dividing = self._whole_lives()
-        self._dividing = [-1, *dividing, len(graph.nodes)]
+        self._roots = memory_roots(graph)
+        self._during, self._places = self._whole_lives()
         self._stretches = [*self._plain(), *self._patched()]
 
     def cheapest(self, budget: int) -> list[Patching] | None:
@@ -89,28 +98,30 @@ class PatchSearch:
             reached = (max(most, nbytes), total + work)
             if stretch.end not in best or reached < best[stretch.end][:2]:
                 best[stretch.end] = (*reached, way if stretch.patching is None else [*way, stretch.patching])
-        return best[len(self._dividing) - 1][2] if len(self._dividing) - 1 in best else None
+        return best[len(self._places) - 1][2] if len(self._places) - 1 in best else None
 
     # -- stretches ----------------------------------------------------------------------------------------------
 
     def _plain(self) -> Iterator[_Stretch]:
-        for number in range(len(self._dividing) - 1):
+        for number in range(len(self._places) - 1):
             yield _Stretch(number, number + 1, 0, self._most_during(number, number + 1))
 
     def _most_during(self, begin: int, end: int) -> int:
-        """The most bytes that live at once from one dividing place to another."""
-        return max(self._during[self._dividing[begin] + 1 : self._dividing[end] + 1], default=0)
+        """The most bytes that live at once from one place to another."""
+        return max(self._during[self._places[begin].number + 1 : self._places[end].number + 1], default=0)
 
     def _patched(self) -> Iterator[_Stretch]:
-        for end in range(1, len(self._dividing) - 1):
-            begins = [begin for begin in range(max(0, end - _STRETCH), end) if self._most_during(begin, end) > self._enough]
-            if begins and self._joined_bytes(self._value_at(end)) <= self._most:
-                for grids in _grids(self._graph.nodes[self._dividing[end]].output.type.static_shape):
+        for end in range(1, len(self._places) - 1):
+            value, live = self._value_at(end), self._places[end].live
+            begins = [begin for begin in range(max(0, end - _STRETCH), end) if live - {value} <= self._places[begin].live]
+            begins = [begin for begin in begins if self._most_during(begin, end) > self._enough]
+            if begins and self._joined_bytes(value) <= self._most:
+                for grids in _grids(value.type.static_shape):
                     yield from self._patched_to(end, list(begins), grids)
 
     def _patched_to(self, end: int, begins: list[int], grids: Sequence[tuple[int, ...]]) -> Iterator[_Stretch]:
         """The stretches that end at a place, from each of some, in grids of one kind."""
-        value = self._graph.nodes[self._dividing[end]].output
+        value = self._value_at(end)
         shape = value.type.static_shape
         seen = set()
         for grid in grids:
@@ -121,10 +132,10 @@ class PatchSearch:
             seen.add(counts)
             # Two boxes stand for all: what only some of them need whole is no reason to compute it before.
             middle = tuple(axis[len(axis) // 2] for axis in spans)
-            found = patches(self._graph, value, (middle, cartesian_boxes(spans)[0]), self._value_at(begins[0]))
+            found = patches(self._graph, value, (middle, cartesian_boxes(spans)[0]), self._source_at(begins[0]))
             for begin in reversed(begins) if found else ():
-                steps = [step for step in found[0].steps if self._numbers[step.node] > self._dividing[begin]]
-                stretch = self._stretch(begin, end, steps, Patching(value, counts, self._value_at(begin)))
+                steps = [step for step in found[0].steps if self._numbers[step.node] > self._places[begin].number]
+                stretch = self._stretch(begin, end, steps, Patching(value, counts, self._source_at(begin)))
                 if stretch.nbytes <= self._most:
                     yield stretch
                 if stretch.nbytes <= self._enough:
@@ -132,13 +143,15 @@ class PatchSearch:
                 if stretch.pieces_bytes > self._most:
                     break
 
-    def _value_at(self, place: int) -> Value | None:
-        return None if place == 0 else self._graph.nodes[self._dividing[place]].output
+    def _value_at(self, place: int) -> Value:
+        return self._graph.nodes[self._places[place].number].output
+
+    def _source_at(self, place: int) -> Value | None:
+        return self._value_at(place) if place else None
 
     def _stretch(self, begin: int, end: int, steps: Sequence[Step], patching: Patching) -> _Stretch:
         boxes = {step.node.output: step.box for step in steps}
         reads = [(step.node, value, box) for step in steps for value, box in zip(step.node.present_inputs, step.part.boxes, strict=True)]
-        outside = {*self._graph.inputs, *self._graph.constants}
         cut = {step.node: 0 for step in steps}
         for node, value, box in reads:
             have = boxes.get(value)
@@ -147,16 +160,17 @@ class PatchSearch:
         made = {value: _nbytes(value, box) for value, box in boxes.items()}
         each = max(nbytes for nbytes, _ in self._lives([step.node for step in steps], made, cut, (patching.value,)))
         size, joined = _nbytes(patching.value), self._joined_bytes(patching.value)
-        whole = sum(_nbytes(value) for value in {value for _, value, _ in reads if value not in boxes and value not in outside})
+        outside = {*self._graph.inputs, *self._graph.constants, *self._graph.outputs}
+        kept = {*self._places[begin].live, *(self._roots[value] for _, value, _ in reads if value not in boxes)} - outside
+        whole = sum(map(_nbytes, kept))
         inside = {self._numbers[step.node] for step in steps}
-        before = max((self._during[n] for n in range(self._dividing[begin] + 1, self._dividing[end] + 1) if n not in inside), default=0)
+        numbers = range(self._places[begin].number + 1, self._places[end].number + 1)
+        before = max((self._during[number] for number in numbers if number not in inside), default=0)
         work, pieces = self._extra_work(steps, cut, prod(patching.grid)), max(each + size, joined)
         return _Stretch(begin, end, work, max(before, pieces + whole), pieces, patching)
 
-    def _joined_bytes(self, value: Value | None) -> int:
+    def _joined_bytes(self, value: Value) -> int:
         """The bytes that the pieces of a value take while they are put together."""
-        if value is None:
-            return 0
         return _nbytes(value) if value in self._graph.outputs else 2 * _nbytes(value)
 
     def _extra_work(self, steps: Sequence[Step], cut: Mapping[Node, int], pieces: int) -> int:
@@ -172,18 +186,18 @@ class PatchSearch:
 
     # -- lives --------------------------------------------------------------------------------------------------
 
-    def _whole_lives(self) -> tuple[list[int], list[int]]:
-        """For each node the bytes alive while it runs; and the nodes after which their result alone is alive."""
-        graph, roots = self._graph, memory_roots(self._graph)
+    def _whole_lives(self) -> tuple[list[int], list[_Place]]:
+        """For each node the bytes alive while it runs; and the places: before the nodes, after each whose result is in memory, behind them."""
+        graph, roots = self._graph, self._roots
         results = {roots[value] for value in graph.outputs}
         made = {v: 0 if v in results else _nbytes(v) for node in graph.nodes for v in node.outputs if roots[v] is v}
-        during, dividing = [], []
+        during, places = [], [_Place(-1, frozenset())]
         for number, (nbytes, live) in enumerate(self._lives(graph.nodes, made, {}, graph.outputs, roots)):
             during.append(nbytes)
             outputs = graph.nodes[number].outputs
-            if len(outputs) == 1 and outputs[0] in made and live == [*outputs] and outputs[0].type.rank > 0 and 0 not in outputs[0].type.shape:
-                dividing.append(number)
-        return during, dividing
+            if len(outputs) == 1 and outputs[0] in live and outputs[0].type.rank > 0 and 0 not in outputs[0].type.shape:
+                places.append(_Place(number, frozenset(live)))
+        return during, [*places, _Place(len(graph.nodes), frozenset())]
 
     def _lives(
         self,
