@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_kernels_basic import BLOCK, F32, TARGET, Tensor, check, normals, numbe
 from compiler.ir.graph import Region
 from compiler.ir.intexpr import Dim, sym
 from compiler.ir.loop import For, Let, Stmt
+from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, call
 from compiler.ir.types import DType, TensorType
 from compiler.kernels.base import family
@@ -88,3 +90,31 @@ def test_channels_that_begin_inside_a_block_move_as_vectors() -> None:
     work = workload("injective", {"regions": regions}, [(x, BLOCK), (x, BLOCK)], TensorType(F32, (1, 40, 9, 9), BLOCK))
     ops = operations(family("injective").build(work, family("injective").heuristic(work, TARGET), TARGET, "kernel").body)
     assert "insert" not in ops
+
+
+@quick
+@given(st.data(), layouts, st.sampled_from([F32, DType.FLOAT64]))
+def test_resampling(data: Any, block: int, dtype: DType) -> None:
+    rank = data.draw(st.integers(3, 4))
+    shape = [data.draw(st.integers(1, 2)), data.draw(st.integers(1, 19)), *(data.draw(st.integers(1, 7)) for _ in range(rank - 2))]
+    axes = tuple(sorted(data.draw(st.sets(st.integers(2 if block > 1 else 0, rank - 1), min_size=1, max_size=2))))
+    rng, tables, constant = np.random.default_rng(0), [], data.draw(st.booleans())
+    for axis in axes:
+        size = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 9)))
+        tables += [rng.integers(0, shape[axis], size), rng.normal(size=size).astype(dtype.numpy)]
+    x = normals(shape).astype(dtype.numpy)
+    (expected,) = lookup("resample").evaluate([x, *tables], {"axes": axes})
+    tensors = [(x, block), *((table, 1) for table in tables)]
+    other: Tensor = (normals(expected.shape, 5).astype(dtype.numpy), block)
+    epilogue = call("mul", Arg(0, dtype), Arg(1, dtype))
+    work = workload("resample", {"axes": axes}, tensors, TensorType(dtype, expected.shape, block), epilogue, [other])
+    if constant:
+        work = replace(work, inputs=(work.inputs[0], *(replace(operand, constant=True) for operand in work.inputs[1:])))
+    check(run(work, [*tensors, other]), expected * other[0], rtol=1e-4, atol=1e-4)
+
+
+def test_resampling_reads_nothing_outside() -> None:
+    x, weights = normals((5, 3)), np.ones((1, 4), np.float32)
+    places = np.array([[-99, 2**40, 4, -5]], np.int64)
+    tensors = [(x, 1), (places, 1), (weights, 1)]
+    check(run(workload("resample", {"axes": (0,)}, tensors, TensorType(F32, (4, 3))), tensors), x[[0, 4, 4, 0]], rtol=0)

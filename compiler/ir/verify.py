@@ -221,7 +221,8 @@ def _verify_layouts(node: Node, where: str) -> None:
             legal = False
         case Layouts.SAME:
             same = all(v.type.block == result.block for v in node.outputs)
-            legal = same and all(t is None or t.block == result.block or _one_channel(t, result) for t in types)
+            tied = types if is_elementwise(node) else types[:1]
+            legal = same and all(t is None or t.block == result.block or _one_channel(t, result) for t in tied)
         case Layouts.ANY:
             legal = True
         case Layouts.BLOCKED_OUT:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil, inf, prod
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from compiler.ir.box import Box, Part
 from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, evaluate, floordiv, maximum, symbols
 from compiler.ir.op import FormContext, OnnxForm, Sample, register
-from compiler.ir.types import DType, TensorType
+from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.dims import iota
 from compiler.ops.gather import gather
 from compiler.ops.index import IndexMap
@@ -80,6 +80,9 @@ _NEAREST = {"round_prefer_floor": ("ceil", -0.5), "round_prefer_ceil": ("floor",
 
 _TABLE_LIMIT = 1 << 24
 """Taps of all positions of an axis: a table of more of them is no image's."""
+
+_MOST_TAPS = 4
+"""Taps of one resampled element: of linear interpolation along two axes, or of cubic along one."""
 
 _TAPS_LIMIT = 32
 """Taps of a position up to which an axis is a sum of gathers; beyond, it is a product with a matrix."""
@@ -255,10 +258,26 @@ class _Axis:
             x = self._product(x, axis, known[0], known[1])
         else:
             x = self._sum(x, axis)
+        return self.outside(x, axis)
+
+    def tables(self, dtype: DType) -> tuple[Value, Value] | None:
+        """Places and weights for a ``resample`` of that type, without taps that are known to weigh nothing; None where that does not fit."""
+        context, taps = self._context, self._indices.type.shape[0]
+        if self._weights is None or not isinstance(taps, int) or taps > _MOST_TAPS or not dtype.is_float or dtype.bits < 16:
+            return None
+        weights = computed(context, "cast", self._weights, to=compute_dtype(dtype))
+        places, numbers = context.builder.array(self._indices), context.builder.array(weights)
+        if places is None or numbers is None:
+            return self._indices, weights
+        used = np.any(numbers != 0, 1)
+        return (context.const(places[used]), context.const(numbers[used])) if used.any() else None
+
+    def outside(self, x: Value, axis: int) -> Value:
+        """x with what lies outside the region that is resized filled."""
         if self._outside is None:
             return x
-        outside = computed(context, "reshape", self._outside, shape=(self._change.resized, *(1,) * (x.type.rank - 1 - axis)))
-        return context.emit("where", outside, scalar_like(context, x, float(context.attrs.get("extrapolation_value", 0.0))), x)
+        outside = computed(self._context, "reshape", self._outside, shape=(self._change.resized, *(1,) * (x.type.rank - 1 - axis)))
+        return self._context.emit("where", outside, scalar_like(self._context, x, float(self._context.attrs.get("extrapolation_value", 0.0))), x)
 
     def _sum(self, x: Value, axis: int) -> Value:
         """A sum of gathers times weights; taps that are known to weigh nothing are left out."""
@@ -303,10 +322,25 @@ def _resize(context: FormContext) -> Value:
     factors = tuple(axes[axis].repeats(mode) if axis in axes else 1 for axis in range(len(shape)))
     if any(factor > 1 for factor in factors):
         x = context.emit("resize_nearest", x, scales=factors)
-    for position, axis in axes.items():
-        if factors[position] == 1:
-            x = axis.apply(x, position)
+    resized = {position: axis for position, axis in axes.items() if factors[position] == 1}
+    tables = {position: found for position, axis in resized.items() if (found := axis.tables(x.type.dtype)) is not None}
+    for together in _together(tables):
+        x = context.emit("resample", x, *(table for position in together for table in tables[position]), axes=together)
+    for position, axis in resized.items():
+        x = axis.outside(x, position) if position in tables else axis.apply(x, position)
     return x
+
+
+def _together(tables: Mapping[int, tuple[Value, Value]]) -> list[tuple[int, ...]]:
+    """Axes that are resampled at once: as many as take few taps for every element, which then need no tensor between them."""
+    found: list[tuple[int, ...]] = []
+    for position, (places, _) in tables.items():
+        taps = prod(known(tables[other][0].type.shape[0], "the taps") for other in found[-1]) if found else _MOST_TAPS
+        if found and taps * known(places.type.shape[0], "the taps") <= _MOST_TAPS:
+            found[-1] = (*found[-1], position)
+        else:
+            found.append((position,))
+    return found
 
 
 def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
