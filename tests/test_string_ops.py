@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from onnx.helper import make_node as node
 from string_models import MACHINE_LEARNING, TEXTS, check, model_of, strings
 
 import tensorsmith
+from compiler.ir.automaton import automaton
 from compiler.ir.text_table import slot_of, text_hash, text_table
 from tensorsmith import UserError
 
@@ -153,3 +156,85 @@ def test_texts_made_in_a_loop_stay() -> None:
     feeds = {"x": x, "n": np.array(40)}
     scanned = np.stack([x * (2 + count) for count in range(40)])
     check(model_of(node("Loop", ["n", "", "x"], ["y0", "y1"], body=body), **feeds), feeds, [x * 41, scanned])
+
+
+LETTERS = st.sampled_from(["a", "b", "é", "[ab]", "[^aé]", ".", r"\d", r"\w", r"\W", r"\s", "[a-dé-ü]", r"\.", "😀", r"[^\w.]", r"[]a]"])
+PLACES = st.sampled_from(["^", "$", r"\b", r"\B", r"\A", "(?i)", "(?s)"])
+
+
+def wider(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    groups = inner.map(lambda p: f"({p})") | inner.map(lambda p: f"(?:{p})")
+    repeated = st.tuples(groups | LETTERS, st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{2,}", "*?", "{0}"])).map("".join)
+    return groups | repeated | st.lists(inner, max_size=3).map("".join) | st.lists(inner, min_size=2, max_size=3).map(lambda p: f"({'|'.join(p)})")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.recursive(LETTERS | PLACES.filter(lambda p: "?" not in p), wider, max_leaves=6),
+    st.lists(st.text("ab.é1 \n😀A_", max_size=6), max_size=20),
+    st.sampled_from(["", "(?i)", "(?s)"]),
+)
+def test_patterns_match_as_in_python(pattern: str, texts: list[str], flags: str) -> None:
+    """Python's ``$`` also holds before a line's end at the end, where RE2's does not; its sets know Unicode but for re.ASCII; and
+    an empty text has no \\B there."""
+    expected = re.compile(flags + pattern.replace("$", r"\Z"), re.ASCII)
+    found = automaton(flags + pattern)
+    for text in ["", "a", "ab", *texts]:
+        if ("(?i)" in flags and not text.isascii()) or (not text and r"\B" in pattern):
+            continue
+        assert found.matches(text.encode()) == (expected.fullmatch(text) is not None), (pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "other"),
+    [
+        (r"[[:alpha:]]+", ["aZ"], ["", "a1", "é"]),
+        (r"\pL+", ["aéЖ"], ["1", "a1"]),
+        (r"\p{Lu}\P{Lu}*", ["Жx"], ["x"]),
+        (r"\Qa.b\E", ["a.b"], ["axb"]),
+        (r"(?P<n>a)(?<m>b)", ["ab"], ["a"]),
+        (r"(?i)straße|Ж", ["STRAßE", "straẞe", "ж"], ["strasse"]),
+        (r"\x41\x{e9}\101", ["AéA"], ["AA"]),
+        (r"a(?i:b)a", ["aba", "aBa"], ["Aba"]),
+        (r"a{,2}", ["a{,2}"], ["aa", ""]),
+        (r"(?U)a+?", ["aaa"], [""]),
+        (r"a$\n", [], ["a", "a\n"]),
+        (r"[^\x00-\x{10FFFE}]", ["􏿿"], ["a"]),
+        (r"www\.[\w.-]+\.\bcom\b", ["www.a.com"], ["www.acom"]),
+    ],
+)
+def test_patterns_of_re2(pattern: str, matching: list[str], other: list[str]) -> None:
+    found = automaton(pattern)
+    assert [text for text in (*matching, *other) if found.matches(text.encode())] == matching
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        (r"(a)\1", "references to groups"),
+        ("(?=a)", "looking ahead"),
+        ("(?<!a)b", "looking ahead or behind"),
+        ("(a", "a \\) is missing"),
+        ("a)", "a \\) too many"),
+        ("*a", "nothing to repeat"),
+        ("[a", "ends too soon"),
+        ("[b-a]", "no such ends"),
+        ("a{2000}", "at most 1000"),
+        ("((a{100}){100}){100}", "unfolds to more"),
+        ("(a|b)*a(a|b){14}", "states"),
+        (r"\p{Greek}", "scripts are not supported"),
+        ("(?m)^a$", "ends of lines"),
+        ("[[:foo:]]", "no class 'foo'"),
+        ("\\", "ends too soon"),
+        ("(" * 300 + ")" * 300, "within each other"),
+    ],
+)
+def test_patterns_that_are_refused(pattern: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"RegexFullMatch.*{reason}"):
+        tensorsmith.compile(model_of(node("RegexFullMatch", ["x"], ["y"], pattern=pattern), x=strings("a")), cache=False)
+
+
+def test_matching() -> None:
+    x = strings("a@b.com", "a@b.de", "@b.com", "é@b.com", "a@b.com\0", "").reshape(2, 3)
+    want = np.array([[True, True, False], [False, False, False]])
+    check(model_of(node("RegexFullMatch", ["x"], ["y"], pattern=r"[\w.]+@[a-z]+\.\w{2,3}"), x=x), {"x": x}, [want])

@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from compiler.ir.automaton import Automaton, automaton
 from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim
-from compiler.ir.op import FormContext, Op, register
+from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.text_table import text_table
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, given
+
+_TEXTS = np.array(["a.b@c.com", "a@b.org", "@b.com", "a@b.com\n", ""], object)
 
 
 class TextFunction(Op):
@@ -83,3 +86,29 @@ def find_text(context: FormContext, x: Value, keys: Sequence[str]) -> Value:
     values = np.array([len(keys) if slot is None else numbers[order[slot]] for slot in table.slots], np.int64)
     tables = (np.array(table.displacements, np.uint64), slots, values)
     return context.emit("find_text", x, *map(context.const, tables), seed=table.seed, missing=len(keys))
+
+
+def _full_match(context: FormContext) -> Value:
+    """https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html, with RE2's meaning of patterns."""
+    found = automaton(str(context.attrs["pattern"]))
+    tables = np.array(found.classes, np.uint8), np.array(found.table, np.int32), np.array(found.accepts)
+    return context.emit("match_text", context.input(0), *(context.const(table) for table in tables))
+
+
+@register
+class MatchText(TextFunction):
+    """Whether all of a text matches an automaton (``compiler/ir/automaton.py``): classes of bytes, states after each class, and which accept."""
+
+    name = "match_text"
+    families = ("match_text",)
+    result = DType.BOOL
+    forms = (OnnxForm("RegexFullMatch", _full_match, since=20),)
+    samples = (
+        Sample("RegexFullMatch", (_TEXTS,), {"pattern": r"[\w.]+@\w+\.(com|org)"}),
+        Sample("RegexFullMatch", (_TEXTS[:0],), {"pattern": "a|b*"}),
+    )
+
+    def function(self, tables: Arrays, attrs: Attrs) -> Callable[..., Any]:
+        classes, table, accepts = (array(x).tolist() for x in tables)
+        found = Automaton(tuple(classes), tuple(map(tuple, table)), tuple(accepts))
+        return lambda text: found.matches(text.encode())
