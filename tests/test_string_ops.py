@@ -168,7 +168,7 @@ def wider(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return groups | repeated | st.lists(inner, max_size=3).map("".join) | st.lists(inner, min_size=2, max_size=3).map(lambda p: f"({'|'.join(p)})")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.recursive(LETTERS | PLACES.filter(lambda p: "?" not in p), wider, max_leaves=6),
     st.lists(st.text("ab.é1 \n😀A_", max_size=6), max_size=20),

@@ -1,6 +1,8 @@
-"""TfIdfVectorizer: how often the n-grams of a pool occur in sequences of integers, by comparing every window with every n-gram."""
+"""TfIdfVectorizer: how often the n-grams of a pool occur in sequences of integers or strings, by comparing every window with every n-gram."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from compiler.ir.types import DType
 from compiler.ops.index import slice_axis
 from compiler.ops.scatter import Scatter, scatter
 from compiler.ops.support import cast_to, known_shape, reshape, scalar_like
+from compiler.ops.texts import find_text
 
 _MODES = ("TF", "IDF", "TFIDF")
 
@@ -28,18 +31,23 @@ _WEIGHTS = [0.5, 1.0, 2.0, 1.5, 0.25, 4.0, 3.0]
 
 
 def _tf_idf(context: FormContext) -> Value:
-    """https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html for a pool of integers."""
+    """https://onnx.ai/onnx/operators/onnx__TfIdfVectorizer.html; of strings their numbers in the pool are compared."""
     attrs, x = context.attrs, context.input(0)
     indexes = np.array(attrs["ngram_indexes"], np.int64)
-    if not attrs.get("pool_int64s") or str(attrs["mode"]) not in _MODES or x.type.rank not in (1, 2) or indexes.size == 0 or indexes.min() < 0:
+    strings = x.type.dtype is DType.STRING
+    pool = tuple(attrs.get("pool_strings" if strings else "pool_int64s") or ())
+    if not pool or str(attrs["mode"]) not in _MODES or x.type.rank not in (1, 2) or indexes.size == 0 or indexes.min() < 0:
         raise UnsupportedForm(
-            f"mode {attrs['mode']!r} of {x.type}; integers of rank 1 or 2, an integer pool and modes {', '.join(_MODES)} are possible"
+            f"mode {attrs['mode']!r} of {x.type}; integers or strings of rank 1 or 2, a pool of them and modes {', '.join(_MODES)} are possible"
         )
+    if strings:
+        words = list(dict.fromkeys(pool))
+        x, pool = find_text(context, x, words), tuple(map({word: number for number, word in enumerate(words)}.__getitem__, pool))
     size = int(indexes.max()) + 1
     rows, length = (1, *known_shape(x, "the input"))[-2:]
     tokens = cast_to(context, reshape(context, x, (rows, length)), DType.INT64)
     counts: Value = context.const(np.zeros((rows, size), np.float32))
-    for grams, numbers in _grams(context):
+    for grams, numbers in _grams(context, pool):
         for skip in range(1 if grams.shape[1] == 1 else int(attrs["max_skip_count"]) + 1):
             found = _occurrences(context, tokens, grams, skip + 1)
             if found is not None:
@@ -48,10 +56,10 @@ def _tf_idf(context: FormContext) -> Value:
     return reshape(context, _weighted(context, counts, size), (*x.type.shape[:-1], size))
 
 
-def _grams(context: FormContext) -> list[tuple[Array, Array]]:
+def _grams(context: FormContext, members: Sequence[int]) -> list[tuple[Array, Array]]:
     """For each length wanted: the n-grams ``[K, n]`` and their numbers in the pool; of equal ones the last."""
     attrs, found = context.attrs, []
-    pool, starts = np.array(attrs["pool_int64s"], np.int64), [int(start) for start in attrs["ngram_counts"]]
+    pool, starts = np.array(members, np.int64), [int(start) for start in attrs["ngram_counts"]]
     first = 0
     for n, (start, end) in enumerate(zip(starts, [*starts[1:], pool.size], strict=True), 1):
         grams = pool[start : start + (end - start) // n * n].reshape(-1, n)
@@ -89,7 +97,7 @@ def _weighted(context: FormContext, counts: Value, size: int) -> Value:
 
 
 def _sample(x: Array, **attrs: object) -> Sample:
-    return Sample("TfIdfVectorizer", (x,), {**_POOL, **attrs}, opset=9)
+    return Sample("TfIdfVectorizer", (x,), {name: value for name, value in {**_POOL, **attrs}.items() if value is not None}, opset=9)
 
 
 extend(
@@ -102,5 +110,6 @@ extend(
         _sample(_X, mode="TFIDF", max_skip_count=1, weights=_WEIGHTS),
         _sample(_X, mode="IDF", ngram_indexes=[3, 2, 1, 0, 0, 5, 4]),
         _sample(_X[:, :1], min_gram_length=2),
+        _sample(_X.astype(str).astype(object), pool_int64s=None, pool_strings=list("2354567867"), weights=_WEIGHTS, mode="TFIDF"),
     ),
 )
