@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import toy
 from onnx import numpy_helper, parser
@@ -181,6 +182,21 @@ def test_opt_explains_what_the_passes_did(model: Path) -> None:
     lines = call("opt", model, *SHAPE, "--explain").splitlines()
     assert any(re.fullmatch(r"group: \d+ groups", line) for line in lines)
     assert not any(line.startswith("graph") for line in lines)
+
+
+def test_opt_explains_matches_and_near_misses(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+agraph (float[2, 3] x, float[2, 3] z) => (float[2, 3] y, float[2, 3] w)
+{
+  s = Sigmoid(x)
+  y = Mul(x, s)
+  t = Sigmoid(z)
+  w = Mul(x, t)
+}
+"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "gates.onnx")
+    lines = call("opt", tmp_path / "gates.onnx", "--explain", "--passes", "recover-ops").splitlines()
+    assert lines == ["recover-ops: 1 swish", "  swish matched 1: y", "  swish not at w: %z is not %x"]
 
 
 def test_opt_times_every_pass(model: Path) -> None:
