@@ -24,6 +24,7 @@ from passes.graph.outputs import CopyOutputs
 from passes.graph.plan import PlanMemory
 from passes.graph.recover import RecoverOps
 from passes.graph.simplify import Simplify
+from passes.graph.sink_transposes import SinkTransposes
 from passes.graph.sink_views import SinkViews
 
 OPT_LEVELS = (0, 1, 2, 3)
@@ -52,7 +53,8 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
             EliminateDeadCode(),
         )
     if opt_level >= 2:
-        clean = (IntegerProducts(), *clean, RecoverOps(), SinkViews(), FoldAffine(), GatherConstants(), Simplify(), EliminateDeadCode())
+        late = (RecoverOps(), SinkViews(), FoldAffine(), SinkTransposes(), GatherConstants(), Simplify(), EliminateDeadCode())
+        clean = (IntegerProducts(), *clean, *late)
     return clean
 
 
