@@ -354,6 +354,49 @@ def test_a_loop_that_reads_what_it_has_appended(s: list[Any], n: int) -> None:
     assert "appended" in print_graph(optimize(import_model(model(READ_BACK)), resolve("native"))[0])
 
 
+BEGINS_EMPTY = """
+g (int64 n, float[N] x) => (seq(float[]) y) {
+  none = SequenceEmpty ()
+  zero = Constant <value_int = 0> ()
+  y = Loop (n, , none) <body = b (int64 i, bool c, seq(float[P]) a) => (bool d, seq(float[]) e) {
+    d = Identity (c)
+    start = Equal (i, zero)
+    next = If (start) <
+      then_branch = t () => (float[Q] p) { p = Identity (x) },
+      else_branch = u () => (float[Q] q) { end = Constant <value_int = -1> () last = SequenceAt (a, end) q = Concat <axis = 0> (last, x) }
+    >
+    e = SequenceInsert (a, next)
+  }>
+}
+"""
+
+
+@pytest.mark.parametrize("n", [0, 1, 4])
+@pytest.mark.parametrize("kind", ["float[P]", "float[]"])
+def test_a_loop_that_reads_of_a_sequence_that_begins_empty(n: int, kind: str) -> None:
+    text = BEGINS_EMPTY.replace("seq(float[P])", f"seq({kind})")
+    if kind == "float[]":
+        with pytest.raises(ts.UserError, match="declare its shape"):
+            compiled(text)
+        text = text.replace("float[Q] q) {", "float[Q] q) <float[R] last> {")
+    check(text, n=np.array(n), x=np.float32([1, 2]))
+
+
+MANY = """
+g (seq(float[N]) s, float[300, 2] x) => (seq(float[2]) y, seq(float[]) z) {
+  rows = SplitToSequence <axis = 0, keepdims = 0> (x)
+  y = SequenceMap (rows) <body = b (float[2] p) => (float[2] q) { q = Neg (p) }>
+  z = SequenceMap (rows, s) <body = c (float[2] p, float[N] q) => (float[K] r) { r = Concat <axis = 0> (p, q) }>
+}
+"""
+
+
+def test_a_long_sequence_of_known_length_is_not_written_out() -> None:
+    x, s = np.arange(600, dtype=np.float32).reshape(300, 2), [np.full(size % 3, size, np.float32) for size in range(300)]
+    check(MANY, s=s, x=x)
+    assert len(import_model(model(MANY)).nodes) < 60
+
+
 WHILE = """
 g (int64 limit, float[N] x) => (seq(float[]) y, float[A] all) {
   none = SequenceEmpty ()

@@ -13,7 +13,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.containers import Container
 from compiler.ir.graph import Attr, Value
 from compiler.ir.types import TensorType
-from compiler.ops.support import onnx_dtype
+from compiler.ops.support import ONNX_DTYPES, onnx_dtype
 from frontend.onnx.emitter import Emitter
 from frontend.onnx.entries import Element, Entry, Maybe, MaybeForm, Ragged, RaggedForm, TensorForm, kind_of, replaced, values_of
 from frontend.onnx.ragged import brought, ragged
@@ -57,6 +57,13 @@ class Declared:
         if self.element is None:
             raise UnsupportedForm("an optional tensor is absent, and the model does not declare its rank")
         return MaybeForm(TensorForm(dtype, len(self.element), self.element))
+
+
+def declared_sequence(value: onnx.ValueInfoProto) -> RaggedForm | None:
+    """What is declared of a sequence of tensors; None for what is none of a type that is supported."""
+    type_ = value.type.sequence_type.elem_type.tensor_type
+    dtype = ONNX_DTYPES.get(type_.elem_type)
+    return None if dtype is None else RaggedForm(dtype, Declared(False, True, type_).element)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -15,11 +16,12 @@ from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, minimum, sym, symbols
 from compiler.ir.run_time import depends_on_run, natural
 from compiler.ir.types import DType, TensorType
+from frontend.onnx.borders import declared_sequence
 from frontend.onnx.emitter import Emitter
-from frontend.onnx.entries import Entry, Ragged, common_form, form_of, kind_of, replaced, values_of
+from frontend.onnx.entries import Entry, Ragged, RaggedForm, common_form, form_of, kind_of, loosened, replaced, values_of
 from frontend.onnx.inputs import declared_ranks, static_shapes
 from frontend.onnx.order import captured, ordered
-from frontend.onnx.ragged import appended, brought, item, length_of
+from frontend.onnx.ragged import appended, brought, item, length_of, ragged
 from frontend.onnx.reading import initializers
 from frontend.onnx.scope import Scope
 
@@ -187,10 +189,20 @@ BuildBody = Callable[[Scope, Dim, Sequence[Entry]], Iteration | None]
 
 
 def repeat(
-    host: Host, scope: Scope, name: str, trips: Dim | None, condition: Value | None, given: Sequence[Entry], build: BuildBody
+    host: Host,
+    scope: Scope,
+    name: str,
+    trips: Dim | None,
+    condition: Value | None,
+    given: Sequence[Entry],
+    build: BuildBody,
+    declared: Mapping[int, RaggedForm] = MappingProxyType({}),
 ) -> tuple[list[Entry], list[Value]] | None:
-    """A ``loop`` node; its last carried entries and its scans. The body is imported again while what they are made of, and dims, turn out to
-    change in it."""
+    """A ``loop`` node; its last carried entries and its scans.
+
+    The body is imported again while what they are made of, and dims, turn out to change in it; and as if the lengths of sequences were not
+    known where it cannot be imported for those they begin with. Of one that begins empty, ``declared`` says by number what its elements are.
+    """
     forms, start = [form_of(entry) for entry in given], list(given)
     initial = [value for entry in start for value in values_of(entry)]
     varying: dict[tuple[int, int], str] = {}
@@ -205,12 +217,20 @@ def repeat(
         carried = [inner.builder.input(value.name, type_) for value, type_ in zip(initial, types, strict=True)]
         found = build(inner, sym(number), _rebuilt(start, carried))
         if found is None:
-            return None
-        common = [common_form(form, form_of(entry), f"carried value {p}") for p, (form, entry) in enumerate(zip(forms, found.carried, strict=True))]
-        if common != forms:
-            forms, varying = common, {}
+            wanted = [loosened(form, declared.get(p)) for p, form in enumerate(forms)]
+            if wanted == forms:
+                return None
+        else:
+            wanted = [
+                common_form(form, form_of(entry), f"carried value {p}") for p, (form, entry) in enumerate(zip(forms, found.carried, strict=True))
+            ]
+        if found is None or wanted != forms:
+            forms, varying = wanted, {}
             start = [brought(Emitter(scope.builder, name), *pair) for pair in zip(given, forms, strict=True)]
             initial = [value for entry in start for value in values_of(entry)]
+            if found is None:
+                owners = [entry for entry in start for _ in values_of(entry)]
+                varying = {(p, 0): scope.builder.symbol(natural=True) for p, owner in enumerate(owners) if isinstance(owner, Ragged)}
             continue
         following = [v for pair in zip(found.carried, forms, strict=True) for v in values_of(brought(Emitter(inner.builder, name), *pair))]
         changed = [place for place in _differences(types, following) if place not in varying]
@@ -316,7 +336,8 @@ def import_loop(host: Host, node: onnx.NodeProto, inputs: Sequence[Entry], body:
         going, rest = found
         return Iteration(going, rest[: len(carried)], _tensors(rest[len(carried) :]))
 
-    results = repeat(host, scope, name, trips, condition, initial, build)
+    declared = {p: form for p, value in enumerate(body.input[2:]) if (form := declared_sequence(value)) is not None}
+    results = repeat(host, scope, name, trips, condition, initial, build, declared)
     return None if results is None else [*results[0], *results[1]]
 
 
@@ -384,6 +405,8 @@ def import_map(host: Host, node: onnx.NodeProto, inputs: Sequence[Entry], body: 
         raise UnsupportedForm(f"its body has {len(names)} inputs for {len(inputs)} operands")
     lengths = [length_of(entry) for entry in inputs if isinstance(entry, tuple | Ragged)]
     known = next((length for length in lengths if isinstance(length, int)), None)
+    if known is not None and known > _UNROLLED:
+        known, inputs = None, [ragged(emit, entry, entry[0].type.dtype) if isinstance(entry, tuple) and entry else entry for entry in inputs]
     for length in lengths[1:]:
         emit.check(lengths[0], length, lengths[0], "its sequences have different lengths, {low} and {value}")
     ranks = declared_ranks(body.input)

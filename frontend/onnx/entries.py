@@ -177,6 +177,13 @@ def _common_content(first: ContentForm, second: ContentForm, role: str) -> Conte
     return found
 
 
+def loosened(form: Form, empty: RaggedForm | None) -> Form:
+    """The form of a sequence of known length if that were not known; ``empty`` where it has no elements that tell what they are."""
+    if not isinstance(form, ListForm):
+        return form
+    return _common_content(form, _parts(form)[0], "a sequence") if form.tensors else empty or form
+
+
 def _parts(form: ListForm | RaggedForm) -> tuple[RaggedForm, ...]:
     """What a sequence's elements are each for themselves."""
     return (form,) if isinstance(form, RaggedForm) else tuple(RaggedForm(tensor.dtype, tensor.shape) for tensor in form.tensors)
