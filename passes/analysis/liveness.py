@@ -9,14 +9,15 @@ from typing import TypeVar
 from compiler.ir.control import type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, evaluate, symbols
+from compiler.ir.op import lookup
 from compiler.ir.types import TensorType
 from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, view_offset
 
 _TYPICAL, _TYPICAL_STEP = 48, 16
 """The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
 
-_STORE_ONCE = frozenset({"conv", "matmul"})
-"""Anchors whose kernels touch an output element once, with its epilogue; others may keep intermediate results there."""
+_STORE_ONCE = frozenset({"conv", "gather", "matmul"})
+"""Anchors whose kernels touch an output element once, with its epilogue, as those of index maps do; others may keep intermediate results there."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,18 @@ def estimated_bytes(type_: TensorType, sizes: Mapping[str, int]) -> int:
     return evaluate(nbytes, sizes) if sizes.keys() >= set(symbols(nbytes)) else 0
 
 
+def _stores_once(node: Node) -> bool:
+    if is_elementwise(node) or node.op in _STORE_ONCE:
+        return True
+    return lookup(node.op).regions([value.type for value in node.present_inputs], node.attrs) is not None
+
+
 def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
     """The operands over whose memory a group may write its result, if nothing reads it later."""
     if node.op != "group":
         return ()
     (region,) = node.regions
-    if any(not is_elementwise(inner) and inner.op not in _STORE_ONCE for inner in region.nodes):
+    if not all(map(_stores_once, region.nodes)):
         return ()
     result = region.outputs[0].type
     memory = [roots[value] for value in node.present_inputs]
