@@ -238,3 +238,61 @@ def test_matching() -> None:
     x = strings("a@b.com", "a@b.de", "@b.com", "é@b.com", "a@b.com\0", "").reshape(2, 3)
     want = np.array([[True, True, False], [False, False, False]])
     check(model_of(node("RegexFullMatch", ["x"], ["y"], pattern=r"[\w.]+@[a-z]+\.\w{2,3}"), x=x), {"x": x}, [want])
+
+
+@few
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20)), st.lists(st.integers(0, 2**64 - 1), min_size=1))
+def test_integers_as_texts_and_back(signed: list[int], unsigned: list[int]) -> None:
+    x, u = np.array([-(2**63), 2**63 - 1, 0, -10, *signed]), np.array([0, 2**64 - 1, *unsigned], np.uint64)
+    model = model_of(
+        node("Cast", ["x"], ["y0"], to=TensorProto.STRING),
+        node("Cast", ["u"], ["y1"], to=TensorProto.STRING),
+        node("Cast", ["y0"], ["y2"], to=TensorProto.INT64),
+        node("Cast", ["y1"], ["y3"], to=TensorProto.UINT64),
+        x=x,
+        u=u,
+    )
+    check(model, {"x": x, "u": u}, [vector(list(map(str, x.tolist()))), vector(list(map(str, u.tolist()))), x, u])
+
+
+@few
+@given(st.lists(st.floats(), max_size=9), st.lists(st.decimals(-(10**15), 10**15, allow_nan=False, places=3), max_size=9))
+def test_texts_as_floats(numbers: list[float], decimals: list[object]) -> None:
+    texts = [
+        *map(str, decimals),
+        *map(repr, numbers),
+        "1E8",
+        "+.5",
+        " 7. ",
+        "-iNf",
+        "NAN",
+        "infinity",
+        "1e-400",
+        "1e400",
+        "0e99999999",
+        "0" * 40 + "1",
+    ]
+    texts += ["9" * 30, "0." + "0" * 30 + "12345678901234567890123"]
+    x = vector(texts)
+    module = tensorsmith.compile(model_of(node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE), x=x), cache=False)
+    want = np.array(list(map(float, texts)))
+    normal = ~(np.abs(want) < 1e-300)
+    np.testing.assert_allclose(module(x)[0][normal], want[normal], rtol=1e-15)
+    np.testing.assert_array_equal(module(x)[0][: len(decimals)], want[: len(decimals)])
+
+
+@pytest.mark.parametrize(
+    ("text", "to"),
+    [("", TensorProto.FLOAT), ("1,5", TensorProto.FLOAT), ("1e", TensorProto.DOUBLE), ("x", TensorProto.INT32), ("1e3", TensorProto.INT64)],
+)
+def test_texts_that_are_no_numbers_end_the_run(text: str, to: int) -> None:
+    module = tensorsmith.compile(model_of(node("Cast", ["x"], ["y"], to=to), x=strings("a")), cache=False)
+    assert module(strings("1", "-2"))[0].tolist() == [1, -2]
+    with pytest.raises(UserError, match="1 of the 2 texts are numbers"):
+        module(strings("1", text))
+
+
+def test_casts_that_are_refused() -> None:
+    for x, to, reason in ((np.zeros(1, np.float32), TensorProto.STRING, "floats as texts"), (strings("1"), TensorProto.BOOL, "truth values")):
+        with pytest.raises(UserError, match=reason):
+            tensorsmith.compile(model_of(node("Cast", ["x"], ["y"], to=to), x=x), cache=False)

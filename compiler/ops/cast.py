@@ -14,6 +14,7 @@ from compiler.ir.op import Elementwise, FormContext, OnnxForm, Op, Sample, regis
 from compiler.ir.scalar import Const, Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, attr_str, cast_to, first_type, onnx_dtype
+from compiler.ops.text_numbers import cast_text
 
 _F = np.array([[-2.5, -0.0, 1.0], [3.5, np.inf, np.nan]], np.float32)
 _WIDE = np.array([-1e6, -500.0, -6.5, -0.75, -1e-9, 0.0, 0.02, 1.1, 7.0, 460.0, np.inf, -np.inf, np.nan], np.float32)
@@ -61,6 +62,10 @@ class Cast(Elementwise):
         Sample("Cast", (_CODES.view(ml_dtypes.float8_e5m2),), {"to": 17}, opset=19),
         Sample("Cast", (_CODES.view(ml_dtypes.float8_e4m3fn),), {"to": 16}, opset=19),
         Sample("Cast", (_CODES[:16].view(ml_dtypes.int4),), {"to": 1}, opset=21),
+        Sample("Cast", (_INTEGERS,), {"to": 8}),
+        Sample("Cast", (np.array([True, False]),), {"to": 8}),
+        Sample("Cast", (np.array(["-12", "+7", "0"], object),), {"to": 7}),
+        Sample("Cast", (np.array(["-1.5e3", "+7", ".25", "NaN", "-inf"], object),), {"to": 1}),
         Sample("CastLike", (_INTEGERS, _F[0, :1])),
         Sample("CastLike", (_WIDE, np.zeros(1, ml_dtypes.float8_e5m2)), opset=19),
     )
@@ -101,6 +106,8 @@ def _target(attrs: Attrs) -> DType:
 
 def _cast(context: FormContext, to: DType) -> Value:
     x, saturate = context.input(0), bool(context.attrs.get("saturate", 1))
+    if DType.STRING in (x.type.dtype, to):
+        return cast_text(context, x, to)
     if to is DType.FLOAT8E8M0 and x.type.dtype is not to:
         bits = _same_bits(context, cast_to(context, x, DType.FLOAT32), DType.UINT32)
         code = context.emit("power_code", bits, saturate=saturate, round_mode=str(context.attrs.get("round_mode", "up")))

@@ -90,9 +90,14 @@ def find_text(context: FormContext, x: Value, keys: Sequence[str]) -> Value:
 
 def _full_match(context: FormContext) -> Value:
     """https://onnx.ai/onnx/operators/onnx__RegexFullMatch.html, with RE2's meaning of patterns."""
-    found = automaton(str(context.attrs["pattern"]))
+    return match_text(context, context.input(0), str(context.attrs["pattern"]))
+
+
+def match_text(context: FormContext, x: Value, pattern: str) -> Value:
+    """Whether texts match a pattern."""
+    found = automaton(pattern)
     tables = np.array(found.classes, np.uint8), np.array(found.table, np.int32), np.array(found.accepts)
-    return context.emit("match_text", context.input(0), *(context.const(table) for table in tables))
+    return context.emit("match_text", x, *(context.const(table) for table in tables))
 
 
 @register
