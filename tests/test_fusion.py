@@ -23,10 +23,10 @@ from tests.test_lowering import check_program
 TARGET = resolve("x86-64-v3")
 
 
-def check(graph: Graph, tolerance: float = 1e-4) -> Graph:
+def check(graph: Graph) -> Graph:
     """The planned graph, after its program has been run beside the interpreter."""
     planned = optimize(graph, TARGET, verify=True)[0]
-    check_program(graph, lower(planned, TARGET, threads=2), workers=2, tolerance=tolerance)
+    check_program(graph, lower(planned, TARGET, threads=2), workers=2)
     return planned
 
 
@@ -133,8 +133,10 @@ def test_reductions_compute_what_they_read(data: Any) -> None:
         value = b.emit(data.draw(st.sampled_from(("add", "mul", "maximum"))), value, part)
     kind = data.draw(st.sampled_from(("sum", "max", "min")))
     total = b.emit("reduce", value, kind=kind, axes=axes, keepdims=data.draw(st.booleans()))
-    found = groups(check(b.graph([b.emit("neg", total)]), tolerance=2e-3))
-    assert len(found) == 1
+    planned = optimize(b.graph([b.emit("neg", total)]), TARGET, verify=True)[0]
+    # Kernels keep float16 wide between their nodes, as the interpreter does inside a group only.
+    check_program(planned, lower(planned, TARGET, threads=2), workers=2, tolerance=1e-3)
+    assert len(groups(planned)) == 1
 
 
 def test_a_blocked_reduction_computes_what_it_reads() -> None:
