@@ -200,13 +200,13 @@ def _operation(pattern: Operation, found: Value, match: Match, failure: Failure)
     node = match.producer(found)
     wanted = " or ".join(pattern.ops)
     if node is None or node.op not in pattern.ops:
-        failure(match, lambda: f"%{found.name} is {'given' if node is None else f'a {node.op}'}, not a {wanted}")
+        failure(match, lambda: f"%{found.name} is {'given' if node is None else f'made by {node.op}'}, not made by {wanted}")
         return
     wrong = next((key for key, attr in pattern.attrs.items() if not _equal(node.attrs.get(key), attr)), None)
     inputs = node.present_inputs
     if wrong is not None or len(inputs) != len(pattern.operands):
         what = f"{len(inputs)} operands" if wrong is None else f"{wrong} = {node.attrs.get(wrong)}"
-        failure(match, lambda: f"%{found.name}, a {node.op}, has {what}")
+        failure(match, lambda: f"%{found.name}, made by {node.op}, has {what}")
         return
     begun = replace(_bind(match, pattern, found, pattern.name), nodes=(*match.nodes, node))
     orders = permutations(inputs) if node.op in COMMUTATIVE else iter((inputs,))

@@ -196,7 +196,7 @@ agraph (float[2, 3] x, float[2, 3] z) => (float[2, 3] y, float[2, 3] w)
 """
     onnx.save(onnx.parser.parse_model(text), tmp_path / "gates.onnx")
     lines = call("opt", tmp_path / "gates.onnx", "--explain", "--passes", "recover-ops").splitlines()
-    misses = ["  swish not at w: %z is not %x", "  scaled-swish not at w: %z is given, not a mul"]
+    misses = ["  swish not at w: %z is not %x", "  scaled-swish not at w: %z is given, not made by mul"]
     assert lines == ["recover-ops: 1 swish", "  swish matched 1: y", *misses]
 
 
