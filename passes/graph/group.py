@@ -103,6 +103,12 @@ class _Finder:
 
     def find(self, sink: Node, taken: set[Node]) -> tuple[set[Node], set[Node]]:
         """The nodes that only the group that ends in sink reads, and those it computes for itself though others may, too."""
+        return self._find(sink, taken, {})
+
+    def _find(self, sink: Node, taken: set[Node], found: dict[Node, tuple[set[Node], set[Node]]]) -> tuple[set[Node], set[Node]]:
+        """``find``, with what it gives for other nodes while nothing more is taken: paths to a node may be many."""
+        if sink in found:
+            return found[sink]
         own = self._own(sink, taken)
         copies: set[Node] = set()
         budget = _KERNEL_WORK
@@ -113,11 +119,12 @@ class _Finder:
             producer = self._graph.producers.get(value)
             if producer is None or producer in taken or producer in copies or not self._repeats(producer):
                 continue
-            again = set().union(*self.find(producer, taken)) - copies
+            again = set().union(*self._find(producer, taken, found)) - copies
             cost = sum(map(work, again)) * self._times(producer, sink)
             if again <= self._elementwise and cost <= budget and self._fits({*own, *copies, *again}):
                 copies |= again
                 budget -= cost
+        found[sink] = own, copies
         return own, copies
 
     def _prologue(self, own: set[Node], taken: set[Node]) -> tuple[set[Node], set[Node]] | None:
