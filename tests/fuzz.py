@@ -23,6 +23,7 @@ from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 ROOM_BYTES = 2 << 30
 """Memory for one model, beyond what the worker has when it starts."""
@@ -128,7 +129,7 @@ class _Case:
         from compiler.errors import UserError
 
         rng = random.Random(f"{self._seed}/{number}")
-        index = rng.randrange(12) if rng.random() < 0.25 else rng.randrange(len(fuzz_models.models()))
+        index = rng.randrange(13) if rng.random() < 0.25 else rng.randrange(len(fuzz_models.models()))
         name = fuzz_models.models()[index % len(fuzz_models.models())][0]
         data, done = fuzz_mutations.mutated(rng, fuzz_models.sound_model(index))
         path = self._inside / "model.onnx"
@@ -154,6 +155,7 @@ class _Case:
         import tensorsmith
         from compiler.ir.interp import interpret
         from frontend.onnx.importer import import_model
+        from runtime.containers import packed, unpacked
         from runtime.module import numpy_dtype
 
         shapes = _bound_dims(path) if rng.random() < 0.7 else {}
@@ -165,17 +167,24 @@ class _Case:
             return "compiled"
         random_array = np.random.default_rng(rng.randrange(1 << 30))
         arrays = [random_array.uniform(0, 3, size) for size in sizes[: len(module.inputs)]]
-        feeds = {info.name: array.astype(numpy_dtype(info.dtype)) for info, array in zip(module.inputs, arrays, strict=True)}
+        feeds: dict[str, Any] = {}
+        tensors: list[Any] = []
+        for info, array in zip(module.inputs, arrays, strict=True):
+            dtype = numpy_dtype(info.elements)
+            feed = array.astype(dtype)
+            absent = info.is_optional and rng.random() < 0.5
+            feeds[info.name] = None if absent else [feed] * rng.randrange(4) if info.is_sequence else feed
+            tensors += packed(info, dtype, feeds[info.name], {}, lambda _, x, __: x, "") if info.tensors else [feed]
         got = module.run(feeds)
         graph = import_model(path, shapes)
-        names = dict(zip(graph.attrs["input_names"], graph.inputs, strict=True))  # type: ignore[arg-type]
         try:
-            want = interpret(graph, {names[name].name: array for name, array in feeds.items()})
+            want = iter(interpret(graph, {value.name: array for value, array in zip(graph.inputs, tensors, strict=True)}).values())
         except IndexError:  # an index of the data is out of range, which native code clamps
             return "compiled"
-        for (name, found), wanted in zip(got.items(), want.values(), strict=True):
-            if wrong := _difference(found, np.asarray(wanted)):
-                return f"output {name}: {wrong}"
+        for info in module.outputs:
+            wanted = unpacked(info, [next(want) for _ in info.tensors]) if info.tensors else next(want)
+            if wrong := _difference(got[info.name], wanted):
+                return f"output {info.name}: {wrong}"
         return "run"
 
 
@@ -204,7 +213,7 @@ def _bound_dims(path: Path) -> dict[str, tuple[int, ...]]:
         shapes = {
             v.name: tuple(d.dim_value if d.HasField("dim_value") else 3 for d in v.type.tensor_type.shape.dim)
             for v in model.graph.input
-            if v.name not in given
+            if v.name not in given and v.type.HasField("tensor_type")
         }
     except Exception:  # noqa: BLE001 # a model that does not parse is given no shapes
         return {}
@@ -215,6 +224,11 @@ def _difference(got: object, want: object) -> str:
     """How two arrays differ; nothing where they agree."""
     import numpy as np
 
+    if isinstance(want, list) and isinstance(got, list):
+        pairs = zip(got, want, strict=False)
+        return f"{len(got)} elements for {len(want)}" if len(got) != len(want) else next(filter(None, (_difference(a, b) for a, b in pairs)), "")
+    if got is None or want is None:
+        return "" if got is want else "one is absent"
     found, wanted = np.asarray(got), np.asarray(want)
     if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
         return f"{found.dtype}{found.shape} for {wanted.dtype}{wanted.shape}"

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 from test_ops import SAMPLES, one_node_model
 from zoo_models import FOLDER, load
 
@@ -147,7 +147,32 @@ def control() -> onnx.ModelProto:
     return whole(nodes, [("x", (2,), TensorProto.FLOAT), ("c", (), TensorProto.BOOL)], ["y"], [integers("three", 3), yes])
 
 
-_OWN = (convolutional, shapes, attention, quantized, functions, control)
+def sequences() -> onnx.ModelProto:
+    """Sequences and optional values through a loop, a branch and a map."""
+    return parser.parse_model("""
+    <ir_version: 10, opset_import: ["" : 20]>
+    g (seq(float[N]) s, optional(float[2]) o, float[3, 2] x, int64 p) => (seq(float[K]) y, float[L] all, optional(float[2]) same) {
+      rows = SplitToSequence <axis = 0, keepdims = 0> (x)
+      more = SequenceInsert (s, k, p)
+      k = Constant <value_floats = [1.0, 2.0, 3.0]> ()
+      there = OptionalHasElement (o)
+      first = If (there) <
+        then_branch = t () => (float[2] a) { a = OptionalGetElement (o) },
+        else_branch = e () => (float[2] b) { b = SequenceAt (rows, zero) }>
+      zero = Constant <value_int = 0> ()
+      n = SequenceLength (more)
+      empty = SequenceEmpty ()
+      sums = Loop (n, , empty) <body = l (int64 i, bool c, seq(float[]) v) => (bool d, seq(float[]) w) {
+        d = Identity (c) q = SequenceAt (more, i) r = Concat <axis = 0> (q, first) w = SequenceInsert (v, r)
+      }>
+      y = SequenceMap (sums) <body = m (float[M] f) => (float[M] g) { g = Neg (f) }>
+      all = ConcatFromSequence <axis = 0> (y)
+      same = Identity (o)
+    }
+    """)
+
+
+_OWN = (convolutional, shapes, attention, quantized, functions, control, sequences)
 
 
 @cache

@@ -105,6 +105,14 @@ def test_what_cannot_be_compiled(text: str, message: str) -> None:
         import_model(model(text))
 
 
+def test_an_empty_sequence_is_what_it_is_declared_to_be() -> None:
+    made = model("g (float[N] x) => (seq(int64[M]) y) { y = SequenceEmpty () }")
+    assert str(ts.compile(made, cache=False).outputs[0]).startswith("y: seq(int64)")
+    made.graph.output[0].ClearField("type")
+    with pytest.raises(ts.UserError, match="does not declare what its elements would be"):
+        import_model(made)
+
+
 def test_many_runs_of_changing_lengths_take_no_memory() -> None:
     module, random = ts.compile(model(LOOP), threads=1, cache=False), np.random.default_rng(0)
     feeds = [

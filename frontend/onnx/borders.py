@@ -106,6 +106,8 @@ def handed_out(emit: Emitter, entry: Entry, value: onnx.ValueInfoProto) -> Entry
     if declared is not None and declared.sequence == isinstance(content, Value):
         raise UnsupportedForm(f"the model declares it as {'a sequence' if declared.sequence else 'a tensor'}, and it is {kind_of(content)}")
     if isinstance(content, tuple):
+        if not content and declared is None:
+            raise UnsupportedForm(f"output {value.name!r} is an empty sequence, and the model does not declare what its elements would be")
         dtype = content[0].type.dtype if content or declared is None else onnx_dtype(declared.tensor.elem_type)
         content = ragged(emit, content, dtype)
     return content if present is None else Maybe(present, content)
