@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tensorsmith as ts
+from compiler.driver import Options, build
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.interp import interpret
+from compiler.ir.types import DType, TensorType
 from compiler.ir.verify import Stage, is_view, verify_graph
-from compiler.pipeline import passes_for
-from compiler.target import resolve
+from compiler.pipeline import optimize, passes_for
+from compiler.target import native, resolve
 from passes.analysis.liveness import Interval, max_live_bytes
 from passes.analysis.packing import place
 from passes.base import PassManager
 from passes.graph.order import OrderNodes
 from passes.graph.plan import PlanMemory
-from tests.graph_cases import check_same, f32, networks
+from tests.graph_cases import check_same, f32, feeds, networks
 
 TARGET = resolve("x86-64-v3")
 
@@ -134,3 +141,39 @@ def test_equal_layers_are_packed_to_the_bound() -> None:
     found = [Interval(nbytes, 20 * k + first, 20 * k + last) for k in range(12) for first, last, nbytes in layer]
     found.append(Interval(residual, 0, 240))
     assert max_live_bytes(found) == place(found, 400_000)[1] < place(found, 0)[1]
+
+
+@pytest.mark.parametrize("dtype", [DType.FLOAT32, DType.FLOAT16])
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("epilogue", ["none", "scaled", "with its operand", "with another"])
+def test_softmax_writes_over_its_operand(epilogue: str, axis: int, log: bool, dtype: DType) -> None:
+    """But not where the epilogue reads it, nor over what else the epilogue reads: both are read after the first results are stored."""
+    b = GraphBuilder("g", folding=False)
+    x, y = b.input("x", TensorType(dtype, (3, 21, 37))), b.input("y", TensorType(dtype, (3, 21, 37)))
+    scores = b.emit("reduce", b.emit("tanh", b.emit("reshape", x, shape=(1, 3, 21, 37))), kind="max", axes=(0,), keepdims=False)
+    other = b.emit("reduce", b.emit("tanh", b.emit("reshape", y, shape=(1, 3, 21, 37))), kind="max", axes=(0,), keepdims=False)
+    result = b.emit("softmax", scores, axis=axis, log=log)
+    if epilogue != "none":
+        half = b.constant(np.full((1, 1, 1), 0.5, dtype.numpy))
+        result = b.emit("mul", result, {"scaled": half, "with its operand": scores, "with another": other}[epilogue])
+    graph = b.graph([b.emit("reduce", result, kind="sum", axes=(1,), keepdims=False), b.emit("reduce", other, kind="max", axes=(1,), keepdims=False)])
+    graph = graph.with_(attrs={"input_names": ("x", "y"), "output_names": ("p", "q")})
+    planned, _ = optimize(graph, native(), verify=True)
+    over = {inner.op: node.attrs.get("in_place") for node in planned.nodes for region in node.regions for inner in region.nodes}
+    assert over["softmax"] == (None if epilogue == "with its operand" else 0)
+    given = feeds(graph)
+    want = interpret(graph, given)
+    tolerance = 2e-3 if dtype is DType.FLOAT16 else 1e-5
+    for got in (interpret(planned, given), run_natively(graph, given)):
+        for name, array in want.items():
+            wanted = array.astype(np.float32)
+            np.testing.assert_allclose(got[name].astype(np.float32), wanted, rtol=0, atol=tolerance * float(np.abs(wanted).max()))
+
+
+def run_natively(graph: Graph, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "m.tsm"
+        build(graph, Options.checked("native", 2, None, 3)).write(path)
+        found = ts.load(path).run(given)
+    return dict(zip((value.name for value in graph.outputs), found.values(), strict=True))

@@ -19,6 +19,9 @@ _TYPICAL, _TYPICAL_STEP = 48, 16
 _STORE_ONCE = frozenset({"conv", "gather", "matmul"})
 """Anchors whose kernels touch an output element once, with its epilogue, as those of index maps do; others may keep intermediate results there."""
 
+_OVER_OPERAND = frozenset({"softmax"})
+"""Of the others those whose kernels do not read an element of their operand after they write that element of the result, an epilogue apart."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -125,7 +128,8 @@ def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
     if node.op != "group":
         return ()
     (region,) = node.regions
-    if not all(map(_stores_once, region.nodes)):
+    anchors = {inner.op for inner in region.nodes if not _stores_once(inner)}
+    if not anchors <= _OVER_OPERAND:
         return ()
     result = region.outputs[0].type
     memory = [roots[value] for value in node.present_inputs]
@@ -134,7 +138,9 @@ def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
         type_ = value.type
         same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
         # The same memory must not also come in as another operand, nor be read elsewhere than at the element written.
-        alone = memory.count(root) == 1 and all(is_elementwise(user) for user in region.users.get(value, ()))
+        users = region.users.get(value, ())
+        fits = [user.op for user in users] == [*anchors] if anchors else all(map(is_elementwise, users))
+        alone = memory.count(root) == 1 and fits
         if same and alone and root.type.nbytes == result.nbytes:
             found.append(operand)
     return tuple(found)
