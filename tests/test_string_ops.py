@@ -296,3 +296,14 @@ def test_casts_that_are_refused() -> None:
     for x, to, reason in ((np.zeros(1, np.float32), TensorProto.STRING, "floats as texts"), (strings("1"), TensorProto.BOOL, "truth values")):
         with pytest.raises(UserError, match=reason):
             tensorsmith.compile(model_of(node("Cast", ["x"], ["y"], to=to), x=x), cache=False)
+
+
+@settings(few, max_examples=2)
+@given(st.lists(TEXTS | st.text("a\0é😀", max_size=18), max_size=12))
+def test_unique_texts(texts: list[str]) -> None:
+    x = vector([*texts, "b" * 17, "b" * 16, "b" * 17 + "\0"])
+    ordered = sorted(set(x.tolist()))
+    inverse = np.array([ordered.index(text) for text in x], np.int64)
+    first = np.array([x.tolist().index(text) for text in ordered], np.int64)
+    wants = [vector(ordered), first, inverse, np.bincount(inverse).astype(np.int64)]
+    check(model_of(node("Unique", ["x"], ["y0", "y1", "y2", "y3"]), x=x), {"x": x}, wants)

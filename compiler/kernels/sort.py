@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compiler.ir.intexpr import Dim, floordiv, minimum, mod
@@ -12,6 +12,7 @@ from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.loops import number, pack_plain, parallel_nest
+from compiler.kernels.texts import Texts
 from compiler.target import Target
 
 _INDEX = VecType(DType.INT64, 1)
@@ -22,6 +23,10 @@ _INSERTED = 64
 
 _MOST_DOUBLINGS = 46
 """Merges until a run is as long as any row in memory."""
+
+
+Before = Callable[[Reg, Reg], Reg]
+"""Whether an element that stands later belongs before another one."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class MergeSort:
         # Merging goes to and fro between the halves of each buffer.
         size = length if schedule.run == 0 else length * 2
         rows = _Rows(b.buffer("keys", x.dtype, size, Access.SCRATCH), b.buffer("positions", DType.INT64, size, Access.SCRATCH))
-        sorter = _Sorter(b, x.dtype, bool(workload.attrs["largest"]), rows, length, k)
+        sorter = _Sorter(b, self.order(b, x.dtype, bool(workload.attrs["largest"])), rows, length, k)
         others = [*shape[:axis], *shape[axis + 1 :]]
         with parallel_nest(b, others, workload.threads) as point:
             start: Dim = 0
@@ -86,8 +91,35 @@ class MergeSort:
                 epilogue.store(out, position, [*point[:axis], loop.var, *point[axis:]])
         return b.function()
 
+    def order(self, b: LoopBuilder, dtype: DType, largest: bool) -> Before:
+        """How elements compare."""
+
+        def before(later: Reg, earlier: Reg) -> Reg:
+            wins = b.op("gt" if largest else "lt", later, earlier)
+            if dtype.is_float:
+                nan, other = (later, earlier) if largest else (earlier, later)
+                wins = b.op("or", wins, b.op("and", b.op("isnan", nan), b.op("not", b.op("isnan", other))))
+            return wins
+
+        return before
+
     def flops(self, workload: Workload) -> Dim:
         return 0
+
+
+class MergeSortTexts(MergeSort):
+    """The family for strings, all of them, in ascending order of their code points."""
+
+    name = "merge_sort_texts"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Row-major tensors, of which every element is asked for: no place is read that was not written."""
+        whole = workload.dim("k") == workload.inputs[0].type.shape[workload.int("axis")]
+        return super().supports(workload, target) and whole and not workload.attrs["largest"]
+
+    def order(self, b: LoopBuilder, dtype: DType, largest: bool) -> Before:
+        texts = Texts(b)
+        return lambda later, earlier: texts.less(b.bind(later), b.bind(earlier))
 
 
 @dataclass(frozen=True)
@@ -101,22 +133,12 @@ class _Rows:
 class _Sorter:
     """Writes the passes over one row of ``length`` elements, of which the first ``k`` are wanted, in ``rows``."""
 
-    def __init__(self, b: LoopBuilder, dtype: DType, largest: bool, rows: _Rows, length: Dim, k: Dim) -> None:
+    def __init__(self, b: LoopBuilder, before: Before, rows: _Rows, length: Dim, k: Dim) -> None:
         self._b = b
+        self._before = before
         self._rows = rows
-        self._dtype = dtype
-        self._largest = largest
         self._length = length
         self._k = k
-
-    def _before(self, later: Reg, earlier: Reg) -> Reg:
-        """Whether the element that stands later belongs before the other one."""
-        b = self._b
-        wins = b.op("gt" if self._largest else "lt", later, earlier)
-        if self._dtype.is_float:
-            nan, other = (later, earlier) if self._largest else (earlier, later)
-            wins = b.op("or", wins, b.op("and", b.op("isnan", nan), b.op("not", b.op("isnan", other))))
-        return wins
 
     def runs(self, x: Buffer, start: Dim, stride: Dim, size: int) -> None:
         """Copy a row of x, each ``size`` elements sorted by exchanges of neighbours in registers."""
@@ -213,3 +235,4 @@ def _doublings(width: int, length: int) -> int:
 
 
 register_family(MergeSort())
+register_family(MergeSortTexts())

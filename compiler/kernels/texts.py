@@ -149,5 +149,23 @@ class Texts:
             loop.yield_([b.op("or", loop.carried[0], differing)])
         return b.op("eq", loop.results[0], b.const(0, INDEX))
 
+    def less(self, left: Dim, right: Dim) -> Reg:
+        """Whether a text comes before another one: the order of UTF-8's bytes is that of code points."""
+        b, zero = self.b, self.b.const(0, INDEX)
+        length, other = self.length(left), self.length(right)
+        with b.loop("w", 0, b.bind(b.op("min", self.words(length), self.words(other))), carried=[zero]) as loop:
+            one, two = (self._in_order(place * WORD + loop.var * WORD + WORD) for place in (left, right))
+            sign = b.op("sub", b.cast(b.op("gt", one, two), DType.INT64), b.cast(b.op("lt", one, two), DType.INT64))
+            loop.yield_([b.op("select", b.op("eq", loop.carried[0], zero), sign, loop.carried[0])])
+        sign = loop.results[0]
+        shorter = b.op("and", b.op("eq", sign, zero), b.op("lt", length, other))
+        return b.op("or", b.op("lt", sign, zero), shorter)
+
+    def _in_order(self, byte: Dim) -> Reg:
+        """Eight bytes, the first one the most significant."""
+        b = self.b
+        loaded = b.load(self.buffer, byte, WORD)
+        return b.let("bitcast", (b.shuffle(loaded, loaded, tuple(reversed(range(WORD)))),), VecType(DType.UINT64, 1))
+
     def _word(self, byte: Dim) -> Reg:
         return self.b.let("bitcast", (self.b.load(self.buffer, byte, WORD),), INDEX)

@@ -43,6 +43,8 @@ class NonzeroPositions(Op):
         Sample("Unique", (np.array([2, 1, 1, 3, 4, 3], np.int64),), {"sorted": 0}, outputs=4),
         Sample("Unique", (_WORDS,), {"axis": 0}, outputs=4),
         Sample("Unique", (_WORDS,), {"axis": -1}, outputs=4),
+        Sample("Unique", (np.array(["b", "", "a", "b", "ab", "é"], object),), outputs=4),
+        Sample("Unique", (np.array(["b", "a", "b"], object),), {"sorted": 0}, outputs=4),
     )
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -125,7 +127,8 @@ def _unique(context: FormContext) -> Sequence[Value]:
 
 def _order(context: FormContext, keys: Value) -> Value:
     """The positions of a vector's elements in ascending order."""
-    return context.emit("top_positions", keys, axis=0, k=keys.type.shape[0], largest=False)
+    op = "text_positions" if keys.type.dtype is DType.STRING else "top_positions"
+    return context.emit(op, keys, axis=0, k=keys.type.shape[0], largest=False)
 
 
 def _row_order(context: FormContext, rows: Value) -> Value:
@@ -147,7 +150,7 @@ def _begins(context: FormContext, rows: Value) -> Value:
     """Whether each of the sorted rows differs from the one before it; NaN is equal to NaN."""
     total = rows.type.shape[0]
     before, after = (slice_axis(context, rows, 0, minimum(total, start), maximum(total - 1, 0)) for start in (0, 1))
-    same = context.emit("equal", before, after)
+    same = context.emit("equal_text" if rows.type.dtype is DType.STRING else "equal", before, after)
     if rows.type.dtype.is_float:
         both = context.emit("and", context.emit("is_nan", before), context.emit("is_nan", after))
         same = context.emit("or", same, both)

@@ -20,8 +20,28 @@ def _ints(*values: int) -> Array:
     return np.array(values, np.int64)
 
 
+class _Positions(Op):
+    """The positions of the first ``k`` elements along ``axis``, in descending (``largest``) or ascending order, int64."""
+
+    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        x, axis, k = first_type(inputs), attr_int(attrs, "axis"), attr_dim(attrs, "k")
+        dim = x.shape[axis]
+        if isinstance(k, int) and (k < 0 or (isinstance(dim, int) and k > dim)):
+            raise UnsupportedForm(f"the first {k} of {dim} elements were asked for")
+        return (TensorType(DType.INT64, (*x.shape[:axis], k, *x.shape[axis + 1 :])),)
+
+    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
+        x, axis, k = array(inputs[0]), attr_int(attrs, "axis"), attr_int(attrs, "k")
+        if attrs["largest"]:
+            # The reverse of the ascending order of the reverse keeps equal elements in order.
+            order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
+        else:
+            order = np.argsort(x, axis=axis, kind="stable")
+        return (np.take(order, np.arange(k), axis=axis).astype(np.int64),)
+
+
 @register
-class TopPositions(Op):
+class TopPositions(_Positions):
     """The positions of the first ``k`` elements along ``axis`` in descending (``largest``) or ascending order, int64.
 
     Equal elements stay in order; NaN counts as the largest.
@@ -39,21 +59,14 @@ class TopPositions(Op):
         Sample("TopK", (_X,), {"k": 3, "axis": 2}, opset=9, outputs=2),
     )
 
-    def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-        x, axis, k = first_type(inputs), attr_int(attrs, "axis"), attr_dim(attrs, "k")
-        dim = x.shape[axis]
-        if isinstance(k, int) and (k < 0 or (isinstance(dim, int) and k > dim)):
-            raise UnsupportedForm(f"the first {k} of {dim} elements were asked for")
-        return (TensorType(DType.INT64, (*x.shape[:axis], k, *x.shape[axis + 1 :])),)
 
-    def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
-        x, axis, k = array(inputs[0]), attr_int(attrs, "axis"), attr_int(attrs, "k")
-        if attrs["largest"]:
-            # The reverse of the ascending order of the reverse keeps equal elements in order.
-            order = x.shape[axis] - 1 - np.flip(np.argsort(np.flip(x, axis), axis=axis, kind="stable"), axis)
-        else:
-            order = np.argsort(x, axis=axis, kind="stable")
-        return (np.take(order, np.arange(k), axis=axis).astype(np.int64),)
+@register
+class TextPositions(_Positions):
+    """The positions of all texts along ``axis`` in ascending order of their code points, equal ones as they stand; ``k`` is how many there are."""
+
+    name = "text_positions"
+    families = ("merge_sort_texts",)
+    takes_strings = True
 
 
 def _top_k(context: FormContext) -> Sequence[Value]:
