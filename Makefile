@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | conformance | zoo | fuzz | random-graphs | pass-orders | memory: each sets up what it needs in $(VENV) first.
+# make demo | test | lint | bench | conformance | zoo | fuzz | random-graphs | linear-regions | pass-orders | memory: each sets up what it needs in $(VENV) first.
 
 SHELL := bash
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench conformance zoo fuzz random-graphs pass-orders memory clean
+.PHONY: help demo test lint bench conformance zoo fuzz random-graphs linear-regions pass-orders memory clean
 
 help:
 	@echo "make demo         compile and run the digit network and MobileNetV2; writes digits.png"
@@ -18,6 +18,7 @@ help:
 	@echo "make zoo          every model of the zoo against ONNX Runtime; MODELS='resnet18 …' for some"
 	@echo "make fuzz         5,000 damaged models; FLAGS='--seed 1 --count 100' for others"
 	@echo "make random-graphs  2,000 random models against ONNX's reference; FLAGS as for fuzz"
+	@echo "make linear-regions  1,000 random regions of linear operators, merged and as they are; FLAGS as for fuzz"
 	@echo "make pass-orders  50 models of the zoo with their passes in random orders; FLAGS as for fuzz"
 	@echo "make memory       the arena of every model of the zoo beside its lower bound; MODELS, FLAGS='--budget 0.5'"
 	@echo "make clean        remove what these made"
@@ -60,6 +61,9 @@ fuzz: $(VENV)/.installed-test
 
 random-graphs: $(VENV)/.installed-test
 	$(BIN)/python tests/random_graphs.py $(FLAGS)
+
+linear-regions: $(VENV)/.installed-test
+	$(BIN)/python tests/linear_regions.py $(FLAGS)
 
 pass-orders: $(VENV)/.installed-test
 	$(BIN)/python tests/pass_orders.py $(FLAGS)

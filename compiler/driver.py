@@ -48,6 +48,7 @@ class Options:
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...]
     opt_level: int
     memory_budget: int | None = None
+    verify: bool = False
 
     @classmethod
     def checked(
@@ -57,6 +58,8 @@ class Options:
         input_shapes: Mapping[str, Sequence[int]] | None,
         opt_level: int,
         memory_budget: int | None = None,
+        *,
+        verify: bool = False,
     ) -> Options:
         """The options. Raises UserError for one that is not what ``compile`` takes."""
         if not isinstance(target, (str, Target)):
@@ -68,7 +71,7 @@ class Options:
         if memory_budget is not None and (isinstance(memory_budget, bool) or not isinstance(memory_budget, int) or memory_budget < 0):
             hint = "give a number of bytes, such as 1_500_000, or None for no limit"
             raise UserError(f"memory_budget is {memory_budget!r}", where="memory_budget", hint=hint)
-        return cls(target, checked_threads(threads), _checked_shapes(input_shapes), int(opt_level), memory_budget)
+        return cls(target, checked_threads(threads), _checked_shapes(input_shapes), int(opt_level), memory_budget, bool(verify))
 
     @property
     def workers(self) -> int:
@@ -106,24 +109,26 @@ def compile(  # noqa: A001 # the public name says what it does
     opt_level: int = 3,
     memory_budget: int | None = None,
     cache: bool = True,
+    verify: bool = False,
 ) -> Module:
     """The model (path, bytes or ModelProto of an ONNX model) as a Module of native code.
 
     ``threads=None`` means the CPUs this process may use; ``input_shapes`` gives inputs with symbolic dims their shapes; ``opt_level`` is from
     0 (only what is needed to run) to 3; ``memory_budget`` is the most bytes a run may take beside weights, inputs and outputs, for which
-    early values are computed patch by patch where that is needed; ``cache`` keeps the result on disk and finds it there.
+    early values are computed patch by patch where that is needed; ``cache`` keeps the result on disk and finds it there;
+    ``verify`` compiles anew, checks the graph after every pass, and computes every rewrite of linear regions before and after on random numbers.
 
     Raises UserError for a model or option that cannot be used and for a budget that nothing meets, UnsupportedError with all that is missing,
-    ArtifactError when this machine cannot run code for ``target``.
+    ArtifactError when this machine cannot run code for ``target``, InternalError for a check that fails, which is an error of the compiler's.
     """
-    options = Options.checked(target, threads, input_shapes, opt_level, memory_budget)
+    options = Options.checked(target, threads, input_shapes, opt_level, memory_budget, verify=verify)
     data = _model_bytes(model)
     store = compile_cache.user_cache() if cache and data is not None else None
     if store is None or data is None:
         return _in_temporary_file(_build(model, options), options)
     folder = Path(model).parent if isinstance(model, (str, os.PathLike)) else Path()
     key = compile_cache.key(data, folder, options.fingerprint())
-    found = store.find(key)
+    found = None if verify else store.find(key)
     if found is not None:
         with contextlib.suppress(ArtifactError):  # damaged, or just removed by another process
             return load(found, threads=options.threads)
@@ -148,6 +153,7 @@ def compile_to(model: Model, output: str | os.PathLike[str], options: Options, *
             opt_level=options.opt_level,
             memory_budget=options.memory_budget,
             cache=cache,
+            verify=options.verify,
         ).save(output)
     else:
         _build(model, options).write(Path(output))
@@ -243,7 +249,7 @@ def _lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tup
 
     budget = None if options.memory_budget is None else MemoryBudget(options.memory_budget)
     while True:
-        planned, reports = optimize(graph, target, options.opt_level, memory_budget=budget)
+        planned, reports = optimize(graph, target, options.opt_level, verify=options.verify, memory_budget=budget)
         program = lower(planned, target, options.workers)
         if budget is None:
             return planned, reports, program

@@ -15,10 +15,10 @@ from passes.graph.common_subexpressions import CommonSubexpressions
 from passes.graph.constant_fold import ConstantFold
 from passes.graph.control_flow import SimplifyControlFlow
 from passes.graph.dead_code import EliminateDeadCode
-from passes.graph.fold_affine import FoldAffine
 from passes.graph.group import Group
 from passes.graph.integer_products import IntegerProducts
 from passes.graph.layout import AssignLayout
+from passes.graph.merge_linear import MergeLinear
 from passes.graph.order import OrderNodes
 from passes.graph.outputs import CopyOutputs
 from passes.graph.plan import PlanMemory
@@ -53,7 +53,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
             EliminateDeadCode(),
         )
     if opt_level >= 2:
-        late = (RecoverOps(), SinkViews(), FoldAffine(), SinkTransposes(), GatherConstants(), Simplify(), EliminateDeadCode())
+        late = (RecoverOps(), SinkViews(), MergeLinear(), SinkTransposes(), GatherConstants(), Simplify(), EliminateDeadCode())
         clean = (IntegerProducts(), *clean, *late)
     return clean
 

@@ -19,6 +19,7 @@ from compiler.errors import InternalError, UserError
 from compiler.ir.control import BRANCHING
 from compiler.ir.graph import Graph
 from compiler.ir.verify import Stage, verify_graph
+from passes.claims import Claim
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ class RuleEvent:
 
 @dataclass(frozen=True)
 class PassResult:
-    """The new graph, whether it differs from the old one, what is worth knowing about it, and what its rules did."""
+    """The new graph, whether it differs from the old one, what is worth knowing about it, what its rules did, and what numbers can check of it."""
 
     graph: Graph
     changed: bool
     notes: tuple[str, ...] = ()
     events: tuple[RuleEvent, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
 
 class Pass(Protocol):
@@ -69,14 +71,15 @@ Observer = Callable[[Pass, Graph, PassReport], None]
 
 @dataclass(frozen=True)
 class PassManager:
-    """Runs ``passes`` in order; ``verify`` checks every result against the rules of its stage."""
+    """Runs ``passes`` in order; ``verify`` checks every result against the rules of its stage, and what passes claim on random inputs."""
 
     passes: tuple[Pass, ...]
     verify: bool = False
     observer: Observer | None = None
 
     def run(self, graph: Graph) -> tuple[Graph, tuple[PassReport, ...]]:
-        """The graph after the last pass and one report for each. Raises InternalError, naming the pass, for a broken rule."""
+        """The graph after the last pass and one report for each. Raises InternalError, naming the pass, for a broken rule or a
+        false claim."""
         reports = []
         for step in self.passes:
             begin = time.perf_counter()
@@ -85,7 +88,7 @@ class PassManager:
             report = PassReport(step.name, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes, result.events)
             graph = result.graph
             if self.verify:
-                _verify(step, graph)
+                _verify(step, result)
             if self.observer is not None:
                 self.observer(step, graph, report)
             reports.append(report)
@@ -104,12 +107,15 @@ def _run(step: Pass, graph: Graph) -> PassResult:
     outside = step.run(graph.with_(nodes=tuple(nodes)))
     notes = (*outside.notes, *(f"in a region: {note}" for result in inside for note in result.notes))
     events = (*outside.events, *(event for result in inside for event in result.events))
-    return PassResult(outside.graph, outside.changed or any(result.changed for result in inside), notes, events)
+    claims = (*outside.claims, *(claim for result in inside for claim in result.claims))
+    return PassResult(outside.graph, outside.changed or any(result.changed for result in inside), notes, events, claims)
 
 
-def _verify(step: Pass, graph: Graph) -> None:
+def _verify(step: Pass, result: PassResult) -> None:
     try:
-        verify_graph(graph, step.stage)
+        verify_graph(result.graph, step.stage)
+        for claim in result.claims:
+            claim.check()
     except InternalError as error:
         raise InternalError(error.what, where=f"after pass {step.name}: {error.where}", hint=error.hint) from error
 

@@ -23,6 +23,7 @@ def compile_command(
     input_shape: InputShapes = None,
     memory_budget: MemoryBudget = None,
     no_cache: NoCache = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compile anew; check the graph after every pass, and rewrites on random numbers.")] = False,
 ) -> None:
     """Compile an ONNX file to a module that runs without a compiler."""
     from compiler.driver import Options, compile_to
@@ -30,6 +31,6 @@ def compile_command(
     destination = output or file_path(model).with_suffix(".tsm")
     if destination.resolve() == model.resolve():
         raise UserError("the module would take the model's place", where=str(model), hint="name another file with -o")
-    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level, parse_bytes(memory_budget))
+    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level, parse_bytes(memory_budget), verify=verify)
     compile_to(model, destination, options, cache=not no_cache)
     typer.echo(f"{destination}: {destination.stat().st_size / 1e6:.2f} MB")

@@ -41,7 +41,7 @@ def opt_command(
     explain: Annotated[bool, typer.Option("--explain", help="Show what each rule matched and, where one nearly did, why not.")] = False,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Show how long each pass took.")] = False,
     stage: Annotated[Stage | None, typer.Option(help="Print the program at this stage.", show_default=False)] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Check the graph after every pass.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the graph after every pass, and rewrites on random numbers.")] = False,
     target: TargetName = "native",
     threads: Threads = None,
     opt_level: OptLevel = 3,

@@ -1,0 +1,1 @@
+"""Linear operators on channels and windows: the algebra behind merging the branches of a network."""
