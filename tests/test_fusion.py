@@ -141,8 +141,8 @@ def test_reductions_compute_what_they_read(data: Any) -> None:
 
 def test_a_blocked_reduction_computes_what_it_reads() -> None:
     b = GraphBuilder("g", folding=False)
-    x = b.emit("conv", b.input("x", f32(1, 3, 4, 4)), b.constant(np.ones((12, 3, 1, 1), np.float32)), **CONV)
-    y = b.emit("conv", b.input("y", f32(1, 3, 1, 4)), b.constant(np.ones((12, 3, 1, 1), np.float32)), **CONV)
+    x = b.emit("relu", b.emit("conv", b.input("x", f32(1, 3, 4, 4)), b.constant(np.ones((12, 3, 1, 1), np.float32)), **CONV))
+    y = b.emit("relu", b.emit("conv", b.input("y", f32(1, 3, 1, 4)), b.constant(np.ones((12, 3, 1, 1), np.float32)), **CONV))
     row = b.input("row", f32(1, 1, 4, 1))
     scaled = b.emit("mul", b.emit("mul", x, y), row)
     total = b.emit("reduce", scaled, kind="sum", axes=(2, 3), keepdims=True)

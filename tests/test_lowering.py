@@ -36,7 +36,7 @@ def planned(graph: Graph) -> Graph:
 def two_blocks() -> Graph:
     """Two equal convolutions with different weights and the same bias, between two others."""
     b = GraphBuilder("two", folding=False)
-    x = b.emit("conv", b.input("x", f32(1, 3, 5, 5)), b.constant(ramp(8, 3, 1, 1)), **CONV)
+    x = b.emit("relu", b.emit("conv", b.input("x", f32(1, 3, 5, 5)), b.constant(ramp(8, 3, 1, 1)), **CONV))
     bias = b.constant(ramp(1, 8, 1, 1))
     first = b.emit("relu", b.emit("add", b.emit("conv", x, b.constant(ramp(8, 8, 1, 1)), **CONV), bias))
     second = b.emit("relu", b.emit("add", b.emit("conv", first, b.constant(ramp(8, 8, 1, 1) + 1), **CONV), bias))

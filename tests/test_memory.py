@@ -123,7 +123,7 @@ def test_an_order_is_never_worse(graph: Graph, effort: int) -> None:
 def test_large_results_of_branches_do_not_wait_for_each_other() -> None:
     b = GraphBuilder("g", folding=False)
     x = b.input("x", f32(4, 8))
-    wide = [b.emit("matmul", x, b.constant(np.full((8, 1000), k, np.float32))) for k in (1, 2, 3)]
+    wide = [b.emit("relu", b.emit("matmul", x, b.constant(np.full((8, 1000), k, np.float32)))) for k in (1, 2, 3)]
     narrow = [b.emit("softmax", b.emit("matmul", w, b.constant(np.ones((1000, 4), np.float32))), axis=1, log=False) for w in wide]
     graph = b.graph([b.emit("concat", *narrow, axis=1)])
     before = grouped(graph)
