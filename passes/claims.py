@@ -11,7 +11,8 @@ from compiler.errors import InternalError
 from compiler.ir.control import type_symbols
 from compiler.ir.graph import Array, Constant, Graph, Node, Value
 from compiler.ir.interp import bind_attr, interpret
-from compiler.ir.intexpr import evaluate
+from compiler.ir.intexpr import evaluate, sym
+from compiler.ir.op import lookup
 from compiler.ir.types import DType, TensorType
 
 _TOLERANCE = 1e-5
@@ -42,13 +43,25 @@ class Claim:
                 raise InternalError(f"{one.name} differs by {difference:.2g} of its scale", where=self.name, hint="please report this with the model")
 
     def _sizes(self) -> Mapping[str, int]:
+        """What each symbol is taken for: what an operator needs it to be, or one of ``_SIZES``."""
         types = [value.type for graph in (self.before, self.after) for value in _values(graph)]
         names = sorted({name for type_ in types for name in type_symbols(type_)})
+        needed = {name: size for graph in (self.before, self.after) for name, size in _needed(graph, names)}
         for first in _SIZES:
-            sizes = {name: first + number for number, name in enumerate(names)}
+            sizes = {name: first + number for number, name in enumerate(names)} | needed
             if all(evaluate(dim, sizes) > 0 for type_ in types for dim in type_.shape):
                 return sizes
         raise InternalError("no sizes are found to check it at", where=self.name, hint="give the inputs fixed shapes")
+
+
+def _needed(graph: Graph, names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Symbols that a node's operands make a certain number."""
+    by_dim = {sym(name): name for name in names}
+    for node in graph.nodes:
+        for pair in lookup(node.op).assumes([None if value is None else value.type for value in node.inputs], node.attrs):
+            for dim, size in (pair, pair[::-1]):
+                if not isinstance(dim, int) and isinstance(size, int) and dim in by_dim:
+                    yield by_dim[dim], size
 
 
 def part_of(graph: Graph, nodes: Container[Node], inputs: Iterable[Value], outputs: Iterable[Value]) -> Graph:
