@@ -51,9 +51,7 @@ class Context:
         self.address = ctypes.addressof(self.slots)
         self.arena_bytes = 0
         self._texts = manifest.texts
-        if manifest.texts is not None:
-            self._grow_texts(manifest.texts.nbytes)
-            ctypes.memmove(self._texts_address, artifact.weights_address + manifest.texts.offset, manifest.texts.nbytes)
+        self._constants = artifact.weights_address
         if manifest.arena_bytes is not None and manifest.scratch_bytes is not None:
             self._reserve(manifest.arena_bytes, manifest.scratch_bytes)
 
@@ -122,7 +120,7 @@ class Context:
         return self.slots[self._dynamic + 2 * self._texts.buffer] or 0 if self._texts is not None else 0
 
     def _grow_texts(self, nbytes: int) -> None:
-        """Make the buffer of texts large enough, what the run begins with staying. Raises MemoryError where it cannot be."""
+        """Make the buffer of texts large enough; it begins with the constants. Raises MemoryError where it cannot be."""
         if self._texts is None:
             return
         slot = self._dynamic + 2 * self._texts.buffer
@@ -131,9 +129,8 @@ class Context:
             fresh = _libc.aligned_alloc(ALIGNMENT, size)
             if not fresh:
                 raise MemoryError(f"{size} bytes of texts")
-            if self.slots[slot]:
-                ctypes.memmove(fresh, self.slots[slot] or 0, self._texts.nbytes)
-                _libc.free(self.slots[slot])
+            ctypes.memmove(fresh, self._constants + self._texts.offset, self._texts.nbytes)
+            _libc.free(self.slots[slot])
             self.slots[slot], self.slots[slot + 1] = fresh, size
 
     def _reserve(self, arena_bytes: int, scratch_bytes: int) -> None:

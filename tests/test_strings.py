@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.helper import make_node as node
@@ -80,7 +80,7 @@ def test_the_command_line_reads_and_writes_arrays_of_text(tmp_path: Path) -> Non
     assert "dtype U" in refused.value.hint
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=3, deadline=None, phases=[Phase.generate])
 @given(st.lists(TEXTS, min_size=6, max_size=6), st.lists(st.booleans(), min_size=3, max_size=3), st.lists(st.integers(-2, 1), max_size=5))
 def test_moving_strings(texts: list[str], mask: list[bool], rows: list[int]) -> None:
     x, m, i = np.array(texts, object).reshape(2, 3), np.array(mask), np.array(rows, np.int64)
@@ -150,3 +150,17 @@ def test_initializers_must_be_text() -> None:
     model.graph.initializer[0].string_data.append(b"x")
     with pytest.raises(UserError, match="needs 1 strings and has 2"):
         tensorsmith.compile(model, cache=False)
+
+
+def test_too_many_texts_for_memory_end_the_run_and_no_other() -> None:
+    nodes = [
+        node("Constant", [], ["yc"], value_strings=["constant"]),
+        node("Expand", ["x", "n"], ["many"]),
+        node("StringConcat", ["many", "many"], ["y"]),
+    ]
+    module = tensorsmith.compile(model_of(*nodes, x=strings("a"), n=np.array([1])[:1]), input_shapes={"n": [1]}, threads=1, cache=False)
+    small = (strings("a"), np.array([2]))
+    assert [y.tolist() for y in module(*small)] == [["constant"], ["aa", "aa"]]
+    with pytest.raises(UserError, match="more memory than there is"):
+        module(strings("x" * (1 << 26)), np.array([1 << 21]))
+    assert [y.tolist() for y in module(*small)] == [["constant"], ["aa", "aa"]]
