@@ -118,3 +118,23 @@ def test_resampling_reads_nothing_outside() -> None:
     places = np.array([[-99, 2**40, 4, -5]], np.int64)
     tensors = [(x, 1), (places, 1), (weights, 1)]
     check(run(workload("resample", {"axes": (0,)}, tensors, TensorType(F32, (4, 3))), tensors), x[[0, 4, 4, 0]], rtol=0)
+
+
+@quick
+@given(st.data(), layouts, layouts)
+def test_interleaved_channels(data: Any, source: int, result: int) -> None:
+    strides = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)))
+    channels = data.draw(st.sampled_from((1, 3, 8, 16)))
+    x = normals((data.draw(st.integers(1, 2)), channels * int(np.prod(strides)), *(data.draw(st.integers(1, 6)) for _ in strides)))
+    op, type_ = lookup("interleave"), TensorType(F32, x.shape)
+    (expected,) = op.evaluate([x], {"strides": strides})
+    regions = op.regions([type_], {"strides": strides})
+    check(run(workload("injective", {"regions": regions}, [(x, source)], TensorType(F32, expected.shape, result)), [(x, source)]), expected, rtol=0)
+
+
+def test_whole_blocks_are_interleaved_as_vectors() -> None:
+    x = normals((1, 64, 5, 5))
+    regions = lookup("interleave").regions([TensorType(F32, x.shape)], {"strides": (2, 2)})
+    work = workload("injective", {"regions": regions}, [(x, BLOCK)], TensorType(F32, (1, 16, 10, 10), BLOCK))
+    ops = operations(family("injective").build(work, family("injective").heuristic(work, TARGET), TARGET, "kernel").body)
+    assert "insert" not in ops

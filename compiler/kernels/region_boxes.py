@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 from compiler.ir.graph import Region
-from compiler.ir.intexpr import Dim, substitute, sym
+from compiler.ir.intexpr import Dim, floordiv, mod, substitute, sym
 from compiler.ir.types import TensorType
 from compiler.kernels.base import physical_strides
 from compiler.kernels.boxes import Box
@@ -34,17 +34,18 @@ def region_boxes(region: Region, source: TensorType | None, output: TensorType) 
     """
     block = max(output.block, 1 if source is None else source.block)
     firsts: list[tuple[int, Dim]] = [(1, region.offset[1])] if output.block != 1 else []
-    walked: tuple[int, int] | None = None
+    walked: tuple[int, Dim] | None = None
     if source is not None and source.block != 1:
-        walked = _walked(region)
+        walked = _walked(region, block)
         if walked is None and not isinstance(region.index[1], int):
             return None
         firsts += [walked] if walked is not None else []
     cuts: dict[int, set[int]] = {}
     for axis, first in firsts:
-        if not isinstance(first, int) or not isinstance(region.extent[axis], int):
+        lane = mod(-first, block)
+        if not isinstance(lane, int) or not isinstance(region.extent[axis], int):
             return None
-        cuts.setdefault(axis, set()).add(-first % block)
+        cuts.setdefault(axis, set()).add(lane)
     if output.block != 1 and cuts[1] == {0} and (source is None or (walked is not None and walked[0] == 1)):
         region = _with_padding(region, output)
     runs = [_runs(region.extent[axis], sorted(places), block) for axis, places in cuts.items()]
@@ -60,10 +61,10 @@ def _with_padding(region: Region, output: TensorType) -> Region:
     return replace(region, extent=(region.extent[0], channels + -channels % output.block, *region.extent[2:]))
 
 
-def _walked(region: Region) -> tuple[int, int] | None:
-    """The axis along which the source's channels are walked one by one, and the first of them."""
+def _walked(region: Region, block: int) -> tuple[int, Dim] | None:
+    """The axis along which the source's channels are walked one by one, and the first of them, at a known place in its block."""
     found = ((axis, region.index[1] - sym(f"i{axis}")) for axis in range(len(region.extent)))
-    return next(((axis, first) for axis, first in found if isinstance(first, int)), None)
+    return next(((axis, first) for axis, first in found if isinstance(mod(first, block), int)), None)
 
 
 def _runs(extent: Dim, places: Sequence[int], block: int) -> list[_Run]:
@@ -103,7 +104,7 @@ def _box(region: Region, output: TensorType, index: Dim, runs: Mapping[int, _Run
     return Box(place, (*axes, *lanes), region.source, index, region.fill, ends=ends)
 
 
-def _index(region: Region, source: TensorType | None, walked: tuple[int, int] | None, runs: Mapping[int, _Run], block: int) -> Dim:
+def _index(region: Region, source: TensorType | None, walked: tuple[int, Dim] | None, runs: Mapping[int, _Run], block: int) -> Dim:
     """Where the source's element lies; a run of its channels stays in one block, and its next step in the next."""
     if source is None:
         return 0
@@ -111,7 +112,8 @@ def _index(region: Region, source: TensorType | None, walked: tuple[int, int] | 
     index = [substitute(x, positions) for x in region.index]
     if source.block != 1 and walked is not None:
         axis, channel = walked
-        number, lane = divmod(runs[axis].start + channel, block)
+        first = runs[axis].start + substitute(channel, positions)
+        number, lane = floordiv(first, block), mod(first, block)
         index = [index[0], sym(f"i{axis}") + number, *index[2:], sym(_lane(axis)) + lane]
     elif source.block != 1:
         index = [index[0], index[1] // block, *index[2:], index[1] % block]

@@ -211,13 +211,17 @@ def _by_phases(
     positions = tuple(slice(0, extent, dilation) for extent, dilation in zip(extents, dilations, strict=True))
     dense[(slice(None), slice(None), *positions)] = weights
     split = dense.reshape(group, inputs, outputs, *(n for pair in zip(counts, strides, strict=True) for n in pair))
-    order = (0, 2, *(4 + 2 * a for a in range(axes)), 1, *(3 + 2 * a for a in range(axes)))
+    # Whole channels one after the other, phase by phase, can stay in blocks; those of several groups must stay with their group.
+    by_phase = tuple(4 + 2 * a for a in range(axes))
+    order = (0, *((*by_phase, 2) if group == 1 else (2, *by_phase)), 1, *(3 + 2 * a for a in range(axes)))
     phases = np.flip(split.transpose(order), tuple(range(3 + axes, 3 + 2 * axes)))
     filters = np.ascontiguousarray(phases).reshape(group * outputs * prod(strides), inputs, *counts)
     borders = tuple(count - 1 for count in counts) * 2
     result = context.emit("conv", x, context.const(filters), strides=(1,) * axes, pads=borders, dilations=(1,) * axes, group=group)
     if prod(strides) == 1:
         return result
+    if group == 1:
+        return context.emit("interleave", result, strides=tuple(strides))
     batch, _, *spatial_dims = result.type.shape
     result = reshape(context, result, (batch, group * outputs, *strides, *spatial_dims))
     result = transpose(context, result, (0, 1, *(n for a in range(axes) for n in (2 + axes + a, 2 + a))))

@@ -51,16 +51,16 @@ class IndexMap(Op):
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         types = [t for t in inputs if t is not None]
         regions = self.regions(types, attrs) if all(t.rank >= 2 for t in types) else None
-        return Layouts.ANY if regions is not None and all(map(_walks_channels, regions)) else Layouts.PLAIN
+        return Layouts.ANY if regions is not None and all(_walks_channels(region, block) for region in regions) else Layouts.PLAIN
 
 
-def _walks_channels(region: Region) -> bool:
-    """Whether a region's channels, and the axis along which it reads its source's, begin and end at known places."""
+def _walks_channels(region: Region, block: int) -> bool:
+    """Whether a region's channels, and the axis along which it reads its source's, begin at known places in a block, and end at known ones."""
     known_axes = [k for k, extent in enumerate(region.extent) if isinstance(extent, int)]
     if 1 not in known_axes or not isinstance(region.offset[1], int):
         return False
     channel = 0 if region.source is None else region.index[1]
-    return isinstance(channel, int) or any(isinstance(channel - axis_symbol(k), int) for k in known_axes)
+    return isinstance(channel, int) or any(isinstance(mod(channel - axis_symbol(k), block), int) for k in known_axes)
 
 
 @register
@@ -128,10 +128,8 @@ def _depth_to_space(context: FormContext) -> Value:
         raise UnsupportedForm(f"{inner} channels are not a multiple of blocksize² = {size * size}")
     inner //= size * size
     if context.attrs.get("mode", "DCR") == "DCR":
-        split, perm = (batch, size, size, inner, height, width), (0, 3, 4, 1, 5, 2)
-    else:
-        split, perm = (batch, inner, size, size, height, width), (0, 1, 4, 2, 5, 3)
-    spread = transpose(context, reshape(context, x, split), perm)
+        return context.emit("interleave", x, strides=(size, size))
+    spread = transpose(context, reshape(context, x, (batch, inner, size, size, height, width)), (0, 1, 4, 2, 5, 3))
     return reshape(context, spread, (batch, inner, height * size, width * size))
 
 
