@@ -139,6 +139,15 @@ def test_compile_then_run_gives_the_same_as_running_the_model(model: Path, tmp_p
     assert np.array_equal(np.load(tmp_path / "a" / "y.npy"), np.load(tmp_path / "b" / "y.npy"))
 
 
+def test_compile_within_a_budget_shows_the_memory(model: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "small.tsm"
+    call("compile", model, "-o", saved, "--threads", 1, "--input-shape", "x=1x3x8x8", "--memory-budget", "1.5MB")
+    assert re.search(r"arena [\d.]+ MB \(bound [\d.]+ MB\)", call("inspect", saved))
+    done = process("compile", model, "-o", saved, "--input-shape", "x=1x3x8x8", "--memory-budget", "1")
+    assert done.returncode != 0
+    assert "memory_budget is 1 bytes" in done.stderr
+
+
 def test_bench_against_another_engine_agrees_with_it(model: Path) -> None:
     pytest.importorskip("onnxruntime")
     output = call("bench", model, "--threads", 1, "--repeats", 3, "--input-shape", "x=1x3x8x8", "--against", "onnxruntime")

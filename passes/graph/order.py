@@ -22,7 +22,7 @@ class OrderNodes:
 
     A beam search over the sets of nodes that can be done first: two orders of one set lead on alike, so only the one with the lower peak is
     kept, and ``effort`` bounds the steps tried. A node that neither raises the peak nor leaves more alive than before is done at once, which
-    no other order improves on. Control nodes stay between the groups they stand between.
+    no other order improves on. Control nodes stay between the groups they stand between. Symbolic sizes count as typical ones.
     """
 
     effort: int = 30_000
