@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import run_everywhere
 from onnx import helper
+from symbolic_models import model_of
 from zoo_models import load, needs_zoo, onnxruntime_outputs, relative_difference
 
 import tensorsmith as ts
@@ -208,3 +209,12 @@ def test_model_agrees_with_onnxruntime(name: str) -> None:
     got = ts.compile(model, threads=2, cache=False, input_shapes={k: a.shape for k, a in feeds.items()}).run(feeds)
     for output, want in zip(got.values(), onnxruntime_outputs(model, feeds), strict=True):
         assert relative_difference(output, want) <= 5e-5
+
+
+@pytest.mark.parametrize("op", GATES)
+def test_weights_of_another_size_than_the_node_says(op: str) -> None:
+    gates = GATES[op]
+    text = f"g (float[t, n, 3] x) => (float[t, 1, n, 5] y) {{ y = {op}<hidden_size = 6>(x, w, r) }}"
+    model = model_of(text, 17, w=np.ones((1, 5 * gates, 3), np.float32), r=np.ones((1, 5 * gates, 5), np.float32))
+    with pytest.raises(UserError, match="hidden_size is 6, and its weights are of 5 units"):
+        import_model(model)

@@ -320,6 +320,8 @@ def _emit(context: FormContext, cell: _Cell) -> Sequence[Value]:
     x = transpose(context, cast_to(context, context.input(0), dtype), (1, 0, 2) if batch_first else (0, 1, 2))
     steps, batch, width = x.type.shape
     directions, size = len(reverse), known(context.input(2).type.shape[1 if cell.quantized else 2], "hidden_size")
+    if int(context.attrs.get("hidden_size", size)) != size:
+        raise UnsupportedForm(f"hidden_size is {context.attrs['hidden_size']}, and its weights are of {size} units")
     columns = cell.gates * size
     stages = [cell.stages(context, functions, dtype) for functions in _activations(context, cell.activations, directions)]
     if cell.quantized:

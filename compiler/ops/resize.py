@@ -1,9 +1,13 @@
-"""Resize and Upsample: each axis is interpolated for itself."""
+"""Resize and Upsample: each axis is interpolated for itself.
+
+Lengths and positions are computed in float32, in the order of ONNX Runtime's operations, so that they are rounded to the same side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import ceil, inf, prod
 
 import numpy as np
@@ -32,7 +36,7 @@ from compiler.ops.support import (
     scalar_like,
     transpose,
 )
-from compiler.ops.tables import combined, computed, real
+from compiler.ops.tables import combined, computed, converted, real
 
 _X = (np.sin(np.arange(2 * 2 * 4 * 5) * 1.9) * 3).astype(np.float32).reshape(2, 2, 4, 5)
 
@@ -75,7 +79,10 @@ def _resize_samples() -> tuple[Sample, ...]:
     )
 
 
-_NEAREST = {"round_prefer_floor": ("ceil", -0.5), "round_prefer_ceil": ("floor", 0.5), "floor": ("floor", 0.0), "ceil": ("ceil", 0.0)}
+_HALF = 0.5 + 1e-6
+"""Positions this close to the middle of two elements count as the middle, as in ONNX Runtime."""
+
+_NEAREST = {"round_prefer_floor": ("ceil", -_HALF), "round_prefer_ceil": ("floor", _HALF), "floor": ("floor", 0.0), "ceil": ("ceil", 0.0)}
 """How a position becomes a whole one: the function, and what is added before."""
 
 _TABLE_LIMIT = 1 << 24
@@ -87,6 +94,9 @@ _MOST_TAPS = 4
 _TAPS_LIMIT = 32
 """Taps of a position up to which an axis is a sum of gathers; beyond, it is a product with a matrix."""
 
+
+_SIMPLE = 1000
+"""Denominators of ratios that are taken to be meant."""
 
 _ANY_LENGTH = 8
 """A length to try what holds for all."""
@@ -145,7 +155,7 @@ def _cubic(context: FormContext, x: Value) -> Value:
 
 @dataclass(frozen=True)
 class _Change:
-    """How an axis is resized: from ``length`` to ``resized`` elements by ``scale``, a float64 that only a run may tell.
+    """How an axis is resized: from ``length`` to ``resized`` elements by ``scale``, a float32 that only a run may tell.
 
     ``region`` is the part of the axis that is taken, its begin and end in lengths, for ``tf_crop_and_resize``.
     """
@@ -158,8 +168,8 @@ class _Change:
 
 def _positions(context: FormContext, transform: str, change: _Change) -> Value:
     """Where in the input each output position lies."""
-    i, length, resized = computed(context, "cast", iota(context, change.resized), to=DType.FLOAT64), change.length, change.resized
-    single = combined(context, "less", real(context, resized), 2)
+    i, length, resized = computed(context, "cast", iota(context, change.resized), to=DType.FLOAT32), change.length, change.resized
+    single = combined(context, "less", _real(context, resized), 2)
 
     def scaled(shift: float) -> Value:
         return combined(context, "sub", combined(context, "div", combined(context, "add", i, shift), change.scale), shift)
@@ -170,19 +180,21 @@ def _positions(context: FormContext, transform: str, change: _Change) -> Value:
         case "pytorch_half_pixel":
             return computed(context, "where", single, i, scaled(0.5))
         case "half_pixel_symmetric":
-            exact = combined(context, "mul", change.scale, real(context, length))
-            missing = combined(context, "sub", exact, real(context, resized))
-            half = combined(context, "mul", real(context, length), 0.5)
+            exact = combined(context, "mul", change.scale, _real(context, length))
+            missing = combined(context, "sub", exact, _real(context, resized))
+            half = combined(context, "mul", _real(context, length), 0.5)
             return combined(context, "add", scaled(0.5), combined(context, "mul", combined(context, "div", missing, exact), half))
         case "align_corners":
-            return combined(context, "mul", i, combined(context, "div", real(context, length - 1), real(context, maximum(resized - 1, 1))))
+            scaled_up = combined(context, "mul", i, _real(context, length - 1))
+            return combined(context, "div", scaled_up, _real(context, maximum(resized - 1, 1)))
         case "asymmetric":
             return scaled(0.0)
         case "tf_crop_and_resize" if change.region is not None:
-            begin, end = (combined(context, "mul", at, real(context, length - 1)) for at in change.region)
+            begin, end = (combined(context, "mul", at, _real(context, length - 1)) for at in change.region)
             middle = combined(context, "mul", combined(context, "add", begin, end), 0.5)
-            step = combined(context, "div", combined(context, "sub", end, begin), real(context, maximum(resized - 1, 1)))
-            return combined(context, "add", combined(context, "mul", i, step), computed(context, "where", single, middle, begin))
+            extent = combined(context, "sub", end, begin)
+            moved = combined(context, "div", combined(context, "mul", i, extent), _real(context, maximum(resized - 1, 1)))
+            return combined(context, "add", moved, computed(context, "where", single, middle, begin))
     raise UnsupportedForm(f"coordinate_transformation_mode {transform!r} is not supported")
 
 
@@ -212,9 +224,12 @@ class _Axis:
             self._outside = computed(context, "not", self._is_inside(positions))
         if mode == "nearest":
             op, shift = _NEAREST[attrs.get("nearest_mode", "round_prefer_floor" if context.opset > 10 and context.op_type == "Resize" else "floor")]
-            places = computed(context, op, combined(context, "add", computed(context, "reshape", positions, shape=(1, change.resized)), shift))
+            positions = converted(context, computed(context, "reshape", positions, shape=(1, change.resized)), DType.FLOAT64)
+            places = converted(context, computed(context, op, combined(context, "add", positions, shift)), DType.FLOAT32)
         else:
-            places = combined(context, "add", computed(context, "floor", positions), context.const(np.arange(1.0 - reach, reach + 1)[:, None]))
+            places = combined(
+                context, "add", computed(context, "floor", positions), context.const(np.arange(1 - reach, reach + 1, dtype=np.float32)[:, None])
+            )
             self._weights = self._weighted(places, positions, _linear if mode == "linear" else _cubic, antialias=antialias)
         self._indices = computed(context, "cast", self._clipped(places), to=DType.INT64)
 
@@ -224,7 +239,7 @@ class _Axis:
     def _clipped(self, places: Value) -> Value:
         """places brought into the axis."""
         context = self._context
-        return combined(context, "maximum", combined(context, "minimum", places, real(context, self._change.length - 1)), 0)
+        return combined(context, "maximum", combined(context, "minimum", places, _real(context, self._change.length - 1)), 0)
 
     def _weighted(self, places: Value, positions: Value, kernel: Callable[[FormContext, Value], Value], *, antialias: bool) -> Value:
         """The weights of the elements at ``places``; those of an antialiased axis are spread by its scale."""
@@ -347,15 +362,15 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
     """The axes that are resized, by scales or by sizes, whichever of the two the node gives."""
     rank, attrs = len(shape), context.attrs
     axes = [normalize_axis(a, rank) for a in attrs.get("axes", range(rank))]
-    lengths = cast_to(context, context.emit("dims", values=tuple(shape[axis] for axis in axes), scalar=False), DType.FLOAT64)
+    lengths = cast_to(context, context.emit("dims", values=tuple(shape[axis] for axis in axes), scalar=False), DType.FLOAT32)
     at, ratios = 1 if context.op_type == "Upsample" or context.opset < 11 else 2, False
     given = context.optional(at)
     if given is not None and given.type.elements != 0:
-        scales = cast_to(context, given, DType.FLOAT64)
+        scales = cast_to(context, given, DType.FLOAT32)
         sizes = computed(context, "floor", combined(context, "mul", scales, lengths))
     elif "scales" in attrs or "height_scale" in attrs:
         numbers = attrs.get("scales") or (1.0, 1.0, attrs["height_scale"], attrs["width_scale"])
-        scales = context.const(np.array(numbers, np.float64))
+        scales = context.const(np.array(numbers, np.float32))
         sizes = computed(context, "floor", combined(context, "mul", scales, lengths))
     else:
         scales, sizes = _by_sizes(context, lengths)
@@ -385,7 +400,7 @@ def _changes(context: FormContext, shape: Sequence[Dim]) -> dict[int, _Change]:
 
 def _by_sizes(context: FormContext, lengths: Value) -> tuple[Value, Value]:
     """The scales and sizes that input 3 gives; one scale for all axes where the aspect ratio is to be kept."""
-    sizes, policy = cast_to(context, context.input(3), DType.FLOAT64), context.attrs.get("keep_aspect_ratio_policy", "stretch")
+    sizes, policy = cast_to(context, context.input(3), DType.FLOAT32), context.attrs.get("keep_aspect_ratio_policy", "stretch")
     scales = combined(context, "div", sizes, lengths)
     if policy == "stretch":
         return scales, sizes
@@ -411,9 +426,11 @@ def _resized(context: FormContext, axes: Sequence[int], shape: Sequence[Dim], sc
 
 
 def _scaled(length: Dim, scale: float) -> Dim:
-    """``length * scale`` rounded down."""
-    above, below = scale.as_integer_ratio()
-    return floordiv(length * above, below)
+    """``length * scale`` rounded down, for a scale that is the float32 of a simple ratio that ratio, which is what rounding the product gives."""
+    exact = Fraction(scale)
+    simple = exact.limit_denominator(_SIMPLE)
+    ratio = simple if np.float32(simple) == np.float32(scale) else exact
+    return floordiv(length * ratio.numerator, ratio.denominator)
 
 
 def _factor(length: Dim, resized: Dim) -> int | None:
@@ -428,11 +445,16 @@ def _least_scale(length: int, resized: int) -> float:
     return resized / (resized + 1) * resized / max(length, 1)
 
 
+def _real(context: FormContext, dim: Dim) -> Value:
+    """A dim as a float32 scalar."""
+    return real(context, dim, DType.FLOAT32)
+
+
 def _regions(context: FormContext, axes: Sequence[int]) -> dict[int, tuple[Value, Value]]:
     """The begin and end of the part of each axis that ``tf_crop_and_resize`` takes."""
     if context.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize":
         return {}
-    regions = cast_to(context, context.input(1), DType.FLOAT64)
+    regions = cast_to(context, context.input(1), DType.FLOAT32)
     if regions.type.shape != (2 * len(axes),):
         raise UnsupportedForm(f"regions {regions.type} for {len(axes)} axes")
 
