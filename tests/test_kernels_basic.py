@@ -21,6 +21,7 @@ from compiler.ir.graph import Region
 from compiler.ir.intexpr import floordiv, sym
 from compiler.ir.loop import For, Let, Stmt
 from compiler.ir.loop_interp import run_function
+from compiler.ir.loop_text import print_function
 from compiler.ir.loop_verify import verify_function
 from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, Const, Scalar, call, cast, evaluate
@@ -278,6 +279,31 @@ def test_pool(shape: tuple[int, ...], data: st.DataObject, block: int, kind: str
     x = normals(shape[: 2 + rank])
     (expected,) = lookup("pool").evaluate([x], params)
     check(run(workload("pool", params, [(x, block)], TensorType(F32, expected.shape, block)), [(x, block)]), expected)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(65, 90), st.data(), st.sampled_from([1, BLOCK]), st.sampled_from(["max", "average"]))
+def test_pool_of_long_windows(kernel: int, data: st.DataObject, block: int, kind: str) -> None:
+    pads = data.draw(st.tuples(st.integers(0, kernel - 1), st.integers(0, kernel - 1)))
+    stride, dilation = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 2))
+    params = {"kind": kind, "kernel_shape": (2, kernel), "strides": (1, stride), "dilations": (1, dilation), "pads": (1, pads[0], 0, pads[1])}
+    params |= {"ceil_mode": data.draw(st.booleans()), "count_include_pad": data.draw(st.booleans())}
+    x = normals((1, 9, 3, (kernel - 1) * dilation + data.draw(st.integers(1, 60))))
+    (expected,) = lookup("pool").evaluate([x], params)
+    check(run(workload("pool", params, [(x, block)], TensorType(F32, expected.shape, block)), [(x, block)]), expected)
+
+
+@pytest.mark.parametrize("block", [1, BLOCK])
+def test_code_does_not_grow_with_the_window(block: int) -> None:
+    lengths = []
+    for kernel in (200, 10000):
+        params = {"kind": "max", "kernel_shape": (kernel,), "strides": (1,), "pads": (kernel - 1,) * 2, "dilations": (1,), "ceil_mode": False}
+        types = TensorType(F32, (1, 8, 2 * kernel), block), TensorType(F32, (1, 8, 3 * kernel - 1), block)
+        given_workload = Workload("pool", tuple(sorted(params.items())), (Operand(types[0]),), types[1], types[1], Arg(0, F32))
+        pool = family("pool")
+        function = pool.build(given_workload, pool.heuristic(given_workload, TARGET), TARGET, "kernel")
+        lengths.append(print_function(function).count("\n"))
+    assert max(lengths) < 200
 
 
 @pytest.mark.parametrize("block", [1, BLOCK])

@@ -247,3 +247,11 @@ def _flattened() -> bytes:
 def test_transposing_an_axis_that_whole_vectors_fill(n: int, height: int, threads: int) -> None:
     x = np.random.default_rng(height).standard_normal((n, 12, height, 16)).astype(np.float32)
     check(_flattened(), {"x": x}, threads)
+
+
+def test_identity_matrices_are_made_by_the_run() -> None:
+    model = model_of("g (float[n, m] x) => (float[n, m] y) { y = EyeLike<k = -1>(x) }", 17)
+    for shape in ((4, 4), (3, 7), (7, 3), (0, 2)):
+        check(model, {"x": np.zeros(shape, np.float32)}, 1)
+    large = model_of("g (float[20000, 20000] x) => (float[20000, 20000] y) { y = EyeLike(x) }", 17)
+    assert compiled(large, 1).memory.weights < 1 << 20

@@ -153,8 +153,7 @@ class _Main:
             lines.append(_GROW)
         lines += ["define void @ts_main(ptr %slots, i64 %tid, i64 %nthreads, ptr %pool, ptr %stamps) nounwind {", "entry:"]
         lines += [f"  {place} = alloca i64" for place in self._late.values()]
-        fixed = FIRST_TENSOR + len(program.inputs) + len(program.outputs)
-        for slot in range(fixed):
+        for slot in range(FIRST_TENSOR):
             lines += [f"  %p{slot} = getelementptr ptr, ptr %slots, i64 {slot}", f"  %slot{slot} = load ptr, ptr %p{slot}"]
         if program.scratch_bytes != 0:
             w.do(f"%own = mul i64 %tid, {w.value(program.scratch_bytes)}")
@@ -190,9 +189,9 @@ class _Main:
             case Space.WEIGHTS:
                 base = f"%slot{WEIGHTS}"
             case Space.INPUT:
-                base = f"%slot{FIRST_TENSOR + address.index}"
+                base = self._slot(FIRST_TENSOR + address.index)
             case Space.OUTPUT:
-                base = f"%slot{FIRST_TENSOR + len(self._program.inputs) + address.index}"
+                base = self._slot(FIRST_TENSOR + len(self._program.inputs) + address.index)
             case Space.SCRATCH:
                 base = "%scratch"
             case Space.STATUS:
@@ -200,11 +199,15 @@ class _Main:
             case Space.TEXTS_END:
                 base = w.ins(f"getelementptr i64, ptr %slot{STATE}, i64 {self._program.state.texts}")
             case Space.DYNAMIC:
-                base = w.ins(f"load ptr, ptr {w.ins(f'getelementptr ptr, ptr %slots, i64 {self._dynamic(address.index)}')}")
+                base = self._slot(self._dynamic(address.index))
         if address.each != 0:
             own = w.ins(f"mul i64 %tid, {w.value(address.each)}")
             base = w.ins(f"getelementptr i8, ptr {base}, i64 {own}")
         return base if address.offset == 0 else w.ins(f"getelementptr i8, ptr {base}, i64 {w.value(address.offset)}")
+
+    def _slot(self, number: int) -> str:
+        """What a slot holds, read where it is used: thousands of addresses would not stay in registers."""
+        return self._writer.ins(f"load ptr, ptr {self._writer.ins(f'getelementptr ptr, ptr %slots, i64 {number}')}")
 
     def _dynamic(self, index: int) -> int:
         """The slot of a dynamic buffer's address; its capacity stands in the next."""

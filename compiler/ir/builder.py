@@ -50,6 +50,7 @@ class GraphBuilder:
         self._folding = folding
         self._dims: dict[Value, Array] = {}
         self._names: set[str] = set()
+        self._taken: dict[str, int] = {}
         self._producers: dict[Value, Node] = {}
         self._defined: dict[Dim, Dim] = {}
         self._naturals: dict[Dim, Dim] = {}
@@ -57,10 +58,11 @@ class GraphBuilder:
     def unique(self, stem: str) -> str:
         """A name no value of this graph has yet, from stem."""
         clean = "".join(c if c.isalnum() or c in "_./-:" else "_" for c in stem) or "v"
-        name, number = clean, 1
+        name, number = clean, self._taken.get(clean, 1)
         while name in self._names:
             name, number = f"{clean}.{number}", number + 1
         self._names.add(name)
+        self._taken[clean] = number
         return name
 
     def input(self, name: str, type_: TensorType) -> Value:

@@ -2,14 +2,14 @@
 
 Blocked tensors have channels in the lanes and a tile of neighbouring outputs in registers; row-major ones have neighbouring outputs in
 the lanes. Taps along the innermost axis are unrolled, with those of border outputs known here, or masked where sizes are known at run time
-only; the loops over the other axes of the window are cut to what lies inside the input.
+only; long windows are a loop there, too. The loops over the other axes of the window are cut to what lies inside the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
@@ -23,6 +23,10 @@ from compiler.kernels.windows import Axis, Read, masked_read, spatial_axes, stat
 from compiler.target import Target
 
 _MOST_UNROLLED_TAPS = 32
+_LONG_WINDOW = 64
+"""Taps along the innermost axis above which they are a loop: code grows with them, and the time to make it faster than that."""
+_MOST_BORDER_TAPS = 2048
+"""Taps of all border outputs of an axis above which these are a loop."""
 _SHORT_SUM = 8
 """Parts a window's sum is thought of in when its accumulator's type is chosen: float32 serves windows of up to 256 taps."""
 
@@ -43,7 +47,7 @@ class _Unit:
 
     position: Dim
     count: Dim
-    taps: Sequence[int]
+    taps: Sequence[Dim]
     divisor: Dim
     masked: bool = False
 
@@ -59,7 +63,8 @@ class Pool:
         return x.rank >= 3 and x.block == output.block and (workload.attrs["kind"] == "max" or x.dtype.is_float)
 
     def heuristic(self, workload: Workload, target: Target) -> PoolSchedule:
-        return PoolSchedule(max(1, min(4, _MOST_UNROLLED_TAPS // workload.ints("kernel_shape")[-1])))
+        kernel = workload.ints("kernel_shape")[-1]
+        return PoolSchedule(4 if kernel > _LONG_WINDOW else max(1, min(4, _MOST_UNROLLED_TAPS // kernel)))
 
     def space(self, workload: Workload, target: Target) -> Sequence[PoolSchedule]:
         first = self.heuristic(workload, target)
@@ -93,6 +98,9 @@ class _PoolWriter:
         x = workload.inputs[0].type
         kernel, pads = workload.ints("kernel_shape"), window_pads(workload)
         self._axes = spatial_axes(workload, kernel)
+        self._long = kernel[-1] > _LONG_WINDOW
+        borders = _border_outputs(self._axes[-1])
+        self._known = not self._long and isinstance(borders, int) and borders * kernel[-1] <= _MOST_BORDER_TAPS
         include = bool(workload.attrs.get("count_include_pad"))
         self._reach = [axis.size + pad for axis, pad in zip(self._axes, pads[len(kernel) :], strict=True)] if include else None
         self._steps = physical_strides(x)
@@ -104,7 +112,7 @@ class _PoolWriter:
         """Lanes are channels."""
         last, block = self._axes[-1], self._workload.output.block
         with self._outer() as at:
-            for run in tile_runs(last, tile):
+            for run in tile_runs(last, tile, known=self._known):
                 with self._b.loop("t", 0, run.count) as loop:
                     first = run.position(loop.var)
                     units = [
@@ -125,7 +133,7 @@ class _PoolWriter:
                 self._windows(at, [_Unit(position + start, count, every, last.kernel) for position, count in chunks], lanes)
 
             vector_loop(self._b, stop - start, lanes, tile, interior)
-            if isinstance(start, int) and isinstance(stop, int) and isinstance(last.out, int):
+            if self._known and isinstance(start, int) and isinstance(stop, int) and isinstance(last.out, int):
                 for position in (*range(start), *range(stop, last.out)):
                     taps = static_taps(last, position)
                     self._windows(at, [_Unit(position, 1, taps, self._divisor(position, taps))], 1)
@@ -166,6 +174,17 @@ class _PoolWriter:
                 row = index + (first + loop.var * axis.dilation) * self._steps[2 + depth]
                 loop.yield_(self._taps(units, lanes, row, loops, depth + 1, list(loop.carried)))
             return list(loop.results)
+        if not self._long:
+            return self._folded(units, lanes, index, accumulators)
+        last, alone = self._axes[-1], len(units) == 1
+        low, high = tap_bounds(last, last.first(units[0].position)) if alone and units[0].masked else (0, last.kernel)
+        with self._b.loop("k", low, high, carried=accumulators) as loop:
+            tapped = [replace(unit, taps=(loop.var,), masked=unit.masked and not alone) for unit in units]
+            loop.yield_(self._folded(tapped, lanes, index, loop.carried))
+        return list(loop.results)
+
+    def _folded(self, units: Sequence[_Unit], lanes: int, index: Dim, accumulators: Sequence[Reg]) -> list[Reg]:
+        """The taps of some outputs folded, which lie on the row of the input that begins at ``index``."""
         loads: dict[object, Reg] = {}
         last, step = self._axes[-1], self._steps[1 + len(self._axes)]
         folded = list(accumulators)
@@ -182,7 +201,7 @@ class _PoolWriter:
                 folded[number : number + 1] = self.fold.combine([folded[number]], [value])
         return folded
 
-    def _divisor(self, position: Dim, taps: Sequence[int], masked: bool = False) -> Dim:
+    def _divisor(self, position: Dim, taps: Sequence[Dim], masked: bool = False) -> Dim:
         """What an average is divided by for its window's extent along the innermost axis."""
         if not masked and (self._reach is None or len(taps) == self._axes[-1].kernel):
             return max(1, len(taps))
@@ -205,6 +224,14 @@ class _PoolWriter:
         if isinstance(divisor, int):
             return b.op("div", value, b.const(divisor, VecType(value.type.dtype, lanes)))
         return b.op("div", value, b.splat(b.cast(b.index_value(divisor), value.type.dtype), lanes))
+
+
+def _border_outputs(axis: Axis) -> Dim:
+    """How many outputs have taps outside the input."""
+    if not axis.cut:
+        return 0
+    start = minimum(axis.start, axis.out)
+    return start + axis.out - maximum(start, minimum(axis.stop, axis.out))
 
 
 def _spaced(start: Dim, step: int) -> Callable[[Dim], Dim]:

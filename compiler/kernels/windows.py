@@ -74,12 +74,12 @@ class TileRun:
         return (tile + behind * length) * self.size + self.start
 
 
-def tile_runs(axis: Axis, largest: int) -> list[TileRun]:
+def tile_runs(axis: Axis, largest: int, *, known: bool = True) -> list[TileRun]:
     """The outputs of an axis in tiles of at most ``largest``, neighbours of equal size and taps joined in one run.
 
-    Where sizes are known at run time only: whole tiles, those at the borders masked, and what is left in powers of two.
+    Where sizes are known at run time only, or not to be made use of: whole tiles, those at the borders masked, and what is left in powers of two.
     """
-    if not (isinstance(axis.out, int) and axis.is_static):
+    if not known or not (isinstance(axis.out, int) and axis.is_static):
         return _run_time_tiles(axis, largest)
     runs: list[TileRun] = []
     for section in sections(axis.out, largest):

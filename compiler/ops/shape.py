@@ -29,11 +29,11 @@ from compiler.ops.support import (
     cast_to,
     divide,
     first_type,
-    known,
     normalize_axes,
     normalize_axis,
     onnx_dtype,
     reshape,
+    scalar_like,
 )
 
 _X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
@@ -312,9 +312,13 @@ def _constant_of_shape(context: FormContext) -> Value:
 
 def _eye_like(context: FormContext) -> Value:
     x = context.input(0)
-    rows, columns = (known(dim, "a dim") for dim in x.type.shape)
+    if x.type.rank != 2:
+        raise UnsupportedForm(f"its input is {x.type}, not a matrix")
+    rows, columns = x.type.shape
     dtype = onnx_dtype(context.attrs["dtype"]) if "dtype" in context.attrs else x.type.dtype
-    return context.const(np.eye(rows, columns, int(context.attrs.get("k", 0)), dtype.numpy))
+    down, across = (reshape(context, iota(context, dim), shape) for dim, shape in ((rows, (rows, 1)), (columns, (1, columns))))
+    diagonal = context.emit("add", down, scalar_like(context, down, int(context.attrs.get("k", 0))))
+    return cast_to(context, context.emit("equal", diagonal, across), dtype)
 
 
 def _range(context: FormContext) -> Value:
