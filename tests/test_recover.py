@@ -249,6 +249,15 @@ def test_near_misses_say_why(rule: str, body: str, reason: str) -> None:
     assert reason in {event.reason for event in result.events if event.rule == rule}
 
 
+def test_what_is_divided_by_zero_is_no_mean() -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(2, 4))
+    total = b.emit("reduce", x, kind="sum", axes=(1,), keepdims=True)
+    centered = b.emit("sub", x, b.emit("div", total, b.constant(np.float32(0))))
+    result = RecoverOps().run(b.graph([b.emit("normalize", centered, axis=1, epsilon=0.0, center=False)]))
+    assert [event.reason for event in result.events] == ["what is subtracted is not the mean"]
+
+
 def test_every_rule_has_a_near_miss() -> None:
     """Here or in a test of its own, which names it."""
     named = {rule for rule, _, _ in NEAR_MISSES} | {"shared-heads", *(rule.name for rule in surroundings.RULES)}
@@ -285,6 +294,7 @@ agraph (float[batch, length, 6] x, float[6] g, float[6] b) => (float[batch, leng
   y = Add(scaled, b)
 }
 """
+LENGTHS = LAYER.replace("length, 6]", "length, width]").replace("float[6]", "float[width]")
 ROOT_MEAN_SQUARE = """<ir_version: 8, opset_import: ["" : OPSET]>
 agraph (float[2, 3, 6] x, float[6] g, float[6] b) => (float[2, 3, 6] y)
 <float two = {2.0}, float epsilon = {1e-6}, float one = {1.0}>
@@ -335,7 +345,7 @@ agraph (float[2, 3, 6] x, float[6] g, float[6] b) => (float[2, 3, 6] y)
 
 
 @pytest.mark.parametrize("opset", [9, 13, 17])
-@pytest.mark.parametrize(("text", "wanted"), [(LAYER, 3), (ROOT_MEAN_SQUARE, 3), (CHANNELS_FIRST, 5), (BY_FACTOR, 3)])
+@pytest.mark.parametrize(("text", "wanted"), [(LAYER, 3), (LENGTHS, 3), (ROOT_MEAN_SQUARE, 3), (CHANNELS_FIRST, 5), (BY_FACTOR, 3)])
 def test_models_of_exporters(text: str, wanted: int, opset: int) -> None:
     """From the ONNX model to native code, against ONNX's reference."""
     model = onnx.parser.parse_model(text.replace("OPSET", str(opset)))
@@ -350,7 +360,7 @@ def test_models_of_exporters(text: str, wanted: int, opset: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.data(), st.sampled_from(("left", "right", "both")), st.booleans())
+@given(st.data(), st.sampled_from(("left", "right", "both", "same")), st.booleans())
 def test_scales_move_behind_products(data: st.DataObject, side: str, transposed: bool) -> None:
     w = Writer(data.draw)
     scale = w.number(0.25)
@@ -358,9 +368,11 @@ def test_scales_move_behind_products(data: st.DataObject, side: str, transposed:
     right = w.emit("transpose", right, perm=(0, 2, 1)) if transposed else right
     if side != "right":
         left = w.product(left, scale)
-    if side != "left":
+    if side == "same":
+        left = right = w.product(w.input("x", f32(4, 4)), scale)
+    elif side != "left":
         right = w.product(right, scale)
-    result = recovered(w.graph([w.emit("softmax", w.emit("matmul", left, right), axis=2, log=False)]))
+    result = recovered(w.graph([w.emit("softmax", w.emit("matmul", left, right), axis=left.type.rank - 1, log=False)]))
     product = next(node for node in result.graph.nodes if node.op == "matmul")
     assert not any(node.op == "mul" for node in result.graph.nodes[: result.graph.nodes.index(product)])
 

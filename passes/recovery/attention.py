@@ -8,7 +8,7 @@ from compiler.ir.intexpr import product
 from passes.pattern import Match, either, number, op, value
 from passes.rules import Rule
 
-_SCALED = op("mul", value("x"), number(name="scale"))
+_SCALED = op("mul", value("x"), number(name="scale"), name="scaled")
 _PRODUCT = either(op("matmul", _SCALED, value("other")), op("matmul", value("other"), _SCALED))
 _LINEAR = ("matmul", "conv")
 
@@ -28,7 +28,8 @@ def _check_scale(match: Match) -> str | None:
 
 def _scale_after(match: Match, builder: GraphBuilder) -> Value:
     product = match.root
-    inputs = [match["x"] if v is not match["other"] else v for v in product.present_inputs]
+    inputs = list(product.inputs)
+    inputs[inputs.index(match["scaled"])] = match["x"]
     result = builder.emit("matmul", *inputs, name=product.name)
     scale = builder.constant(match.array("scale").reshape(-1)[:1].reshape(()))
     return builder.emit("mul", result, scale, name=product.name)

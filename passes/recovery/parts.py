@@ -78,7 +78,7 @@ class Mean:
         return either(part, op("reshape", part), name=self.name)
 
     def share(self, match: Match) -> float | None:
-        """The factor between the mean and this: 1 for a mean, the number of elements for a sum; None where it depends on a run."""
+        """The factor between the mean and this: 1 for a mean, the number of elements for a sum; None where it depends on a run, or there is none."""
         count = product(self.reduced.extents(match))
         if f"{self.name}.dims" in match:
             return 1.0 if match.node(f"{self.name}.dims").attrs["values"] == (count,) else None
@@ -86,4 +86,5 @@ class Mean:
             return None
         if f"{self.name}.factor" in match:
             return match.number(f"{self.name}.factor") * count
-        return count / match.number(f"{self.name}.count") if f"{self.name}.count" in match else float(count)
+        divisor = match.number(f"{self.name}.count") if f"{self.name}.count" in match else 1.0
+        return count / divisor if divisor else None
