@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import tensorsmith
 from compiler.cli.main import app
+from compiler.cli.options import random_inputs
 from tensorsmith import UserError
 
 ODD = strings("", "\0", "a\0", "a\0\0b", "ÄÖ", "\U0001f600" * 3, "x" * 1000, "12345678")
@@ -164,3 +165,11 @@ def test_too_many_texts_for_memory_end_the_run_and_no_other() -> None:
     with pytest.raises(UserError, match="more memory than there is"):
         module(strings("x" * (1 << 26)), np.array([1 << 21]))
     assert [y.tolist() for y in module(*small)] == [["constant"], ["aa", "aa"]]
+
+
+def test_profiles_and_made_up_inputs() -> None:
+    module = tensorsmith.compile(model_of(node("StringSplit", ["x"], ["y0", "y1"]), x=ODD), input_shapes={"x": [3]}, cache=False)
+    feeds = random_inputs(module.inputs, {})
+    assert feeds["x"].tolist() == ["", "", ""]
+    families = [row.family for row in module.profile(feeds, repeats=2).rows]
+    assert families[-2:] == ["part_of_text_sizes", "part_of_text"]
