@@ -41,16 +41,14 @@ def budget_passes(graph: Graph, backend: tuple[Pass, ...], memory: MemoryBudget)
     Raises UserError, with the least bytes found, where nothing meets the budget, and for a graph whose memory depends on a run.
     """
     budget = memory.nbytes - memory.scratch_bytes
-    attempts = [_attempt(graph, (), backend)]
-    if attempts[0].arena_bytes > budget > 0:
-        search = PatchSearch(graph, round(_MARGIN * budget), budget)
-        limit = budget
-        while len(attempts) <= _ATTEMPTS and attempts[-1].arena_bytes > budget and (found := search.cheapest(limit)) is not None:
-            attempts.append(_attempt(graph, found, backend))
-            limit = min(limit - 1, limit * budget // attempts[-1].arena_bytes)
-        if attempts[-1].arena_bytes > budget:
-            attempts.append(_attempt(graph, PatchSearch(graph, 0, attempts[0].arena_bytes).smallest(), backend))
-    least = min(attempts, key=lambda attempt: attempt.arena_bytes)
+    plain = _attempt(graph, (), backend)
+    if plain.arena_bytes <= budget:
+        return ()
+    fitting = _cheapest(graph, backend, budget)
+    if fitting is not None:
+        return fitting.passes
+    smallest = _attempt(graph, PatchSearch(graph, 0, plain.arena_bytes).smallest(), backend)
+    least = min(plain, smallest, key=lambda attempt: attempt.arena_bytes)
     if least.arena_bytes > budget:
         scratch = f" and {memory.scratch_bytes} of scratch" if memory.scratch_bytes else ""
         raise UserError(
@@ -59,6 +57,21 @@ def budget_passes(graph: Graph, backend: tuple[Pass, ...], memory: MemoryBudget)
             hint=f"give a budget of at least {least.arena_bytes + memory.scratch_bytes} bytes, or a smaller input",
         )
     return least.passes
+
+
+def _cheapest(graph: Graph, backend: tuple[Pass, ...], budget: int) -> _Attempt | None:
+    """A plan within the budget; None where the search finds none that is by its estimates and by the plan."""
+    search = PatchSearch(graph, round(_MARGIN * budget), budget)
+    limit = budget
+    for _ in range(_ATTEMPTS):
+        found = search.cheapest(limit)
+        if found is None:
+            return None
+        attempt = _attempt(graph, found, backend)
+        if attempt.arena_bytes <= budget:
+            return attempt
+        limit = min(limit - 1, limit * budget // attempt.arena_bytes)
+    return None
 
 
 def _attempt(graph: Graph, patchings: Sequence[Patching], backend: tuple[Pass, ...]) -> _Attempt:
