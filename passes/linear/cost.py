@@ -74,8 +74,12 @@ class Costs:
 
     @staticmethod
     def _copy(form: Form, out: TensorType) -> float:
+        """Of nodes that rearrange. A slice, often a view, is free: no product is split for it."""
+        if form.kept[-1].op == "slice":
+            return 0
         taps = max(term.map.taps for term in form.terms)
-        return _PER_BYTE * 2 * _nbytes(out) + _PER_KERNEL + _number(out.elements) * (taps - 1)
+        read = sum(_nbytes(value.type) for value in {term.operand for term in form.terms})
+        return _PER_BYTE * (read + _nbytes(out)) + _PER_KERNEL + _number(out.elements) * (taps - 1)
 
     @staticmethod
     def _heavy(term: Term, out: TensorType) -> float:
