@@ -94,11 +94,33 @@ done:
 """Makes a dynamic buffer large enough. Called by one worker; what could not be had is reported by the status ``OUT_OF_MEMORY``."""
 
 
+_STAMP = """
+declare i64 @llvm.readcyclecounter()
+define internal void @ts_stamp(ptr %stamps, i64 %word, i64 %sign) nounwind noinline {
+entry:
+  %none = icmp eq ptr %stamps, null
+  br i1 %none, label %done, label %wanted
+wanted:
+  %count = call i64 @llvm.readcyclecounter()
+  %signed = mul i64 %count, %sign
+  %at = getelementptr i64, ptr %stamps, i64 %word
+  %before = load i64, ptr %at
+  %after = add i64 %before, %signed
+  store i64 %after, ptr %at
+  br label %done
+done:
+  ret void
+}
+"""
+"""Adds the cycle count, or takes it away, in a word of stamps if there are any. A function: in its callers it would be branches at every call,
+whose number costs LLVM more than linear time."""
+
+
 def main_text(program: Program) -> str:
     """``ts_main(slots, tid, nthreads, pool, stamps)`` and ``ts_prepare(state)``.
 
-    Where stamps is not null, the cycle counts when the run begins and ends go to its words 0 and 1, and the cycles of call number n are added
-    to word 2 + n.
+    Where stamps is not null, its words being zero, the cycle counts when the run begins and ends go to words 0 and 1, and the cycles of call
+    number n are added to word 2 + n.
     """
     return "\n".join([_Prepare(program).text(), _Main(program).text(), ""])
 
@@ -145,7 +167,7 @@ class _Main:
 
     def text(self) -> str:
         program, w = self._program, self._writer
-        lines = ["declare i64 @llvm.readcyclecounter()"]
+        lines = [_STAMP]
         for function in program.functions:
             params = ", ".join(["ptr"] * len(function.buffers) + ["i64"] * len(function.params) + ["i64", "i64"])
             lines.append(f"declare void @{function.name}({params}) nounwind")
@@ -160,8 +182,7 @@ class _Main:
             w.do(f"%behind = add i64 %own, {w.value(program.arena_bytes)}")
             w.do("%scratch = getelementptr i8, ptr %slot0, i64 %behind")
         w.do("%first = icmp eq i64 %tid, 0")
-        w.do("%wanted = icmp ne ptr %stamps, null")
-        w.do("%stamping = and i1 %first, %wanted")
+        w.do("%own.stamps = select i1 %first, ptr %stamps, ptr null")
         self._stamp(0)
         self._steps(program.body)
         self._results()
@@ -229,19 +250,8 @@ class _Main:
     def _barrier(self) -> None:
         self._writer.do("call void @ts_barrier(ptr %pool, i64 %nthreads)")
 
-    def _stamp(self, word: int, begin: str | None = None) -> None:
-        """The cycle count to a word of stamps, or the cycles since ``begin`` added to it."""
-        w, stamp, go = self._writer, self._label("stamp"), self._label("go")
-        w.do(f"br i1 %stamping, label %{stamp}, label %{go}")
-        self._open(stamp)
-        count = w.ins("call i64 @llvm.readcyclecounter()")
-        place = w.ins(f"getelementptr i64, ptr %stamps, i64 {word}")
-        if begin is not None:
-            before = w.ins(f"load i64, ptr {place}")
-            count = w.ins(f"add i64 {before}, {w.ins(f'sub i64 {count}, {begin}')}")
-        w.do(f"store i64 {count}, ptr {place}")
-        w.do(f"br label %{go}")
-        self._open(go)
+    def _stamp(self, word: int, sign: int = 1) -> None:
+        self._writer.do(f"call void @ts_stamp(ptr %own.stamps, i64 {word}, i64 {sign})")
 
     def _end_where(self, failed: str) -> None:
         """Leave where ``failed`` holds, which it must for all workers or for none."""
@@ -293,10 +303,10 @@ class _Main:
         self._calls += 1
         args = [f"ptr {self._pointer(address)}" for address in call.args]
         args += [f"i64 {w.value(param)}" for param in call.params]
-        begin = w.ins("call i64 @llvm.readcyclecounter()")
+        self._stamp(2 + number, -1)
         w.do(f"call void @{self._program.functions[call.function].name}({', '.join([*args, 'i64 %tid', 'i64 %nthreads'])})")
         self._barrier()
-        self._stamp(2 + number, begin)
+        self._stamp(2 + number)
         if any(address.space is Space.STATUS for address in call.args):
             report, go = self._label("report"), self._label("go")
             what = w.ins(f"load i64, ptr %slot{STATE}")
