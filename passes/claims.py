@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,16 +24,16 @@ _SIZES = (5, 16, 37, 3, 2, 1, 100, 300)
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """``before`` and ``after`` have the same inputs, of floats, and compute the same outputs up to rounding. ``name`` says of what."""
+    """``sides`` makes two graphs that have the same inputs, of floats, and compute the same outputs up to rounding. ``name`` says of what."""
 
     name: str
-    before: Graph
-    after: Graph
+    sides: Callable[[], tuple[Graph, Graph]]
 
     def check(self) -> None:
         """Raises InternalError, naming the claim, where the two differ on random inputs. They compute in float64, with the constants as they are."""
-        sizes = self._sizes()
-        before, after = (_in_float64(graph, sizes) for graph in (self.before, self.after))
+        sides = self.sides()
+        sizes = self._sizes(sides)
+        before, after = (_in_float64(graph, sizes) for graph in sides)
         rng = np.random.default_rng(0)
         feeds = {value.name: rng.standard_normal(value.type.static_shape) for value in before.inputs}
         expected, got = interpret(before, feeds), interpret(after, feeds)
@@ -42,11 +42,11 @@ class Claim:
             if not difference <= _TOLERANCE:
                 raise InternalError(f"{one.name} differs by {difference:.2g} of its scale", where=self.name, hint="please report this with the model")
 
-    def _sizes(self) -> Mapping[str, int]:
+    def _sizes(self, sides: tuple[Graph, Graph]) -> Mapping[str, int]:
         """What each symbol is taken for: what an operator needs it to be, or one of ``_SIZES``."""
-        types = [value.type for graph in (self.before, self.after) for value in _values(graph)]
+        types = [value.type for graph in sides for value in _values(graph)]
         names = sorted({name for type_ in types for name in type_symbols(type_)})
-        needed = {name: size for graph in (self.before, self.after) for name, size in _needed(graph, names)}
+        needed = {name: size for graph in sides for name, size in _needed(graph, names)}
         for first in _SIZES:
             sizes = {name: first + number for number, name in enumerate(names)} | needed
             if all(evaluate(dim, sizes) > 0 for type_ in types for dim in type_.shape):

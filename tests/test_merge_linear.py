@@ -180,11 +180,11 @@ def scaled(factor: float) -> Graph:
 
 
 def test_a_false_claim_names_its_region() -> None:
-    Claim("right", scaled(2), scaled(2 * (1 + 1e-7))).check()
+    Claim("right", lambda: (scaled(2), scaled(2 * (1 + 1e-7)))).check()
     with pytest.raises(InternalError, match=r"stem.*differs by 0\.001"):
-        Claim("stem", scaled(2), scaled(2.002)).check()
+        Claim("stem", lambda: (scaled(2), scaled(2.002))).check()
     with pytest.raises(InternalError, match="differs by nan"):
-        Claim("stem", scaled(2), scaled(np.nan)).check()
+        Claim("stem", lambda: (scaled(2), scaled(np.nan))).check()
 
 
 def test_verify_finds_a_wrong_merge(monkeypatch: pytest.MonkeyPatch) -> None:

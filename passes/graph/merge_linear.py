@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from compiler.ir.builder import GraphBuilder
@@ -49,7 +50,7 @@ class MergeLinear:
                     continue
                 merged.update(finite)
                 events.append(RuleEvent("merge", what))
-                claims.append(_claim(graph, search, what, finite))
+                claims.append(Claim(what, partial(_sides, graph, search.nodes, finite)))
             for (operand, value), reason in search.blocked():
                 events.append(RuleEvent("insert", f"{_name(graph, operand)} in {_name(graph, value)}", reason))
             if merged:
@@ -64,11 +65,11 @@ def _notes(events: Sequence[RuleEvent]) -> tuple[str, ...]:
     return (*((f"{merged} regions merged",) if merged else ()), *(f"{count} times left: {reason}" for reason, count in sorted(left.items())))
 
 
-def _claim(graph: Graph, search: Search, name: str, emitters: Mapping[Value, Emitter]) -> Claim:
-    """That the forms say what the graph says, of the values that they are forms of."""
+def _sides(graph: Graph, nodes: Container[Node], emitters: Mapping[Value, Emitter]) -> tuple[Graph, Graph]:
+    """What the graph says of the values that the emitters are of, and what they say themselves."""
     operands = (term.operand for emitter in emitters.values() for term in emitter.form.terms)
-    before = part_of(graph, search.nodes, (value for value in operands if value not in emitters), emitters)
-    return Claim(name, before, EliminateDeadCode().run(_replaced(before, emitters)).graph)
+    before = part_of(graph, nodes, (value for value in operands if value not in emitters), emitters)
+    return before, EliminateDeadCode().run(_replaced(before, emitters)).graph
 
 
 def _replaced(graph: Graph, emitters: Mapping[Value, Emitter]) -> Graph:
