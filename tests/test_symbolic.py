@@ -254,4 +254,4 @@ def test_identity_matrices_are_made_by_the_run() -> None:
     for shape in ((4, 4), (3, 7), (7, 3), (0, 2)):
         check(model, {"x": np.zeros(shape, np.float32)}, 1)
     large = model_of("g (float[20000, 20000] x) => (float[20000, 20000] y) { y = EyeLike(x) }", 17)
-    assert compiled(large, 1).memory.weights < 1 << 20
+    assert compiled(large, 1).memory().weights < 1 << 20
