@@ -232,6 +232,8 @@ def _difference(got: object, want: object) -> str:
     found, wanted = np.asarray(got), np.asarray(want)
     if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
         return f"{found.dtype}{found.shape} for {wanted.dtype}{wanted.shape}"
+    if wanted.dtype == object:
+        return "" if np.array_equal(found, wanted) else f"{found} for {wanted}"
     left, right = found.astype(np.float64), wanted.astype(np.float64)
     finite = np.abs(right[np.isfinite(right)])
     scale = float(finite.max(initial=0))

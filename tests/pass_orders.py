@@ -17,6 +17,9 @@ from zoo_models import FOLDER
 from compiler import pipeline
 from passes.base import Pass
 
+ROUNDED = 5e-2
+"""For quantised models, which are held to equality else: factors that are folded in another order turn roundings over (docs/quantization.md)."""
+
 PASSES = tuple(dict.fromkeys(pipeline.canonical_passes(3)))
 """Every canonical pass once."""
 
@@ -33,7 +36,7 @@ def compare(name: str, seed: int) -> tuple[float, float]:
     """How far a model, compiled with its passes in that order, is from ONNX Runtime, and the bound for that."""
     with mock.patch.object(pipeline, "canonical_passes", return_value=order(seed)):
         worst, bound, _ = zoo_sweep.compare(name)
-    return worst, bound
+    return worst, bound or ROUNDED
 
 
 def main() -> int:

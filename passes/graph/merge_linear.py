@@ -19,6 +19,9 @@ from passes.linear.forms import Domain
 from passes.linear.search import Component, Search
 from passes.rewrite import rewrite
 
+_ROUNDS = 8
+"""Searches at the most: what one made may let the next, which reads it afresh, find more. Most graphs take one and a look."""
+
 
 @register_pass
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ class MergeLinear:
     stage: ClassVar[Stage] = Stage.CANONICAL
 
     def run(self, graph: Graph) -> PassResult:
+        merges: list[RuleEvent] = []
+        claims: list[Claim] = []
+        for _ in range(_ROUNDS):
+            graph, events, found = self._round(graph)
+            merges += [event for event in events if event.reason is None]
+            claims += found
+            if not found:
+                break
+        left = [event for event in events if event.reason is not None]
+        return PassResult(graph, bool(claims), _notes([*merges, *left]), (*merges, *left), tuple(claims))
+
+    def _round(self, graph: Graph) -> tuple[Graph, list[RuleEvent], list[Claim]]:
+        """One search in each domain: the graph, what was merged or left and why, and the claims of the merges."""
         events: list[RuleEvent] = []
         claims: list[Claim] = []
         for domain in (Domain(windowed=True), Domain(windowed=False)):
@@ -55,7 +71,7 @@ class MergeLinear:
                 events.append(RuleEvent("insert", f"{_name(graph, operand)} in {_name(graph, value)}", reason))
             if merged:
                 graph = EliminateDeadCode().run(_replaced(graph, merged)).graph
-        return PassResult(graph, bool(claims), _notes(events), tuple(events), tuple(claims))
+        return graph, events, claims
 
 
 def _notes(events: Sequence[RuleEvent]) -> tuple[str, ...]:

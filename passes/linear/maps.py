@@ -230,6 +230,8 @@ class _Product(LinearMap):
 
 def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
     """``outer`` of what ``inner`` gives. It is that as far as ``outer`` does not read padding where ``inner`` would read its input."""
+    if outer.is_diagonal and isinstance(inner, _Product) and inner.outer.is_diagonal:  # factors first: weights are multiplied once
+        outer, inner = compose(outer, inner.outer), inner.inner
     windows = tuple(after.after(first) for after, first in zip(outer.windows, inner.windows, strict=True))
     return _Product(outer.outputs, inner.inputs, gcd(outer.group, inner.group), windows, outer, inner)
 
