@@ -171,10 +171,10 @@ class _Maker:
     def some_channels(self, x: Value) -> Value:
         axis, channels = self.axis(x), self.channels(x)
         starts, sizes, steps = [0] * x.type.rank, list(x.type.shape), [1] * x.type.rank
-        starts[axis] = self.number(0, channels - 1)
-        sizes[axis] = self.number(1, channels - starts[axis])
-        if self.draw(st.booleans()):
-            starts[axis], steps[axis] = starts[axis] + sizes[axis] - 1, -1  # type: ignore[operator] # the channels are known
+        first = self.number(0, channels - 1)
+        count = self.number(1, channels - first)
+        backwards = self.draw(st.booleans())
+        starts[axis], sizes[axis], steps[axis] = (first + count - 1, count, -1) if backwards else (first, count, 1)
         return self.emit("slice", x, starts=tuple(starts), sizes=tuple(sizes), steps=tuple(steps))
 
     def shuffled(self, x: Value) -> Value:
