@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 import tensorsmith as ts
 from compiler import cache
+from compiler.cli.bench import difference
+from compiler.cli.bench_engine import save_arrays
 from compiler.cli.main import app
 from compiler.cli.run import file_name
 from compiler.ir.graph import Constant
@@ -153,6 +155,27 @@ def test_bench_against_another_engine_agrees_with_it(model: Path) -> None:
     output = call("bench", model, "--threads", 1, "--repeats", 3, "--input-shape", "x=1x3x8x8", "--against", "onnxruntime")
     row = next(line for line in output.splitlines() if "onnxruntime" in line)
     assert float(re.findall(r"[\d.]+e[-+]\d+", row)[0]) < 1e-5
+
+
+def test_bench_knows_strings(tmp_path: Path) -> None:
+    onnx.save(parser.parse_model(JOINED), tmp_path / "g.onnx")
+    np.save(tmp_path / "x.npy", np.array(["a", "é😀", ""]))
+    given = ("--input", f"x={tmp_path / 'x.npy'}", "--input", f"z={tmp_path / 'x.npy'}", "--repeats", 1)
+    output = call("bench", tmp_path / "g.onnx", *given, "--against", "onnxruntime")
+    row = next(line for line in output.splitlines() if "onnxruntime" in line)
+    assert row.split()[-2] == "0.0e+00"
+
+
+JOINED = """<ir_version: 9, opset_import: ["" : 20]>
+g (string[N] x, string[N] z) => (string[N] y, string[N] w) { y = StringConcat (x, z) w = Identity (x) }
+"""
+
+
+def test_bench_finds_strings_that_differ(tmp_path: Path) -> None:
+    save_arrays(tmp_path / "tensorsmith.npz", [np.array(["a", "b"], object), np.float32([1])])
+    for other, wanted in ((["a", "b"], 0.0), (["a", "bc"], np.inf)):
+        save_arrays(tmp_path / "other.npz", [np.array(other, object), np.float32([1])])
+        assert difference(tmp_path, "other") == wanted
 
 
 SHAPE = ("--input-shape", "x=1x3x8x8")

@@ -17,6 +17,7 @@ from compiler.errors import UserError
 
 if TYPE_CHECKING:
     from compiler.cli.bench_engine import Timing
+    from runtime.module import Array
 
 ROUNDS = 3
 _TIMEOUT_SECONDS = 600
@@ -56,7 +57,7 @@ def bench_command(
         for _ in range(ROUNDS):
             for engine in ["tensorsmith", *peers]:
                 timings.setdefault(engine, []).append(_round(engine, model, names, workers, repeats, Path(folder)))
-        differences = {engine: _difference(Path(folder), engine) for engine in peers}
+        differences = {engine: difference(Path(folder), engine) for engine in peers}
     console().print(_table(f"{model.name}, {workers} threads", timings, differences))
 
 
@@ -77,15 +78,24 @@ def _round(engine: str, model: Path, names: list[str], threads: int, repeats: in
     return Timing(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _difference(folder: Path, engine: str) -> float:
-    """The largest difference of an engine's outputs from ours, relative to each output's scale."""
+def difference(folder: Path, engine: str) -> float:
+    """The largest difference of an engine's outputs from ours, relative to each output's scale; what is no number is equal or infinitely far."""
     import numpy as np
 
     with np.load(folder / "tensorsmith.npz") as ours, np.load(folder / f"{engine}.npz") as theirs:
         if set(ours.files) != set(theirs.files):  # sequences of other lengths
             return float("inf")
-        pairs = [(ours[name].astype(np.float64), theirs[name].astype(np.float64)) for name in ours.files]
-    return max((float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12)) for a, b in pairs if a.size), default=0.0)
+        pairs = [(ours[name], theirs[name]) for name in ours.files]
+    return max((_distance(a, b) for a, b in pairs if a.size), default=0.0)
+
+
+def _distance(ours: Array, theirs: Array) -> float:
+    import numpy as np
+
+    if "U" in (ours.dtype.kind, theirs.dtype.kind):
+        return 0.0 if np.array_equal(ours, theirs) else float("inf")
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
 
 
 def _table(title: str, timings: dict[str, list[Timing]], differences: dict[str, float]) -> Any:
@@ -101,6 +111,6 @@ def _table(title: str, timings: dict[str, list[Timing]], differences: dict[str, 
         fastest = min(timing.min_ms for timing in rounds)
         middle = median(timing.median_ms for timing in rounds)
         start = min(timing.start_s for timing in rounds)
-        difference = f"{differences[engine]:.1e}" if engine in differences else ""
-        table.add_row(engine, f"{fastest:.3f}", f"{middle:.3f}", f"{start:.2f}", f"{fastest / base:.2f}", difference)
+        distance = f"{differences[engine]:.1e}" if engine in differences else ""
+        table.add_row(engine, f"{fastest:.3f}", f"{middle:.3f}", f"{start:.2f}", f"{fastest / base:.2f}", distance)
     return table

@@ -27,11 +27,12 @@ class Timing:
 
 def tensorsmith(model: Path, threads: int, feeds: Feeds) -> Infer:
     """Ours."""
-    from compiler.cli.options import open_module
+    from compiler.cli.options import as_declared, open_module
 
     shapes = {} if model.suffix == ".tsm" else {name: feed.shape for name, feed in feeds.items() if not isinstance(feed, list)}
     module = open_module(model, threads, shapes)
-    return lambda: list(module.run(feeds).values())
+    declared = as_declared(module.inputs, feeds)
+    return lambda: list(module.run(declared).values())
 
 
 def onnxruntime(model: Path, threads: int, feeds: Feeds) -> Infer:
@@ -71,17 +72,19 @@ def save_arrays(path: Path, values: Sequence[Any]) -> None:
     """Write arrays, lists of arrays and None, for ``load_arrays``."""
     import numpy as np
 
+    from compiler.cli.options import plain
+
     flat: dict[str, Any] = {}
     for index, value in enumerate(values):
         if isinstance(value, list):
-            flat |= {f"{index}.length": np.array(len(value)), **{f"{index}.{number}": element for number, element in enumerate(value)}}
+            flat |= {f"{index}.length": np.array(len(value)), **{f"{index}.{number}": plain(element) for number, element in enumerate(value)}}
         else:
-            flat[f"{index}.absent" if value is None else f"{index}"] = np.array(0) if value is None else value
-    np.savez(path, allow_pickle=False, **flat)
+            flat[f"{index}.absent" if value is None else f"{index}"] = np.array(0) if value is None else plain(value)
+    np.savez(path, **flat)
 
 
 def load_arrays(path: Path) -> list[Any]:
-    """What ``save_arrays`` has written."""
+    """What ``save_arrays`` has written: strings as numpy's own, the bytes of what numpy lacks."""
     import numpy as np
 
     values: list[Any] = []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from runtime.artifact import TensorInfo
-    from runtime.module import Module
+    from runtime.module import Array, Module
 
 _FILE_COLUMNS = 200
 
@@ -119,6 +119,13 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=None if stream.isatty() else _FILE_COLUMNS)
+
+
+def plain(array: Array) -> Array:
+    """An array of a type that .npy files can name: strings as numpy's own, the bytes of what numpy lacks."""
+    if array.dtype.kind == "O":
+        return array.astype(str)
+    return array.view(f"V{array.itemsize}") if array.dtype.isbuiltin == 2 else array
 
 
 def as_declared(infos: Sequence[TensorInfo], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, as_declared, open_module, parse_shapes, read_inputs
+from compiler.cli.options import InputFiles, InputShapes, ModuleFile, Threads, as_declared, open_module, parse_shapes, plain, read_inputs
 from compiler.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,18 +34,11 @@ def run_command(
             try:
                 output_dir.mkdir(parents=True, exist_ok=True)
                 if isinstance(found, list):
-                    np.savez(file.with_suffix(".npz"), *map(_plain, found), allow_pickle=False)
+                    np.savez(file.with_suffix(".npz"), *map(plain, found))
                 else:
-                    np.save(file, _plain(found), allow_pickle=False)
+                    np.save(file, plain(found), allow_pickle=False)
             except OSError as error:
                 raise UserError(f"cannot write: {error.strerror}", where=str(file), hint="name a folder that can be written") from error
-
-
-def _plain(array: Array) -> Array:
-    """An array of a type that .npy files can name: strings as numpy's own, the bytes of what numpy lacks."""
-    if array.dtype.kind == "O":
-        return array.astype(str)
-    return array if array.dtype.isbuiltin == 1 else array.view(f"V{array.itemsize}")
 
 
 def _summary(found: Array | list[Array] | None) -> str:

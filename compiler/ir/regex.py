@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
@@ -14,7 +14,9 @@ from compiler.errors import UnsupportedForm
 
 LAST = 0x10FFFF
 _MOST_REPEATS = 1000
-_DEEPEST = 200
+_DEEPEST = 100
+_DOTLESS_I = 0x131
+"""Its capital is I, but it is no case of i (https://www.unicode.org/Public/UNIDATA/CaseFolding.txt)."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Code points: the first and the last of each range, in order, apart from one another."""
@@ -136,7 +138,7 @@ def _category(name: str) -> Ranges:
 def _cases() -> tuple[frozenset[int], ...]:
     """Sets of characters that differ in case alone."""
     found: dict[int, set[int]] = {}
-    for code in range(LAST + 1):
+    for code in {*range(LAST + 1)} - {_DOTLESS_I}:
         for other in {chr(code).lower(), chr(code).upper(), chr(code).title()} - {chr(code)}:
             if len(other) == 1:
                 joined = found.get(code, {code}) | found.get(ord(other), {ord(other)})
@@ -153,9 +155,20 @@ def parse_regex(pattern: str) -> Regex:
     """The expression that a pattern is. Raises UnsupportedForm for one that is malformed, or asks what no automaton can tell."""
     parser = _Parser(pattern)
     found = parser.choice(_Flags(), 0)
-    if parser.left:
+    if not parser.ended:
         raise parser.error("there is a ) too many")
     return found
+
+
+_NOTHING = Following(())
+_COUNTED = r"\{(\d+)(,?)(\d*)\}\??"
+_STARRED = r"([*+?])\??"
+
+
+def _following(parts: Sequence[Regex]) -> Regex:
+    """One part after another, those that are nothing left out: what they would be repeated for adds nothing to an automaton."""
+    found = tuple(part for part in parts if part != _NOTHING)
+    return found[0] if len(found) == 1 else Following(found)
 
 
 class _Parser:
@@ -167,9 +180,9 @@ class _Parser:
         return UnsupportedForm(f"pattern {self._pattern!r:.200}, character {self._at}: {what}")
 
     @property
-    def left(self) -> str:
-        """What is not read yet."""
-        return self._pattern[self._at :]
+    def ended(self) -> bool:
+        """Whether all is read."""
+        return self._at == len(self._pattern)
 
     def _accept(self, text: str) -> bool:
         found = self._pattern.startswith(text, self._at)
@@ -182,7 +195,7 @@ class _Parser:
         return found
 
     def _next(self) -> str:
-        if self._at == len(self._pattern):
+        if self.ended:
             raise self.error("it ends too soon")
         self._at += 1
         return self._pattern[self._at - 1]
@@ -192,28 +205,33 @@ class _Parser:
         if depth > _DEEPEST:
             raise self.error(f"more than {_DEEPEST} groups within each other")
         parts: list[list[Regex]] = [[]]
-        while self.left and self.left[0] != ")":
+        while not self.ended and self._pattern[self._at] != ")":
             if self._accept("|"):
                 parts.append([])
             elif (found := self._match(r"\(\?([imsU]*)(?:-([imsU]+))?\)")) is not None:
                 flags = _with(flags, found)
+            elif (found := self._match(r"(?s)\\Q(.*?)(?:\\E|\Z)")) is not None:
+                quoted: list[Regex] = [Chars(_cased(_points(c), flags)) for c in found[1]]
+                parts[-1] += [*quoted[:-1], *map(self._repeated, quoted[-1:])]
             else:
                 parts[-1].append(self._repeated(self._atom(flags, depth)))
-        choices = tuple(part[0] if len(part) == 1 else Following(tuple(part)) for part in parts)
+        choices = tuple(_following(part) for part in parts)
         return choices[0] if len(choices) == 1 else Choice(choices)
 
     def _repeated(self, part: Regex) -> Regex:
-        while True:
-            if (found := self._match(r"\{(\d+)(,?)(\d*)\}\??")) is not None:
-                least = int(found[1])
-                most = None if found[2] and not found[3] else int(found[3] or least) if found[2] else least
-                if max(least, most or 0) > _MOST_REPEATS or (most is not None and most < least):
-                    raise self.error(f"a repetition of {found[0]}; at most {_MOST_REPEATS} are possible")
-                part = Repeated(part, least, most)
-            elif (found := self._match(r"([*+?])\??")) is not None:
-                part = Repeated(part, int(found[1] == "+"), 1 if found[1] == "?" else None)
-            else:
-                return part
+        most: int | None
+        if (found := self._match(_COUNTED)) is not None:
+            least = int(found[1])
+            most = None if found[2] and not found[3] else int(found[3] or least) if found[2] else least
+            if max(least, most or 0) > _MOST_REPEATS or (most is not None and most < least):
+                raise self.error(f"a repetition of {found[0]}; at most {_MOST_REPEATS} are possible")
+        elif (found := self._match(_STARRED)) is not None:
+            least, most = int(found[1] == "+"), 1 if found[1] == "?" else None
+        else:
+            return part
+        if self._match(_COUNTED) or self._match(_STARRED):
+            raise self.error("a repetition of a repetition; put the inner one into a group")
+        return _NOTHING if most == 0 or part == _NOTHING else Repeated(part, least, most)
 
     def _atom(self, flags: _Flags, depth: int) -> Regex:
         if self._match(r"\(\?(=|!|<=|<!)") is not None:
@@ -238,11 +256,6 @@ class _Parser:
             return Chars(_others(() if flags.dot_all else _points("\n")))
         if self._accept("["):
             return Chars(self._class(flags))
-        if self._accept("\\Q"):
-            end = self._pattern.find("\\E", self._at)
-            text = self.left if end < 0 else self._pattern[self._at : end]
-            self._at = len(self._pattern) if end < 0 else end + 2
-            return Following(tuple(Chars(_cased(_points(c), flags)) for c in text))
         if (found := self._match(r"\\[AzbB]")) is not None:
             return Edge({"\\A": Place.BEGIN, "\\z": Place.END}.get(found[0]) or Place(found[0]))
         return Chars(_cased(self._escape() if self._accept("\\") else _points(self._next()), flags))
@@ -286,8 +299,7 @@ class _Parser:
                 ranges += _others(_POSIX[found[2]]) if found[1] else _POSIX[found[2]]
                 continue
             low = self._escape() if self._accept("\\") else _points(self._next())
-            if len(self.left) > 1 and self.left[0] == "-" and self.left[1] != "]":
-                self._next()
+            if self._match(r"-(?=[^\]])") is not None:
                 high = self._escape() if self._accept("\\") else _points(self._next())
                 if len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1] or high[0][0] != high[0][1] or high[0][0] < low[0][0]:
                     raise self.error("a range has no such ends")
