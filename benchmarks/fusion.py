@@ -1,6 +1,6 @@
 """How many kernels a model becomes, beside the nodes ONNX Runtime leaves after its own optimisation, and the layout conversions that stay.
 
-    python -m benchmarks.fusion [MODEL …] [--write]
+    python -m benchmarks.fusion [MODEL … | --write]
 
 A kernel is whatever is launched: every group, those of branches and loop bodies included, and every branch, loop and copy that control flow makes.
 ONNX Runtime's nodes are counted the same way, in the graph it writes after all of its optimisations. ``--write`` puts the table into docs/fusion.md.
@@ -144,6 +144,8 @@ def main(
     write: Annotated[bool, typer.Option(help="Write the table into docs/fusion.md.")] = False,
 ) -> None:
     """Count the kernels of MODELS."""
+    if models and write:
+        raise typer.BadParameter("the table is of the whole zoo: leave the models out, or --write")
     counts = []
     for name in models or zoo_names():
         found = count(name)

@@ -214,7 +214,7 @@ def build(graph: Graph, options: Options) -> Built:
     from backends.llvm.engine import compile_program
 
     target = resolve(options.target)
-    planned, reports, program = _lowered(graph, target, options)
+    planned, reports, program = lowered(graph, target, options)
     image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
         name=program.name,
@@ -241,7 +241,7 @@ def build(graph: Graph, options: Options) -> Built:
     return Built(manifest, image.code, program.weights, program.weights_bytes)
 
 
-def _lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:
+def lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:
     """The planned graph, what each pass did, and the program; within the budget, of which scratch is only known when there is a program."""
     from compiler.lowering import lower
     from compiler.memory_budget import MemoryBudget

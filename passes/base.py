@@ -56,13 +56,18 @@ class Pass(Protocol):
 class PassReport:
     """What one pass did in one run: wall-clock ``seconds``, top-level nodes before and after."""
 
-    name: str
+    step: Pass
     changed: bool
     seconds: float
     nodes_before: int
     nodes_after: int
     notes: tuple[str, ...] = ()
     events: tuple[RuleEvent, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The pass's name."""
+        return self.step.name
 
 
 Observer = Callable[[Pass, Graph, PassReport], None]
@@ -85,7 +90,7 @@ class PassManager:
             begin = time.perf_counter()
             result = _run(step, graph)
             seconds = time.perf_counter() - begin
-            report = PassReport(step.name, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes, result.events)
+            report = PassReport(step, result.changed, seconds, len(graph.nodes), len(result.graph.nodes), result.notes, result.events)
             graph = result.graph
             if self.verify:
                 _verify(step, result)

@@ -204,6 +204,29 @@ def test_opt_prints_around_the_passes_that_are_named(model: Path) -> None:
     assert re.findall("// .*", call("opt", model, "--passes", "simplify,eliminate-dead-code", "--print-after", "all")) != []
 
 
+POOLED = """<ir_version: 9, opset_import: ["" : 20]>
+g (float[1, 2, 32, 32] x) => (float[1, 2, 1, 1] y) {
+  a = Relu (x)
+  b = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (a)
+  c = MaxPool <kernel_shape = [3, 3]> (b)
+  y = GlobalAveragePool (c)
+}
+"""
+
+
+def test_opt_keeps_to_a_budget(tmp_path: Path) -> None:
+    onnx.save(parser.parse_model(POOLED), tmp_path / "g.onnx")
+
+    def planned(*options: str) -> str:
+        return call("opt", tmp_path / "g.onnx", "--threads", 1, "--print-after", "plan-memory", "--print-before", "patch-by-patch", *options)
+
+    assert "// before patch-by-patch" in planned("--memory-budget", "4kB")
+    (found,) = re.findall("arena_bytes = ([0-9]+)", planned("--memory-budget", "4kB"))
+    assert int(found) <= 4000
+    with pytest.raises(ts.UserError, match="no pass called patch-by-patch"):
+        planned("--memory-budget", "1MB")
+
+
 def test_inspect_shows_what_the_passes_did(model: Path, tmp_path: Path) -> None:
     call("compile", model, "-o", tmp_path / "small.tsm", *SHAPE)
     names = [line.split()[0] for line in call("inspect", tmp_path / "small.tsm", "--passes").splitlines()]
@@ -255,6 +278,7 @@ def test_opt_times_every_pass(model: Path) -> None:
         (["opt", "MODEL", "--print-after", "polish"], "no pass called polish"),
         (["opt", "MODEL", "--passes", "polish"], "no pass is called 'polish'"),
         (["opt", "MODEL", "--passes", "group(fuse=True)"], "cannot read 'group(fuse=True)' as a pass"),
+        (["opt", "MODEL", "--passes", "group", "--memory-budget", "1MB"], "the passes are given, and a budget"),
         (["profile", "SAVED", "--repeats", "0"], "repeats is 0"),
         (["bench", "SAVED", "--against", "abacus"], "unknown engine 'abacus'"),
         (["bench", "SAVED", "--threads", "0"], "threads is 0"),

@@ -18,6 +18,7 @@ from compiler import cache, driver
 from compiler.pipeline import passes_for
 from compiler.target import resolve
 from passes.base import PassReport
+from passes.graph.dead_code import EliminateDeadCode
 from runtime.artifact import TEMPORARY_SUFFIX, Manifest, PassInfo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,8 +249,8 @@ def test_a_model_compiles_runs_saves_and_loads(folder: Path, tmp_path: Path, opt
 
 def test_a_report_keeps_the_first_notes() -> None:
     notes = tuple(map(str, range(20)))
-    kept = driver._pass_info(PassReport("many", True, 0.25, 3, 2, notes))
-    assert kept == PassInfo("many", 0.25, 3, 2, (*notes[:8], "and 12 more"))
+    kept = driver._pass_info(PassReport(EliminateDeadCode(), True, 0.25, 3, 2, notes))
+    assert kept == PassInfo("eliminate-dead-code", 0.25, 3, 2, (*notes[:8], "and 12 more"))
 
 
 def test_a_hit_needs_neither_onnx_nor_llvm_and_is_quick(folder: Path, tmp_path: Path) -> None:

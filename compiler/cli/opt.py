@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compiler.cli.inspect import pass_table
-from compiler.cli.options import InputShapes, ModelFile, OptLevel, TargetName, Threads, console, parse_shapes
+from compiler.cli.options import InputShapes, MemoryBudget, ModelFile, OptLevel, TargetName, Threads, console, parse_bytes, parse_shapes
 from compiler.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ def opt_command(
     threads: Threads = None,
     opt_level: OptLevel = 3,
     input_shape: InputShapes = None,
+    memory_budget: MemoryBudget = None,
 ) -> None:
     """Run graph passes and print the IR. Without a print option, the final graph is printed."""
-    from compiler.driver import Options
+    from compiler.driver import Options, lowered
     from compiler.ir.printer import print_graph
     from compiler.lowering import lower
     from compiler.pipeline import passes_for
@@ -56,13 +57,17 @@ def opt_command(
     from frontend.onnx.importer import import_model
     from passes.base import PassManager, parse_passes
 
-    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level)
+    options = Options.checked(target, threads, parse_shapes(input_shape), opt_level, parse_bytes(memory_budget))
+    if passes and options.memory_budget is not None:
+        raise UserError("the passes are given, and a budget, which asks for its own", where="--passes, --memory-budget", hint="leave one of them out")
     machine = resolve(options.target)
     steps = parse_passes(passes) if passes else passes_for(machine, options.opt_level)
+    graph = import_model(model, dict(options.input_shapes))
+    if options.memory_budget is not None:
+        steps = tuple(report.step for report in lowered(graph, machine, options)[1])
     if stage is not None:
         steps = _up_to(steps, stage)
     printer = _Printer(steps, print_before or (), print_after or ())
-    graph = import_model(model, dict(options.input_shapes))
     printer.before(0, graph)
     graph, reports = PassManager(steps, verify=verify, observer=printer.after).run(graph)
     if stage in (Stage.LOOPS, Stage.LLVM):

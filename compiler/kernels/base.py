@@ -3,8 +3,8 @@
 A ``Workload`` is everything a kernel depends on, canonical and hashable: it is the key of schedule choice, tuning records,
 kernel de-duplication and the cache. A family's ``Schedule`` is a frozen dataclass whose fields are its search space.
 
-A built function's buffers are, in order: one for each ``Workload.inputs``, one for each ``Workload.operands``, the output,
-then its scratch buffers and the status, if any.
+A built function's buffers are, in order: one for each ``Workload.inputs``, one for each ``Workload.operands`` and the output. Then, in any
+order, those it declares for itself: scratch, the status, the texts and their end (``Access``).
 Inputs and operands that are constants arrive as ``pack`` laid them out; everything else as its type's ``physical_shape``, row-major.
 """
 

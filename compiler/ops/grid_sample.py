@@ -119,7 +119,7 @@ class _Axis:
         part = reshape(context, slice_axis(context, grid, grid.type.rank - 1, len(dims) - 1 - axis, 1), (batch, 1, *points))
         extent, last = (real(context, dim, grid.type.dtype) for dim in (self._length - int(align), self._length - 1))
         scale, shift = (combined(context, "mul", x, 0.5) for x in (extent, last))
-        self._coordinate = self._binary("add", self._binary("mul", part, scale), shift)
+        self._coordinate = combined(self._context, "add", combined(self._context, "mul", part, scale), shift)
         self._low, self._extent = 0.0 if align else -0.5, self._length - int(align)
 
     def taps(self, mode: str) -> list[Tap]:
@@ -131,23 +131,20 @@ class _Axis:
         part = self._context.emit("sub", at, floor)
         if mode == "linear":
             rest = self._context.emit("sub", scalar_like(self._context, part, 1), part)
-            return [self._tap(floor, rest), self._tap(self._binary("add", floor, 1), part)]
-        return [self._tap(self._binary("add", floor, offset), self._cubic(part, offset)) for offset in (-1, 0, 1, 2)]
-
-    def _binary(self, op: str, x: Value, y: Value | float) -> Value:
-        return self._context.emit(op, x, y if isinstance(y, Value) else scalar_like(self._context, x, y))
+            return [self._tap(floor, rest), self._tap(combined(self._context, "add", floor, 1), part)]
+        return [self._tap(combined(self._context, "add", floor, offset), self._cubic(part, offset)) for offset in (-1, 0, 1, 2)]
 
     def _cubic(self, part: Value, offset: int) -> Value:
         """The weight of the neighbour ``offset`` away from the floor: a cubic of its distance."""
         context = self._context
-        distance = context.emit("abs", self._binary("sub", part, offset))
+        distance = context.emit("abs", combined(context, "sub", part, offset))
         near = (_CUBIC + 2, -(_CUBIC + 3), 0.0, 1.0)
         far = (_CUBIC, -5 * _CUBIC, 8 * _CUBIC, -4 * _CUBIC)
         first, *others = near if offset in (0, 1) else far
-        weight = self._binary("mul", distance, first)
+        weight = combined(context, "mul", distance, first)
         for coefficient in others[:-1]:
-            weight = context.emit("mul", self._binary("add", weight, coefficient), distance)
-        return self._binary("add", weight, others[-1])
+            weight = context.emit("mul", combined(context, "add", weight, coefficient), distance)
+        return combined(context, "add", weight, others[-1])
 
     def _inside(self, at: Value) -> Value:
         """Coordinates moved into the input as ``padding_mode`` says; with zeros they stay."""
@@ -161,11 +158,11 @@ class _Axis:
         """at mirrored at the ends until it is inside: a triangle wave."""
         context = self._context
         if self._extent == 0:
-            return self._binary("mul", at, 0)
+            return combined(context, "mul", at, 0)
         period = real(context, maximum(2 * self._extent, 1), at.type.dtype)  # of one element all positions are the same
-        phase = context.emit("abs", context.emit("mod", self._binary("sub", at, self._low), period, fmod=True))
+        phase = context.emit("abs", context.emit("mod", combined(context, "sub", at, self._low), period, fmod=True))
         beyond = context.emit("sub", period, phase)
-        return self._binary("add", context.emit("minimum", phase, beyond), self._low)
+        return combined(context, "add", context.emit("minimum", phase, beyond), self._low)
 
     def _tap(self, position: Value, weight: Value | None) -> Tap:
         """A neighbour whose position may be outside: moved inside, or, with zeros, weighing nothing there."""

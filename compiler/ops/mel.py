@@ -15,17 +15,13 @@ from compiler.ops.binary import Where
 from compiler.ops.dims import iota
 from compiler.ops.index import slice_axis
 from compiler.ops.support import cast_to, onnx_dtype, reshape, scalar_like
-from compiler.ops.tables import converted, laid, real
-
-
-def _binary(context: FormContext, op: str, x: Value, number: float) -> Value:
-    return context.emit(op, x, scalar_like(context, x, number))
+from compiler.ops.tables import combined, converted, laid, real
 
 
 def _mel(context: FormContext, hertz: Value) -> Value:
     """``2595 log10(1 + f / 700)``."""
-    ratio = _binary(context, "add", _binary(context, "div", hertz, 700), 1)
-    return _binary(context, "mul", context.emit("log", ratio), 2595 / log(10))
+    ratio = combined(context, "add", combined(context, "div", hertz, 700), 1)
+    return combined(context, "mul", context.emit("log", ratio), 2595 / log(10))
 
 
 def _mel_weight_matrix(context: FormContext) -> Value:
@@ -38,8 +34,8 @@ def _mel_weight_matrix(context: FormContext) -> Value:
     low, high = _mel(context, low), _mel(context, high)
     step = context.emit("div", context.emit("sub", high, low), real(context, count + 2))
     mels = context.emit("add", context.emit("mul", converted(context, iota(context, count + 2), DType.FLOAT64), step), low)
-    hertz = _binary(context, "mul", _binary(context, "sub", context.emit("exp", _binary(context, "mul", mels, log(10) / 2595)), 1), 700)
-    edges = context.emit("floor", context.emit("div", context.emit("mul", _binary(context, "add", size, 1), hertz), rate))
+    hertz = combined(context, "mul", combined(context, "sub", context.emit("exp", combined(context, "mul", mels, log(10) / 2595)), 1), 700)
+    edges = context.emit("floor", context.emit("div", context.emit("mul", combined(context, "add", size, 1), hertz), rate))
     left, center, right = (slice_axis(context, edges, 0, at, count) for at in range(3))
     places = laid(context, converted(context, iota(context, bins), DType.FLOAT64), 0, 2)
     rising = _slope(context, left, center, places)

@@ -15,6 +15,7 @@ from compiler.ops.matmul import MatMul
 from compiler.ops.ml_features import MACHINE_LEARNING, first_rows, sample
 from compiler.ops.reduce import reduce
 from compiler.ops.support import scalar_like
+from compiler.ops.tables import combined
 
 _PROBIT = 0.147
 """The parameter of Winitzki's approximation of the inverse error function (2008), which the operators' implementations share."""
@@ -24,10 +25,6 @@ def floats_of(context: FormContext, index: int = 0) -> Value:
     """An input as float32, or as it is where it is float64."""
     x = context.input(index)
     return x if x.type.dtype is DType.FLOAT64 else context.emit("cast", x, to=DType.FLOAT32) if x.type.dtype is not DType.FLOAT32 else x
-
-
-def _binary(context: FormContext, op: str, x: Value, number: float) -> Value:
-    return context.emit(op, x, scalar_like(context, x, number))
 
 
 def transformed(context: FormContext, scores: Value, kind: str) -> Value:
@@ -57,13 +54,13 @@ def _softmax_of_the_others(context: FormContext, scores: Value) -> Value:
 
 def _probit(context: FormContext, scores: Value) -> Value:
     """``√2 erf⁻¹(2 s - 1)``."""
-    x = _binary(context, "sub", _binary(context, "mul", scores, 2), 1)
+    x = combined(context, "sub", combined(context, "mul", scores, 2), 1)
     one = scalar_like(context, x, 1)
     logarithm = context.emit("log", context.emit("mul", context.emit("sub", one, x), context.emit("add", one, x)))
-    first = _binary(context, "add", _binary(context, "mul", logarithm, 0.5), 2 / (pi * _PROBIT))
-    root = context.emit("sqrt", context.emit("sub", context.emit("mul", first, first), _binary(context, "mul", logarithm, 1 / _PROBIT)))
+    first = combined(context, "add", combined(context, "mul", logarithm, 0.5), 2 / (pi * _PROBIT))
+    root = context.emit("sqrt", context.emit("sub", context.emit("mul", first, first), combined(context, "mul", logarithm, 1 / _PROBIT)))
     size = context.emit("sqrt", context.emit("sub", root, first))
-    return _binary(context, "mul", context.emit("mul", context.emit("sign", x), size), sqrt(2))
+    return combined(context, "mul", context.emit("mul", context.emit("sign", x), size), sqrt(2))
 
 
 def labels_of(context: FormContext, name: str) -> Array:
@@ -82,7 +79,7 @@ def best_label(context: FormContext, scores: Value, labels: Array) -> Value:
 
 def two_labels(context: FormContext, score: Value, threshold: float, labels: Array) -> Value:
     """The second label of each row whose only score ``[N, 1]`` is above the threshold, else the first."""
-    above = context.emit("reshape", _binary(context, "greater", score, threshold), shape=score.type.shape[:1])
+    above = context.emit("reshape", combined(context, "greater", score, threshold), shape=score.type.shape[:1])
     first, second = (context.const(label.reshape(())) for label in labels)
     return context.emit("where", above, second, first)
 

@@ -36,7 +36,7 @@ from compiler.ops.support import (
     scalar_like,
     transpose,
 )
-from compiler.ops.tables import combined, computed, converted, real
+from compiler.ops.tables import combined, computed, converted, kept_inside, real
 
 _X = (np.sin(np.arange(2 * 2 * 4 * 5) * 1.9) * 3).astype(np.float32).reshape(2, 2, 4, 5)
 
@@ -231,15 +231,10 @@ class _Axis:
                 context, "add", computed(context, "floor", positions), context.const(np.arange(1 - reach, reach + 1, dtype=np.float32)[:, None])
             )
             self._weights = self._weighted(places, positions, _linear if mode == "linear" else _cubic, antialias=antialias)
-        self._indices = computed(context, "cast", self._clipped(places), to=DType.INT64)
+        self._indices = computed(context, "cast", kept_inside(context, places, length), to=DType.INT64)
 
     def _is_inside(self, places: Value) -> Value:
-        return computed(self._context, "equal", places, self._clipped(places))
-
-    def _clipped(self, places: Value) -> Value:
-        """places brought into the axis."""
-        context = self._context
-        return combined(context, "maximum", combined(context, "minimum", places, _real(context, self._change.length - 1)), 0)
+        return computed(self._context, "equal", places, kept_inside(self._context, places, self._change.length))
 
     def _weighted(self, places: Value, positions: Value, kernel: Callable[[FormContext, Value], Value], *, antialias: bool) -> Value:
         """The weights of the elements at ``places``; those of an antialiased axis are spread by its scale."""

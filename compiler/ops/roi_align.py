@@ -14,7 +14,7 @@ from compiler.ir.types import DType
 from compiler.ops.dims import number
 from compiler.ops.index import slice_axis
 from compiler.ops.support import cast_to, reshape, scalar_like
-from compiler.ops.tables import check_sampled, kept_inside, laid, multiples, real
+from compiler.ops.tables import check_sampled, combined, kept_inside, laid, multiples, real
 from compiler.ops.wrap_index import checked
 
 _X = (np.arange(2 * 2 * 6 * 5, dtype=np.float32).reshape(2, 2, 6, 5) * 7 % 11 - 5) / 4
@@ -72,15 +72,12 @@ def _taps(context: FormContext, rois: Value, axis: int, length: Dim, bins: int, 
     half = context.opset >= 16 and context.attrs.get("coordinate_transformation_mode", "half_pixel") == "half_pixel"
     regions = rois.type.shape[0]
 
-    def binary(op: str, value: Value, number: float) -> Value:
-        return context.emit(op, value, scalar_like(context, value, number))
-
     scale = float(context.attrs.get("spatial_scale", 1.0))
     ends = (reshape(context, slice_axis(context, rois, 1, at, 1), (regions, 1, 1, 1)) for at in (1 - axis, 3 - axis))
-    begin, end = (binary("sub", binary("mul", value, scale), 0.5 if half else 0.0) for value in ends)
+    begin, end = (combined(context, "sub", combined(context, "mul", value, scale), 0.5 if half else 0.0) for value in ends)
     extent = context.emit("sub", end, begin)
     if not half:
-        extent = binary("maximum", extent, 1.0)
+        extent = combined(context, "maximum", extent, 1.0)
     fractions = ((np.arange(bins * ratio) + 0.5) / (bins * ratio)).astype(rois.type.dtype.numpy)
     steps = context.const(fractions.reshape((1, 1, -1, 1) if axis == 0 else (1, 1, 1, -1)))
     point = context.emit("add", begin, context.emit("mul", extent, steps))
@@ -88,7 +85,7 @@ def _taps(context: FormContext, rois: Value, axis: int, length: Dim, bins: int, 
     valid = context.emit("equal", point, near)
     inside = kept_inside(context, point, length)
     low = context.emit("floor", inside)
-    high = kept_inside(context, binary("add", low, 1), length)
+    high = kept_inside(context, combined(context, "add", low, 1), length)
     part = context.emit("sub", inside, low)
     rest = context.emit("sub", scalar_like(context, part, 1), part)
     zero = scalar_like(context, part, 0)

@@ -15,7 +15,7 @@ from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota, number
 from compiler.ops.gather import element_positions, tuple_positions
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_str, cast_to, divide, first_type, normalize_axis, reshape
-from compiler.ops.tables import combined, computed, laid, multiples
+from compiler.ops.tables import combined, computed, kept_inside, laid, multiples
 from compiler.ops.window import spatial
 from compiler.ops.wrap_index import checked
 
@@ -183,7 +183,7 @@ def _col2im(context: FormContext) -> Value:
         taps, starts = multiples(context, size, dilations[a]), multiples(context, windows[a], strides[a])
         at = combined(context, "add", laid(context, taps, a, 2 * axes), laid(context, starts, axes + a, 2 * axes))
         at = combined(context, "sub", at, pads[a])
-        valid = computed(context, "equal", at, _kept(context, at, length))
+        valid = computed(context, "equal", at, kept_inside(context, at, length))
         inside = valid if inside is None else computed(context, "and", inside, valid)
         places = computed(context, "add", computed(context, "mul", places, number(context, length)), at)
     context.check(columns, product(windows), columns, "{low} columns, where the image has {value} windows")
@@ -194,11 +194,6 @@ def _col2im(context: FormContext) -> Value:
         positions = computed(context, "where", computed(context, "reshape", inside, shape=flat), positions, context.const(np.array(-1, np.int64)))
     zeros = context.emit("expand", context.const(np.zeros((1,) * (axes + 2), x.type.dtype.numpy)), shape=(batch, channels, *image))
     return scatter(context, zeros, positions, x, (), "add")
-
-
-def _kept(context: FormContext, at: Value, length: Dim) -> Value:
-    """Positions moved into an axis."""
-    return combined(context, "maximum", computed(context, "minimum", at, number(context, length - 1)), 0)
 
 
 Scatter.forms = (

@@ -45,10 +45,8 @@ def converted(context: FormContext, x: Value, dtype: DType) -> Value:
 
 def kept_inside(context: FormContext, x: Value, length: Dim) -> Value:
     """Positions, whole or not, moved into ``0 .. length - 1``."""
-    if isinstance(length, int):
-        return context.emit("clip", x, low=0.0, high=length - 1.0)
-    last = real(context, length - 1, x.type.dtype)
-    return context.emit("maximum", context.emit("minimum", x, last), scalar_like(context, x, 0))
+    last = converted(context, number(context, length - 1), x.type.dtype)
+    return combined(context, "maximum", combined(context, "minimum", x, last), 0)
 
 
 def multiples(context: FormContext, count: Dim, step: Dim) -> Value:

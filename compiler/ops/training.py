@@ -16,6 +16,7 @@ from compiler.ir.op import FormBuild, FormContext, OnnxForm, Sample, extend
 from compiler.ir.types import DType
 from compiler.ops.binary import Where
 from compiler.ops.support import cast_to, reshape, scalar_like
+from compiler.ops.tables import combined
 
 _DOMAIN = "ai.onnx.preview.training"
 
@@ -32,13 +33,9 @@ _X, _G, _V, _H = _wave(2, 3), _wave(2, 3, step=0.7), _wave(2, 3, step=0.4), np.a
 _PAIR = (_X, _X[0], _G, _G[0], _V, _V[0])
 
 
-def _binary(context: FormContext, op: str, x: Value, number: float) -> Value:
-    return context.emit(op, x, scalar_like(context, x, number))
-
-
 def _regularized(context: FormContext, x: Value, gradient: Value) -> Value:
     """The gradient of the loss with ``norm_coefficient / 2 * |x|²`` added."""
-    return context.emit("add", _binary(context, "mul", x, float(context.attrs.get("norm_coefficient", 0.0))), gradient)
+    return context.emit("add", combined(context, "mul", x, float(context.attrs.get("norm_coefficient", 0.0))), gradient)
 
 
 def _moved(context: FormContext, x: Value, rate: Value, direction: Value) -> Value:
@@ -59,13 +56,13 @@ def _adagrad(context: FormContext, rate: Value, tensors: Sequence[Value]) -> Seq
     x, gradient, squares = tensors
     gradient = _regularized(context, x, gradient)
     squares = context.emit("add", squares, context.emit("mul", gradient, gradient))
-    deviation = _binary(context, "add", context.emit("sqrt", squares), float(context.attrs.get("epsilon", 0.0)))
+    deviation = combined(context, "add", context.emit("sqrt", squares), float(context.attrs.get("epsilon", 0.0)))
     return _moved(context, x, rate, context.emit("div", gradient, deviation)), squares
 
 
 def _adagrad_rate(context: FormContext) -> Value:
     count, _ = _steps_done(context)
-    slowed = _binary(context, "add", _binary(context, "mul", count, float(context.attrs.get("decay_factor", 0.0))), 1.0)
+    slowed = combined(context, "add", combined(context, "mul", count, float(context.attrs.get("decay_factor", 0.0))), 1.0)
     return context.emit("div", _rate(context), slowed)
 
 
@@ -77,12 +74,12 @@ def _adam(context: FormContext, rate: Value, tensors: Sequence[Value]) -> Sequen
     x, gradient, momentum, squares = tensors
     alpha, beta = _decays(context)
     gradient = _regularized(context, x, gradient)
-    momentum = context.emit("add", _binary(context, "mul", momentum, alpha), _binary(context, "mul", gradient, 1 - alpha))
+    momentum = context.emit("add", combined(context, "mul", momentum, alpha), combined(context, "mul", gradient, 1 - alpha))
     squared = context.emit("mul", gradient, gradient)
-    squares = context.emit("add", _binary(context, "mul", squares, beta), _binary(context, "mul", squared, 1 - beta))
-    deviation = _binary(context, "add", context.emit("sqrt", squares), float(context.attrs.get("epsilon", 0.0)))
+    squares = context.emit("add", combined(context, "mul", squares, beta), combined(context, "mul", squared, 1 - beta))
+    deviation = combined(context, "add", context.emit("sqrt", squares), float(context.attrs.get("epsilon", 0.0)))
     moved = _moved(context, x, rate, context.emit("div", momentum, deviation))
-    return _binary(context, "mul", moved, 1 - float(context.attrs.get("norm_coefficient_post", 0.0))), momentum, squares
+    return combined(context, "mul", moved, 1 - float(context.attrs.get("norm_coefficient_post", 0.0))), momentum, squares
 
 
 def _adam_rate(context: FormContext) -> Value:
@@ -105,8 +102,8 @@ def _momentum(context: FormContext, rate: Value, tensors: Sequence[Value]) -> Se
     _, some = _steps_done(context)
     share = context.emit("where", some, scalar_like(context, x, float(context.attrs["beta"])), scalar_like(context, x, 1))
     decay = float(context.attrs["alpha"])
-    momentum = context.emit("add", _binary(context, "mul", momentum, decay), context.emit("mul", share, gradient))
-    direction = momentum if mode == "standard" else context.emit("add", gradient, _binary(context, "mul", momentum, decay))
+    momentum = context.emit("add", combined(context, "mul", momentum, decay), context.emit("mul", share, gradient))
+    direction = momentum if mode == "standard" else context.emit("add", gradient, combined(context, "mul", momentum, decay))
     return _moved(context, x, rate, direction), momentum
 
 
