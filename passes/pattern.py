@@ -1,6 +1,6 @@
 """Patterns over producers: a small expression of operators that a value may be the result of.
 
-A pattern is built bottom up from ``value``, ``number``, ``constant``, ``op`` and ``either``, and matched from its root down. Using one
+A pattern is built bottom up from ``value``, ``number``, ``op`` and ``either``, and matched from its root down. Using one
 pattern object twice asks for the same value at both places; operands of commutative operators match in either order::
 
     x = value("x")
@@ -36,11 +36,10 @@ class Anything:
 
 @dataclass(frozen=True, eq=False)
 class Literal:
-    """A constant; ``expected`` is the number it must hold everywhere, None for any numbers. ``name`` captures it."""
+    """A constant of one number everywhere: ``expected``, or any where that is None. ``name`` captures it."""
 
     name: str
     expected: float | None
-    uniform: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +73,7 @@ def value(name: str) -> Pattern:
 
 def number(expected: float | None = None, name: str = "") -> Pattern:
     """A constant that holds one number everywhere, ``expected`` or any, and does not widen what it is combined with."""
-    return Literal(name, expected, uniform=True)
-
-
-def constant(name: str) -> Pattern:
-    """Any constant, captured."""
-    return Literal(name, None, uniform=False)
+    return Literal(name, expected)
 
 
 def op(ops: str, *operands: Pattern, name: str = "", **attrs: Attr) -> Operation:
@@ -186,8 +180,6 @@ def _literal(pattern: Literal, found: Value, builder: GraphBuilder) -> str | Non
     array = builder.array(found)
     if array is None:
         return f"%{found.name} is not a constant"
-    if not pattern.uniform:
-        return None
     if array.size == 0 or array.dtype.kind not in "fiuV" or (array.size > 1 and bool(np.any(array != array.reshape(-1)[0]))):
         return f"%{found.name} is not one number everywhere"
     got = float(array.reshape(-1)[0])
@@ -226,7 +218,7 @@ def _equal(got: Attr, wanted: Attr) -> bool:
 
 def _widened(patterns: tuple[Pattern, ...], inputs: tuple[Value, ...], node: Node) -> bool:
     """Whether an operand that is to be one number gives the result a shape that no other operand has."""
-    others = [v for each, v in zip(patterns, inputs, strict=True) if not (isinstance(each, Literal) and each.uniform)]
+    others = [v for each, v in zip(patterns, inputs, strict=True) if not isinstance(each, Literal)]
     return 0 < len(others) < len(inputs) and all(v.type.shape != node.output.type.shape for v in others)
 
 

@@ -129,8 +129,8 @@ class _Case:
         from compiler.errors import UserError
 
         rng = random.Random(f"{self._seed}/{number}")
-        index = rng.randrange(13) if rng.random() < 0.25 else rng.randrange(len(fuzz_models.models()))
-        name = fuzz_models.models()[index % len(fuzz_models.models())][0]
+        index = rng.randrange(fuzz_models.several() if rng.random() < 0.25 else len(fuzz_models.models()))
+        name = fuzz_models.models()[index][0]
         data, done = fuzz_mutations.mutated(rng, fuzz_models.sound_model(index))
         path = self._inside / "model.onnx"
         path.write_bytes(data)

@@ -184,6 +184,11 @@ def models() -> Models:
     return (*built, *zoo, *samples)
 
 
+def several() -> int:
+    """How many of the models are of several nodes."""
+    return len(models()) - len(SAMPLES)
+
+
 @cache
 def _made(index: int) -> onnx.ModelProto:
     return models()[index][1]()

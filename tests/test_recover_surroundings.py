@@ -63,7 +63,7 @@ def test_other_padding_stays(changes: dict[str, Any], reason: str) -> None:
     padded = b.emit("pad", b.input("x", f32(1, 2, 4, 4)), name="p", **padding)
     weights = b.constant(np.ones((2, padded.type.static_shape[1], 1, 1), np.float32))
     result = recovered(b.graph([b.emit("conv", padded, weights, **CONV)]))
-    assert [event.reason for event in result.events] == [reason]
+    assert [(event.rule, event.reason) for event in result.events] == [("padded-conv", reason)]
 
 
 def test_pools_that_do_not_count_zeros_and_other_transposes_and_casts_stay() -> None:
@@ -80,12 +80,12 @@ def test_pools_that_do_not_count_zeros_and_other_transposes_and_casts_stay() -> 
     ]
     result = recovered(b.graph(outputs))
     assert not result.changed
-    assert [event.reason for event in result.events] == [
-        "the pool does not count its own padding",
-        "the pool's last windows may begin in its padding",
-        "%p is padded with 0.0, not with -inf",
-        "the transposes do not undo each other",
-        "from f16 to f64 is not there and back from what is computed in a wider type",
+    assert [(event.rule, event.reason) for event in result.events] == [
+        ("padded-pool", "the pool does not count its own padding"),
+        ("padded-pool", "the pool's last windows may begin in its padding"),
+        ("padded-pool", "%p is padded with 0.0, not with -inf"),
+        ("transposed-softmax", "the transposes do not undo each other"),
+        ("widened", "from f16 to f64 is not there and back from what is computed in a wider type"),
     ]
 
 

@@ -30,7 +30,18 @@ def test_lengths_and_positions(length: int, transform: str, mode: str, scale: fl
 
 
 @pytest.mark.parametrize(
-    ("length", "scale", "resized"), [(36, 5 / 3, 60), (10, 1.3, 13), (30, 2.3, 69), (18, 4 / 3, 24), (8, 0.3, 2), (190, 1.5, 285)]
+    ("length", "scale", "resized"),
+    [
+        (36, 5 / 3, 60),
+        (10, 1.3, 13),
+        (90, 1.3, 116),
+        (27, 7 / 3, 62),
+        (30, 2.3, 69),
+        (18, 4 / 3, 24),
+        (8, 0.3, 2),
+        (190, 1.5, 285),
+        (1024, 1025 / 1024, 1025),
+    ],
 )
 def test_a_scale_that_float32_does_not_hold_exactly(length: int, scale: float, resized: int) -> None:
     for given_length in (length, "n"):

@@ -98,6 +98,9 @@ _TAPS_LIMIT = 32
 _SIMPLE = 1000
 """Denominators of ratios that are taken to be meant."""
 
+_LONGEST = 1 << 16
+"""Lengths for which such a ratio must give what rounding to float32 does."""
+
 _ANY_LENGTH = 8
 """A length to try what holds for all."""
 
@@ -410,7 +413,9 @@ def _resized(context: FormContext, axes: Sequence[int], shape: Sequence[Dim], sc
     if numbers is not None:
         return [int(size) for size in numbers]
     if factors is not None:
-        return [_scaled(shape[axis], float(factor)) for axis, factor in zip(axes, factors, strict=True)]
+        lengths = [_scaled(shape[axis], factor) for axis, factor in zip(axes, factors, strict=True)]
+        if None not in lengths:
+            return [length for length in lengths if length is not None]
     given = context.dims(3) if context.attrs.get("keep_aspect_ratio_policy", "stretch") == "stretch" else None
     bound = given if given else context.builder.bind(cast_to(context, sizes, DType.INT64), natural=True)
     result = list(shape)
@@ -420,12 +425,17 @@ def _resized(context: FormContext, axes: Sequence[int], shape: Sequence[Dim], sc
     return [settled[axis] for axis in axes]
 
 
-def _scaled(length: Dim, scale: float) -> Dim:
-    """``length * scale`` rounded down, for a scale that is the float32 of a simple ratio that ratio, which is what rounding the product gives."""
-    exact = Fraction(scale)
-    simple = exact.limit_denominator(_SIMPLE)
-    ratio = simple if np.float32(simple) == np.float32(scale) else exact
-    return floordiv(length * ratio.numerator, ratio.denominator)
+def _scaled(length: Dim, scale: np.float32) -> Dim | None:
+    """``length * scale`` in float32, rounded down, as integer arithmetic; None where none gives the same for lengths up to ``_LONGEST``."""
+    if isinstance(length, int):
+        return int(np.floor(np.float32(length) * scale))
+    lengths = np.arange(_LONGEST + 1)
+    scaled = np.floor(lengths.astype(np.float32) * scale)
+    exact = Fraction(float(scale))
+    for ratio in (exact.limit_denominator(_SIMPLE), exact):
+        if max(ratio.numerator, ratio.denominator) <= _LONGEST and np.array_equal(lengths * ratio.numerator // ratio.denominator, scaled):
+            return floordiv(length * ratio.numerator, ratio.denominator)
+    return None
 
 
 def _factor(length: Dim, resized: Dim) -> int | None:

@@ -19,11 +19,9 @@ def _check_scale(match: Match) -> str | None:
     if match["x"] in match.builder.constants:
         return f"%{match['x'].name} is a constant"
     producer = match.producer(match["x"])
-    if producer is not None and producer.op == "add":
-        producer = next(filter(None, map(match.producer, producer.present_inputs)), None)
-    if producer is not None and producer.op in _LINEAR and producer.present_inputs[1] in match.builder.constants:
-        return f"the weights of %{producer.output.name} can take the scale"
-    return None
+    sources = map(match.producer, producer.present_inputs) if producer is not None and producer.op == "add" else (producer,)
+    linear = next((node for node in sources if node is not None and node.op in _LINEAR), None)
+    return None if linear is None else f"%{linear.output.name} can take the scale"
 
 
 def _scale_after(match: Match, builder: GraphBuilder) -> Value:

@@ -28,7 +28,7 @@ def _check(match: Match) -> str | None:
     axes, x = _SUM.axes(match), match["x"]
     if axes != tuple(range(axes[0], axes[0] + len(axes))):
         return f"axes {list(axes)} of the sum are not neighbours"
-    if "shift" in match and any(axis < 0 or match["shift"].type.shape[axis] != 1 for axis in _in_shift(match)):
+    if "shift" in match and any(match["shift"].type.shape[axis] != 1 for axis in _in_shift(match)):
         return f"%{match['shift'].name} is not one number along axes {list(axes)}"
     if x.type.shape != match.root.output.type.shape:
         return f"%{x.name} is broadcast"
