@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -242,21 +243,23 @@ def build(graph: Graph, options: Options) -> Built:
 
 
 def lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:
-    """The planned graph, what each pass did, and the program; within the budget, of which scratch is only known when there is a program."""
+    """The planned graph, what each pass did, and the program; within the budget, of which scratch is only known when there is a program:
+    the first is made without a limit."""
     from compiler.lowering import lower
     from compiler.memory_budget import MemoryBudget
     from compiler.pipeline import optimize
 
-    budget = None if options.memory_budget is None else MemoryBudget(options.memory_budget)
+    limit = options.memory_budget
+    budget = None if limit is None else MemoryBudget(sys.maxsize)
     while True:
         planned, reports = optimize(graph, target, options.opt_level, verify=options.verify, memory_budget=budget)
         program = lower(planned, target, options.workers)
-        if budget is None:
+        if budget is None or limit is None:
             return planned, reports, program
         scratch = options.workers * (program.scratch_bytes if isinstance(program.scratch_bytes, int) else 0)
-        if scratch <= budget.scratch_bytes or (isinstance(program.arena_bytes, int) and program.arena_bytes + scratch <= budget.nbytes):
+        if isinstance(program.arena_bytes, int) and program.arena_bytes + scratch <= limit:
             return planned, reports, program
-        budget = MemoryBudget(budget.nbytes, scratch)
+        budget = MemoryBudget(limit, max(scratch, budget.scratch_bytes))
 
 
 def _pass_info(report: PassReport) -> artifact.PassInfo:

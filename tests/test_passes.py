@@ -20,7 +20,7 @@ from compiler.ir.verify import Stage, is_view
 from compiler.lowering import lower
 from compiler.pipeline import OPT_LEVELS, optimize, passes_for
 from compiler.target import resolve
-from passes.analysis.liveness import Interval, max_live_bytes
+from passes.analysis.liveness import Interval, estimated_bytes, max_live_bytes, typical_sizes
 from passes.analysis.packing import place
 from passes.base import PassManager, PassReport, PassResult, parse_passes
 from passes.graph.constant_fold import ConstantFold
@@ -140,6 +140,23 @@ def test_memory_of_unknown_sizes_is_planned_as_expressions() -> None:
     assert planned.attrs["arena_bound_bytes"] is None
     names = {name for name, _ in planned.attrs["definitions"]}
     assert planned.attrs["arena_bytes"] in {sym(name) for name in names}
+    check_same(graph, planned)
+
+
+def test_sizes_derived_from_those_of_inputs_are_estimated_and_defined_once() -> None:
+    """Two unknown lengths meet, and the larger one is a symbol of its own."""
+    b = GraphBuilder("g")
+    met = b.emit("add", b.input("x", f32(sym("a"), 8)), b.input("y", f32(sym("b"), 8)))
+    made = b.emit("matmul", met, b.constant(np.ones((8, 64), np.float32)))
+    graph = b.graph([b.emit("softmax", made, axis=0, log=False)])
+    sizes = typical_sizes(graph)
+    assert sizes.keys() > {"a", "b"}
+    assert estimated_bytes(made.type, sizes) == 4 * 64 * max(sizes["a"], sizes["b"])
+    planned, _ = optimize(graph, TARGET, verify=True)
+    assert planned.attrs["arena_bound_bytes"] is None
+    definitions = planned.attrs["definitions"]
+    assert isinstance(definitions, tuple)
+    assert len(dict(definitions)) == len(definitions) >= 2
     check_same(graph, planned)
 
 

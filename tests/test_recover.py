@@ -31,7 +31,6 @@ from passes.graph.recover import RecoverOps
 from passes.recovery import activations, attention, normalization, softmax, surroundings
 from passes.regroup import carried, runs
 
-
 TARGET = resolve("x86-64-v3")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from compiler.ir.control import type_symbols
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.intexpr import Dim, evaluate, symbols
+from compiler.ir.intexpr import Dim, IntExpr, evaluate, symbols
 from compiler.ir.op import lookup
 from compiler.ir.types import TensorType
 from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, view_offset
@@ -106,9 +106,22 @@ def aligned(nbytes: _Size) -> _Size:
 
 
 def typical_sizes(graph: Graph) -> dict[str, int]:
-    """A size for each symbol in the types of a graph's inputs."""
+    """A size for each symbol in the types of a graph's inputs, and for those that its ``define`` nodes derive from them."""
     names = sorted({name for value in graph.inputs for name in type_symbols(value.type)})
-    return {name: _TYPICAL + _TYPICAL_STEP * k for k, name in enumerate(names)}
+    sizes = {name: _TYPICAL + _TYPICAL_STEP * k for k, name in enumerate(names)}
+    for symbol, value in derived_sizes(graph, sizes).items():
+        sizes[symbol] = evaluate(value, sizes)
+    return sizes
+
+
+def derived_sizes(graph: Graph, known: Container[str]) -> dict[str, Dim]:
+    """The symbols that a graph's own ``define`` nodes derive from known ones, in order, and what they stand for."""
+    found: dict[str, Dim] = {}
+    for node in graph.nodes:
+        value = node.attrs.get("value")
+        if node.op == "define" and isinstance(value, int | IntExpr) and all(name in known or name in found for name in symbols(value)):
+            found[str(node.attrs["symbol"])] = value
+    return found
 
 
 def estimated_bytes(type_: TensorType, sizes: Mapping[str, int]) -> int:

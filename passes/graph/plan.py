@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compiler.ir.control import BRANCHING, Loop
+from compiler.ir.control import BRANCHING, Loop, type_symbols
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.intexpr import Dim, IntExpr, evaluate, maximum, sym, symbols
+from compiler.ir.intexpr import Dim, evaluate, maximum, sym, symbols
 from compiler.ir.verify import Stage
-from passes.analysis.liveness import Interval, aligned, live_peak, live_ranges, memory_roots, overwritable, typical_sizes
+from passes.analysis.liveness import Interval, aligned, derived_sizes, live_peak, live_ranges, memory_roots, overwritable, typical_sizes
 from passes.analysis.packing import place
 from passes.base import PassResult, register_pass
 
@@ -48,7 +48,7 @@ class PlanMemory:
         bound = None if planner.symbolic else level.bound
         attrs = {**graph.attrs, "arena_bytes": level.arena, "arena_bound_bytes": bound, "arena_peak": level.peak}
         if planner.definitions:
-            attrs["definitions"] = tuple(planner.definitions)
+            attrs["definitions"] = tuple(planner.definitions.items())
         if planner.dynamic:
             attrs |= {"dynamic": planner.dynamic, "results": results}
         note = f"{level.arena} bytes, lower bound {'not known' if bound is None else bound}, {planner.in_place} in place"
@@ -82,8 +82,8 @@ class _Planner:
         self._effort = effort
         self._typical = typical_sizes(graph)
         self._named: dict[Dim, Dim] = {}
-        self.definitions: list[tuple[str, Dim]] = []
-        self.symbolic = bool(self._typical)
+        self.definitions: dict[str, Dim] = {}
+        self.symbolic = any(True for value in graph.inputs for _ in type_symbols(value.type))
         self.dynamic = 0
         self.in_place = 0
 
@@ -98,13 +98,11 @@ class _Planner:
 
     def _define(self, graph: Graph) -> None:
         """Take over the symbols of a graph that follow from known ones."""
-        for node in graph.nodes:
-            value = node.attrs.get("value")
-            if node.op == "define" and isinstance(value, int | IntExpr) and self._known(value):
-                self._add(str(node.attrs["symbol"]), value)
+        for symbol, value in derived_sizes(graph, self._typical).items():
+            self._add(symbol, value)
 
     def _add(self, symbol: str, value: Dim) -> None:
-        self.definitions.append((symbol, value))
+        self.definitions[symbol] = value
         self._typical[symbol] = evaluate(value, self._typical)
 
     def _known(self, size: Dim) -> bool:
