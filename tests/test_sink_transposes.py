@@ -57,7 +57,9 @@ def chains(draw: Any) -> Graph:
                 axis = draw(st.integers(0, len(dims) - 2))
                 value = b.emit("reshape", value, shape=(*dims[:axis], prod(dims[axis : axis + 2]), *dims[axis + 2 :]))
             case "normalize":
-                value = b.emit("normalize", value, axis=draw(st.integers(0, value.type.rank - 1)), epsilon=0.5, center=True)
+                axes = tuple(sorted(draw(st.sets(st.integers(0, value.type.rank - 1), min_size=1))))
+                groups = draw(st.sampled_from([n for n in (1, 2, 3, 4) if dims[axes[0]] % n == 0]))
+                value = b.emit("normalize", value, axes=axes, groups=groups, epsilon=0.5, center=True)
             case _:
                 value = b.emit("softmax", value, axis=draw(st.integers(0, value.type.rank - 1)), log=False)
         made.append(value)

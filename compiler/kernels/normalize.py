@@ -1,123 +1,219 @@
-"""Normalisation of the innermost axes: mean, then variance, then the result, over a row that stays in cache."""
+"""Normalisation over any axes: mean, then variance, then the result, over what then lies in cache.
+
+Elements that share a mean and variance are a *row*, wherever they lie. Lanes run along the innermost axis: where rows are along it, the lanes of
+a sum are added up at the end, and short rows are taken several at a time; otherwise every lane has a row of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from compiler.errors import InternalError
-from compiler.ir.intexpr import Dim, floordiv, product
+from compiler.ir.intexpr import Dim, ceildiv, product
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
-from compiler.kernels.folds import Fold, accumulator_dtype
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
 from compiler.kernels.loops import (
     Axis,
     Chunk,
-    axes_of,
     collapse,
     coordinates,
     expression_dtypes,
     fewer,
     mask_tail,
-    number,
     offset,
-    parallel_nest,
     serial_nest,
     vector_lanes,
     vector_loop,
+    vector_nest,
 )
+from compiler.kernels.moments import Center, Factors, Moments, element_dtypes
+from compiler.kernels.normalize_groups import write_groups
 from compiler.kernels.rows import RowFamily, RowSchedule
 from compiler.target import Target
 
 
 class Normalize(RowFamily):
-    """The family: params ``axis`` (the first normalised), ``epsilon``, ``center`` (subtract the mean; otherwise divide by the RMS)."""
+    """The family: params ``axes``, ``groups``, ``epsilon``, ``center``, the op's."""
 
     name = "normalize"
+
+    def supports(self, workload: Workload, target: Target) -> bool:
+        """Float tensors, row-major, or with channels in blocks that are normalised one by one, a pixel's together, or in groups with all pixels."""
+        x, axes = workload.inputs[0].type, workload.ints("axes")
+        pixel = axes == (1,) and workload.int("groups") == 1
+        legal = x.block == 1 or axes[0] > 1 or pixel or axes == tuple(range(1, x.rank))
+        return x.dtype.is_float and x.block == workload.output.block and legal
 
     def build(self, workload: Workload, schedule: RowSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
         (x,), operands, out = declare_buffers(b, workload)
         if workload.output.elements != 0:
-            axis, axes = workload.int("axis"), axes_of(workload)
-            outer, inner = collapse(axes[:axis]), collapse(axes[axis:]) or (axes[-1],)
-            writer = _NormalizeWriter(b, workload, schedule, target, (x, out), Epilogue(b, workload, operands))
-            with parallel_nest(b, [a.extent for a in outer], workload.threads) as at:
-                writer.row(outer, at, inner)
+            write = write_groups if _has_mixed_blocks(workload) else _write_rows
+            write(b, workload, schedule, target, (x, out), Epilogue(b, workload, operands))
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
         return workload.output.elements * 7
 
 
-class _NormalizeWriter:
+def _has_mixed_blocks(workload: Workload) -> bool:
+    """Whether channels of several groups lie in one block."""
+    x, groups = workload.inputs[0].type, workload.int("groups")
+    channels = x.shape[1] if x.block != 1 else 0
+    return groups != 1 and isinstance(channels, int) and channels // groups % x.block != 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A box of each row: block ``start`` of channels on, ``axes`` of it."""
+
+    start: int
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The axes in memory along which rows differ, and the boxes that make up a row: whole blocks of channels, and what is used of the last."""
+
+    kept: tuple[Axis, ...]
+    parts: tuple[_Part, ...]
+    lanes_kept: bool
+
+
+_ONE = Axis(1, -1, strides=(0,))
+"""An axis where there is none."""
+
+
+def _rows(workload: Workload) -> _Rows:
+    x, output, axes, groups = workload.inputs[0].type, workload.output, workload.ints("axes"), workload.int("groups")
+    tables = [physical_strides(x), physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    channels = x.shape[1] if x.block != 1 else 0
+    whole, used = divmod(channels if isinstance(channels, int) else 0, x.block)
+    kept, along = list[Axis](), list[Axis]()
+    for k, extent in enumerate(x.physical_shape):
+        # Joined axes have no coordinates that tell padding from channels.
+        strides = (*(table[k] for table in tables), *((None,) if used else ()))
+        if (1 if k == x.rank else k) not in axes:
+            kept.append(Axis(extent, k, strides=strides))
+        elif k == axes[0] and groups != 1 and isinstance(extent, int):
+            width = extent // groups
+            kept.append(Axis(groups, k, width, strides=tuple(None if s is None else s * width for s in strides)))
+            along.append(Axis(width, k, strides=strides))
+        else:
+            along.append(Axis(extent, k, strides=strides))
+    joined, inner = collapse(kept), collapse(along)
+    lanes_kept = bool(joined) and (not inner or joined[-1].output > inner[-1].output)
+    parts = [_Part(0, tuple(along))]
+    if used and 1 in axes:
+        first, *others, last = along
+        parts = [_Part(0, (replace(first, extent=whole), *others, last)), _Part(whole, (*others, replace(last, extent=used)))][whole == 0 :]
+    return _Rows(joined or (_ONE,), tuple(parts), lanes_kept)
+
+
+Spread = TypeVar("Spread", Center, Factors)
+
+
+def _write_rows(
+    b: LoopBuilder, workload: Workload, schedule: RowSchedule, target: Target, buffers: tuple[Buffer, Buffer], epilogue: Epilogue
+) -> None:
+    _Writer(b, workload, schedule, target, buffers, epilogue).write()
+
+
+class _Writer:
+    """Writes what is done with rows side by side: of each *member*, a vector has one row in every lane, or elements of one row."""
+
     def __init__(
         self, b: LoopBuilder, workload: Workload, schedule: RowSchedule, target: Target, buffers: tuple[Buffer, Buffer], epilogue: Epilogue
     ) -> None:
         self._b = b
-        self._schedule = schedule
-        self._target = target
+        self._threads = workload.threads
+        self._anchor = workload.anchor.dtype
         self._x, self._out = buffers
         self._epilogue = epilogue
-        self._anchor = workload.anchor.dtype
-        epsilon = workload.attrs["epsilon"]
-        if not isinstance(epsilon, float | int):
-            raise InternalError(f"epsilon is {epsilon!r}, not a number", where="kernel family normalize")
-        self._epsilon = epsilon
-        self._center = bool(workload.attrs["center"])
+        self._vectors = schedule.vectors
         self._origin = (0,) * len(workload.output.physical_shape)
-        self._dtype = DType.FLOAT64 if self._x.dtype is DType.FLOAT64 else DType.FLOAT32
-        self._dtypes = [self._x.dtype, self._dtype, *expression_dtypes(workload.epilogue)]
+        self._block_stride = physical_strides(workload.inputs[0].type)[1] if workload.output.block != 1 else 0
+        self._rows = rows = _rows(workload)
+        self._summed = [collapse([replace(axis, strides=axis.strides[:1]) for axis in part.axes]) or (_ONE,) for part in rows.parts]
+        innermost = (rows.kept if rows.lanes_kept else self._summed[0])[-1].extent
+        self._lanes = vector_lanes(target, [*element_dtypes(workload), *expression_dtypes(workload.epilogue)], innermost)
+        short = not rows.lanes_kept and isinstance(innermost, int) and innermost <= self._lanes
+        vectors = fewer(schedule.vectors, innermost, self._lanes)
+        self._members = vectors if rows.lanes_kept else schedule.vectors if short else 1
+        self._step = 1 if rows.lanes_kept else self._lanes
+        self._unroll = max(1, fewer(schedule.vectors // self._members, self._summed[0][-1].extent, self._step))
+        chain = sum((product([a.extent for a in axes[:-1]]) * ceildiv(axes[-1].extent, self._step * self._unroll) for axes in self._summed), start=0)
+        self._moments = Moments(b, workload, chain)
 
-    def row(self, outer: Sequence[Axis], at: Sequence[Dim], inner: Sequence[Axis]) -> None:
-        """Everything that shares one mean and variance."""
-        b, base = self._b, offset(outer, at)
-        extent = product([axis.extent for axis in inner])
-        lanes = vector_lanes(self._target, self._dtypes, extent)
-        unroll = fewer(self._schedule.vectors, extent, lanes)
-        fold = Fold(b, "sum", accumulator_dtype("sum", self._dtype, floordiv(extent, lanes * unroll)))
-        mean: Reg | None = None
+    def write(self) -> None:
+        *outer, last = self._rows.kept
+        lanes = self._lanes if self._rows.lanes_kept else 1
+        vector_nest(self._b, [axis.extent for axis in outer], last.extent, lanes, self._members, self._threads, self._side_by_side)
 
-        def deviation(position: Dim, count: Dim) -> Reg:
-            value = b.cast(self._read(base + position, lanes, count), fold.dtype)
-            return value if mean is None else b.op("sub", value, b.splat(mean, lanes))
+    def _side_by_side(self, at: Sequence[Dim], chunks: list[Chunk]) -> None:
+        """Every step for the rows of ``chunks`` along the last of the axes that are kept."""
+        moments, points = self._moments, [[*at, position] for position, _ in chunks]
+        counts, centers = [count for _, count in chunks], list[Center | None]([None] * len(chunks))
+        if moments.centers:
+            centers = [moments.center(total) for (total,) in self._totals(points, counts, 1, lambda x, _: [moments.widened(x)])]
+        spread = [center and self._spread(center) for center in centers]
+        totals = self._totals(points, counts, moments.sums, lambda x, k: moments.summands(moments.deviation(x, spread[k])))
+        factors = [self._spread(moments.factors(total, center)) for total, center in zip(totals, centers, strict=True)]
+        for part in self._rows.parts:
+            self._apply(part, points, counts, factors)
 
-        def deviations(position: Dim, count: Dim) -> list[Reg]:
-            return [mask_tail(b, deviation(position, count), count, fold.start(lanes))]
+    def _totals(
+        self, points: Sequence[Sequence[Dim]], counts: Sequence[Dim], width: int, summands: Callable[[Reg, int], list[Reg]]
+    ) -> list[list[Reg]]:
+        """The sums over each row of the ``width`` summands that an element of a member gives."""
+        fold, kept = self._moments.fold, self._rows.kept
+        rows = [[fold.start(self._lanes)] * width * len(points)] * self._unroll
+        for part, axes in zip(self._rows.parts, self._summed, strict=True):
 
-        def squares(position: Dim, count: Dim) -> list[Reg]:
-            value = deviation(position, count)
-            return [mask_tail(b, b.op("mul", value, value), count, fold.start(lanes))]
+            def elements(at: Sequence[Dim], position: Dim, count: Dim, part: _Part = part, axes: Sequence[Axis] = axes) -> list[Reg]:
+                inside, found = part.start * self._block_stride + offset(axes, [*at, position]), list[Reg]()
+                for k, (point, used) in enumerate(zip(points, counts, strict=True)):
+                    if self._rows.lanes_kept:
+                        found += summands(self._read(offset(kept, point) + inside, kept[-1], used), k)
+                    else:
+                        x = self._read(offset(kept, point) + inside, axes[-1], count)
+                        found += [mask_tail(self._b, value, count, fold.start(self._lanes)) for value in summands(x, k)]
+                return found
 
-        count = number(b, extent, fold.dtype)
-        start = [[fold.start(lanes)]] * unroll
-        if self._center:
-            (total,) = fold.join(fold.along(extent, lanes, start, deviations))
-            mean = b.op("div", fold.across(total), count)
-        (total,) = fold.join(fold.along(extent, lanes, start, squares))
-        variance = b.op("add", b.op("div", fold.across(total), count), b.const(self._epsilon, count.type))
-        scale = b.op("div", b.const(1, count.type), b.op("sqrt", variance))
-        self._write((*outer, *inner), at, len(outer), None if mean is None else b.cast(mean, self._dtype), b.cast(scale, self._dtype))
+            rows = fold.over(axes, self._step, rows, elements)
+        totals = fold.join(rows)
+        totals = totals if self._rows.lanes_kept else [fold.across(total) for total in totals]
+        return [totals[k : k + width] for k in range(0, len(totals), width)]
 
-    def _write(self, axes: Sequence[Axis], at: Sequence[Dim], outer: int, mean: Reg | None, scale: Reg) -> None:
-        b, last = self._b, axes[-1]
-        lanes = vector_lanes(self._target, self._dtypes, last.extent)
-        shift, factor = None if mean is None else b.splat(mean, lanes), b.splat(scale, lanes)
-        with serial_nest(b, [axis.extent for axis in axes[outer:-1]]) as between:
+    def _apply(self, part: _Part, points: Sequence[Sequence[Dim]], counts: Sequence[Dim], factors: Sequence[Factors]) -> None:
+        axes = collapse(part.axes) or (_ONE,)
+        kept = self._rows.kept
+        with serial_nest(self._b, [axis.extent for axis in axes[:-1]]) as at:
 
             def write(chunks: list[Chunk]) -> None:
                 for position, count in chunks:
-                    point = [*at, *between, position]
-                    value = self._read(offset(axes, point), lanes, count)
-                    value = b.op("mul", value if shift is None else b.op("sub", value, shift), factor)
-                    place = coordinates(self._origin, axes, point)
-                    self._epilogue.store(self._out, b.cast(value, self._anchor), place, count, axis=last.output)
+                    inside = [*at, position]
+                    for point, used, found in zip(points, counts, factors, strict=True):
+                        lanes, axis = (used, kept[-1]) if self._rows.lanes_kept else (count, axes[-1])
+                        index = offset(kept, point) + offset(axes, inside) + part.start * self._block_stride
+                        value = self._b.cast(self._moments.apply(self._read(index, axis, lanes), found), self._anchor)
+                        place = list(coordinates(coordinates(self._origin, kept, point), axes, inside))
+                        if part.start:
+                            place[1] = place[1] + part.start
+                        self._epilogue.store(self._out, value, place, lanes, axis=axis.output)
 
-            vector_loop(b, last.extent, lanes, self._schedule.vectors, write)
+            unroll = 1 if len(points) > 1 else self._vectors
+            vector_loop(self._b, axes[-1].extent, self._step, unroll, write)
 
-    def _read(self, index: Dim, lanes: int, count: Dim) -> Reg:
-        return self._b.cast(self._b.load(self._x, index, lanes, count=count), self._dtype)
+    def _read(self, index: Dim, axis: Axis, count: Dim) -> Reg:
+        stride = axis.stride if self._lanes != 1 else 1
+        return self._b.cast(self._b.load(self._x, index, self._lanes, stride=stride, count=count), self._moments.dtype)
+
+    def _spread(self, found: Spread) -> Spread:
+        """Numbers of one row for the lanes of a vector."""
+        return found if self._rows.lanes_kept else found.spread(self._b, self._lanes)
 
 
 register_family(Normalize())

@@ -19,7 +19,7 @@ from compiler.ops.conv import Conv, conv
 from compiler.ops.gather import Gather, gather, trilu
 from compiler.ops.grid_sample import grid_sample
 from compiler.ops.matmul import MatMul, gemm
-from compiler.ops.normalize import Normalize
+from compiler.ops.normalize import Normalize, normalize
 from compiler.ops.quantize import MICROSOFT
 from compiler.ops.reduce import mean, reduce
 from compiler.ops.support import cast_to, known, normalize_axis, reshape, scalar_like, transpose
@@ -135,7 +135,7 @@ def _normalized(context: FormContext, x: Value, scale: Value, bias: Value | None
     first = normalize_axis(axis, x.type.rank)
     axes = tuple(range(first, x.type.rank))
     wide = x if x.type.dtype is DType.FLOAT64 else cast_to(context, x, DType.FLOAT32)
-    normal = cast_to(context, context.emit("normalize", wide, axis=first, epsilon=epsilon, center=center), x.type.dtype)
+    normal = cast_to(context, normalize(context, wide, axes, epsilon=epsilon, center=center), x.type.dtype)
     result = _plus(context, context.emit("mul", normal, scale), bias)
     if context.outputs == 1:
         return result, result, result

@@ -8,8 +8,9 @@ import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part
-from compiler.ir.graph import Array, Value
-from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Array, Node, Value
+from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.index import slice_axis
 from compiler.ops.reduce import mean, reduce
@@ -20,6 +21,7 @@ from compiler.ops.support import (
     array,
     attr_float,
     attr_int,
+    attr_ints,
     cast_to,
     first_type,
     known,
@@ -40,7 +42,10 @@ _ROW = np.array([1.0, 2.0, 0.5, -1.0, 0.25], np.float32)
 
 @register
 class Normalize(Op):
-    """``(x - mean) / sqrt(variance + epsilon)`` over the axes from ``axis`` on; without ``center`` ``x / sqrt(mean(x²) + epsilon)``."""
+    """``(x - mean) / sqrt(variance + epsilon)`` over ``axes`` (sorted, non-negative); without ``center`` ``x / sqrt(mean(x²) + epsilon)``.
+
+    The first of the axes is in ``groups`` equal parts, each normalised by itself.
+    """
 
     name = "normalize"
     families = ("normalize",)
@@ -63,18 +68,39 @@ class Normalize(Op):
     )
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-        return (first_type(inputs),)
+        x, groups = first_type(inputs), attr_int(attrs, "groups")
+        if groups != 1 and known(x.shape[attr_ints(attrs, "axes")[0]], "what is normalised in groups") % groups:
+            raise UnsupportedForm(f"{x} cannot be normalised in {groups} groups")
+        return (x,)
 
     def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
-        return part_of_rows(inputs[0], attrs, box, range(attr_int(attrs, "axis"), inputs[0].rank))
+        return part_of_rows(inputs[0], attrs, box, attr_ints(attrs, "axes"))
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
-        x = array(inputs[0])
-        wide, axes = x.astype(np.float64), tuple(range(attr_int(attrs, "axis"), x.ndim))
+        x, (first, *others), groups = array(inputs[0]), attr_ints(attrs, "axes"), attr_int(attrs, "groups")
+        wide = x.astype(np.float64).reshape(*x.shape[:first], groups, x.shape[first] // groups, *x.shape[first + 1 :])
+        axes = tuple(axis + 1 for axis in (first, *others))
         with np.errstate(all="ignore"):
             centered = wide - wide.mean(axes, keepdims=True) if attrs["center"] else wide
             spread = np.sqrt(np.square(centered).mean(axes, keepdims=True) + attr_float(attrs, "epsilon"))
-            return ((centered / spread).astype(x.dtype),)
+            return ((centered / spread).reshape(x.shape).astype(x.dtype),)
+
+    def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
+        """Channels in blocks where all of them have their own statistics, share those of a pixel, or groups of them those of all pixels."""
+        axes, rank = attr_ints(attrs, "axes"), first_type(inputs).rank
+        pixel = axes == (1,) and attrs["groups"] == 1
+        return Layouts.SAME if axes[0] > 1 or pixel or axes == tuple(range(1, rank)) else Layouts.PLAIN
+
+    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
+        x, axes = node.present_inputs[0], attr_ints(node.attrs, "axes")
+        if len(axes) > 1 and x.type.shape[axes[0]] == node.attrs["groups"]:
+            return builder.emit(self.name, x, name=node.name, **{**node.attrs, "axes": axes[1:], "groups": 1})
+        return None
+
+
+def normalize(context: FormContext, x: Value, axes: Sequence[int], *, epsilon: float, center: bool = True, groups: int = 1) -> Value:
+    """x normalised over axes, the first of which may be in groups."""
+    return context.emit("normalize", x, axes=tuple(axes), groups=groups, epsilon=epsilon, center=center)
 
 
 def _scaled(context: FormContext, x: Value, scale: Value | None, bias: Value | None) -> Value:
@@ -101,13 +127,15 @@ def _by_trailing_axes(context: FormContext, *, center: bool) -> Value:
     axis = normalize_axis(int(context.attrs.get("axis", -1)), x.type.rank)
     stash = onnx_dtype(context.attrs.get("stash_type", 1))
     wide = x if x.type.dtype is DType.FLOAT64 or stash is compute_dtype(x.type.dtype) else cast_to(context, x, stash)
-    normal = cast_to(context, context.emit("normalize", wide, axis=axis, epsilon=_epsilon(context), center=center), x.type.dtype)
+    normal = cast_to(context, normalize(context, wide, range(axis, x.type.rank), epsilon=_epsilon(context), center=center), x.type.dtype)
     return _scaled(context, normal, context.input(1), context.optional(2))
 
 
 def _instance_norm(context: FormContext) -> Value:
     x = context.input(0)
-    normal = context.emit("normalize", x, axis=2, epsilon=_epsilon(context), center=True)
+    if x.type.rank < 3:
+        raise UnsupportedForm(f"its input {x.type} has no positions behind the channels")
+    normal = normalize(context, x, range(2, x.type.rank), epsilon=_epsilon(context))
     return _scaled(context, normal, *(per_channel(context, context.input(i), x.type.rank) for i in (1, 2)))
 
 
@@ -118,12 +146,12 @@ def _group_norm(context: FormContext) -> Value:
     width = known(channels, "the number of channels")
     if width % groups:
         raise UnsupportedForm(f"{width} channels cannot be split into {groups} groups")
-    split = reshape(context, x, (batch, groups, width // groups, *dims))
-    normal = context.emit("normalize", split, axis=2, epsilon=_epsilon(context), center=True)
+    normal, shape = normalize(context, x, range(1, x.type.rank), epsilon=_epsilon(context), groups=groups), x.type.shape
     scale, bias = context.input(1), context.input(2)
     if scale.type.shape == (groups,) and groups != width:
-        return reshape(context, _scaled(context, normal, *(per_channel(context, v, normal.type.rank) for v in (scale, bias))), x.type.shape)
-    return _scaled(context, reshape(context, normal, x.type.shape), *(per_channel(context, v, x.type.rank) for v in (scale, bias)))
+        split = reshape(context, normal, (batch, groups, width // groups, *dims))
+        return reshape(context, _scaled(context, split, *(per_channel(context, v, split.type.rank) for v in (scale, bias))), shape)
+    return _scaled(context, normal, *(per_channel(context, v, len(shape)) for v in (scale, bias)))
 
 
 def _mean_variance(context: FormContext) -> Value:

@@ -107,8 +107,10 @@ def _step(node: Node, read: Value, state: _State, builder: GraphBuilder) -> _Ste
         case "matmul":
             return _matmul(node, constants, state)
         case "normalize":
-            axis = attr_int(node.attrs, "axis")
-            return _Step(node, (None,), dict(node.attrs), state) if state.perm[axis:] == tuple(range(axis, len(state.perm))) else None
+            first, *others = (state.perm[axis] for axis in attr_ints(node.attrs, "axes"))
+            if node.attrs["groups"] != 1 and any(axis < first for axis in others):
+                return None
+            return _Step(node, (None,), {**node.attrs, "axes": tuple(sorted((first, *others)))}, state)
         case "softmax":
             axis = state.perm[attr_int(node.attrs, "axis")]
             return _Step(node, (None,), {**node.attrs, "axis": axis}, state) if axis == len(state.perm) - 1 else None

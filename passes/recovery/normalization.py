@@ -1,6 +1,6 @@
 """Normalisations written out: by mean and variance (layer, instance, group), or by the root of the mean square alone.
 
-They are found over any axes and with any factors; ``normalize`` works on trailing axes, so that others are transposed to the end.
+They are found over any axes and with any factors.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
 from compiler.ir.intexpr import product
 from compiler.ir.types import compute_dtype
-from compiler.ops.support import attr_int, divide
+from compiler.ops.support import attr_int, attr_ints, divide
 from passes.pattern import Match, Pattern, either, number, op, value
 from passes.recovery.parts import Mean, inverse
-from passes.regroup import Shape
 from passes.rules import Rule
 
 _CLOSE = 1e-5
@@ -84,7 +83,8 @@ def _epsilon(match: Match, share: float) -> float:
 def _build(center: bool) -> Callable[[Match, GraphBuilder], Value]:
     def build(match: Match, builder: GraphBuilder) -> Value:
         share = _SQUARE.share(match) or 1.0
-        result = _normalized(match, builder, epsilon=_epsilon(match, share), center=center)
+        axes, epsilon = _SQUARE.reduced.axes(match), _epsilon(match, share)
+        result = builder.emit("normalize", match["x"], axes=axes, groups=1, epsilon=epsilon, center=center, name=match.root.name)
         if abs(share - 1) > _CLOSE:
             result = builder.emit("mul", result, builder.constant(np.asarray(1 / sqrt(share)).astype(result.type.dtype.numpy)))
         if "gamma" in match:
@@ -94,59 +94,48 @@ def _build(center: bool) -> Callable[[Match, GraphBuilder], Value]:
     return build
 
 
-def _normalized(match: Match, builder: GraphBuilder, *, epsilon: float, center: bool) -> Value:
-    """x normalised over its axes, which are transposed to the end where they are not there."""
-    x, name, axes = match["x"], match.root.name, _SQUARE.reduced.axes(match)
-    order = (*(axis for axis in range(x.type.rank) if axis not in axes), *axes)
-    moved = order != tuple(range(x.type.rank))
-    rows = builder.emit("transpose", x, perm=order, name=name) if moved else x
-    result = builder.emit("normalize", rows, axis=x.type.rank - len(axes), epsilon=epsilon, center=center, name=name)
-    return builder.emit("transpose", result, perm=tuple(order.index(axis) for axis in range(x.type.rank)), name=name) if moved else result
-
-
 _FLAT = op("reshape", op("normalize", op("reshape", value("x")), name="normal"))
 
 
-def _row_split(match: Match) -> tuple[Shape, int] | None:
-    """x's own shape, with one axis split where a row begins within it, and the first axis of a row; None where that cannot be told."""
+def _row_axes(match: Match) -> tuple[tuple[int, ...], int] | None:
+    """The axes of x over which its reshaped rows are normalised and the groups of the first of them; None where that cannot be told."""
     normal, shape = match.node("normal"), match["x"].type.shape
-    rows = product(normal.output.type.shape[: attr_int(normal.attrs, "axis")])
-    for axis in range(len(shape)):
-        if product(shape[:axis]) == rows:
-            return shape, axis
+    axes = attr_ints(normal.attrs, "axes")
+    if axes != tuple(range(axes[0], normal.output.type.rank)):
+        return None
+    rows = product(normal.output.type.shape[: axes[0]]) * attr_int(normal.attrs, "groups")
     for axis, dim in enumerate(shape):
+        if product(shape[:axis]) == rows:
+            return tuple(range(axis, len(shape))), 1
         groups = divide((rows,), shape[:axis])
         if isinstance(dim, int) and isinstance(groups, int) and 0 < groups < dim and dim % groups == 0 and product((*shape[:axis], groups)) == rows:
-            return (*shape[:axis], groups, dim // groups, *shape[axis + 1 :]), axis + 1
+            return tuple(range(axis, len(shape))), groups
     return None
 
 
 def _check_flat(match: Match) -> str | None:
     if match["x"].type.shape != match.root.output.type.shape:
         return f"the result is not of the shape of %{match['x'].name}"
-    split = _row_split(match)
-    if split is None:
-        return f"no axis of %{match['x'].name} begins where a row does"
-    return "its axes are apart" if split[0] == match["normal"].type.shape else None
+    return f"no axis of %{match['x'].name} begins where a row does" if _row_axes(match) is None else None
 
 
 def _build_apart(match: Match, builder: GraphBuilder) -> Value:
-    x, normal, split = match["x"], match.node("normal"), _row_split(match)
-    if split is None:
+    found = _row_axes(match)
+    if found is None:
         raise InternalError("a match that its check refuses is built", where="passes.recovery")
-    shape, axis = split
-    rows = x if shape == x.type.shape else builder.emit("reshape", x, shape=shape, name=normal.name)
-    result = builder.emit("normalize", rows, name=normal.name, **{**normal.attrs, "axis": axis})
-    return result if shape == x.type.shape else builder.emit("reshape", result, shape=x.type.shape, name=match.root.name)
+    axes, groups = found
+    return builder.emit("normalize", match["x"], name=match.root.name, **{**match.node("normal").attrs, "axes": axes, "groups": groups})
 
 
 _OF_CENTERED = op("normalize", op("sub", _X, _AVERAGE), center=False, name="normal")
 
 
 def _check_centered(match: Match) -> str | None:
-    axis, axes = attr_int(match.node("normal").attrs, "axis"), _MEAN.reduced.axes(match)
-    if axes != tuple(range(axis, match["x"].type.rank)):
-        return f"the mean is over axes {list(axes)}, the squares are over those from axis {axis} on"
+    of_squares, axes = attr_ints(match.node("normal").attrs, "axes"), _MEAN.reduced.axes(match)
+    if axes != of_squares:
+        return f"the mean is over axes {list(axes)}, the squares are over axes {list(of_squares)}"
+    if match.node("normal").attrs["groups"] != 1:
+        return "the squares are of groups"
     return _check_subtracted(match)
 
 
