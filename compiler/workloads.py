@@ -10,9 +10,9 @@ import numpy as np
 
 from compiler.errors import InternalError
 from compiler.ir.graph import Constant, Graph, Node, Value
-from compiler.ir.narrow import widen
+from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
-from compiler.ir.scalar import Arg, Call, Const, Scalar, cast, divisors, substitute, unchecked
+from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
 from compiler.ir.verify import is_elementwise
 from compiler.kernels.base import Operand, Prologue, Workload
@@ -71,9 +71,10 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
         threads=threads,
         prologue=prologue,
     )
-    divisions = dict(zip(divisors(workload.epilogue), (epilogue.dividing[divisor] for divisor in divisors(stored)), strict=True))
+    dividing = {widened(divisor, arrives): epilogue.dividing[divisor] for divisor in reversed(divisors(stored))}
+    divisions = tuple(dividing[divisor] for divisor in divisors(workload.epilogue))
     families = lookup((anchor or region.nodes[-1]).op).families
-    return LoweredGroup(_in_memory(workload), families, tuple(outer[v] for v in (*inputs, *epilogue.operands)), tuple(divisions.values()))
+    return LoweredGroup(_in_memory(workload), families, tuple(outer[v] for v in (*inputs, *epilogue.operands)), divisions)
 
 
 class _Expression:
@@ -154,8 +155,7 @@ def _in_memory(workload: Workload) -> Workload:
 
 
 def _on_memory(expr: Scalar) -> Scalar:
-    dtype = DType.INT64 if expr.dtype is DType.STRING else expr.dtype
-    return Call(expr.fn, tuple(map(_on_memory, expr.args)), dtype) if isinstance(expr, Call) else replace(expr, dtype=dtype)
+    return rebuilt(expr, lambda part: replace(part, dtype=DType.INT64) if part.dtype is DType.STRING else part)
 
 
 def _computed(type_: TensorType) -> TensorType:

@@ -24,7 +24,7 @@ from compiler.ir.loop import (
     Store,
     VecType,
 )
-from compiler.ir.scalar import FUNCTIONS, Arg, Const, Scalar
+from compiler.ir.scalar import FUNCTIONS, Arg, Const, Scalar, parts
 from compiler.ir.types import DType
 
 
@@ -142,20 +142,15 @@ class LoopBuilder:
         """Several scalar expressions over the same operands."""
         lanes = max((r.type.lanes for r in args), default=1)
         done: dict[Scalar, Reg] = {}
-        return [self._scalar(expr, args, lanes, done) for expr in exprs]
-
-    def _scalar(self, expr: Scalar, args: Sequence[Reg], lanes: int, done: dict[Scalar, Reg]) -> Reg:
-        if isinstance(expr, Arg):
-            return self.splat(args[expr.index], lanes) if args[expr.index].type.lanes != lanes else args[expr.index]
-        known = done.get(expr)
-        if known is None:
-            if isinstance(expr, Const):
-                known = self.const(expr.value, VecType(expr.dtype, lanes))
+        for part in parts(*exprs):
+            if isinstance(part, Arg):
+                given = args[part.index]
+                done[part] = given if given.type.lanes == lanes else self.splat(given, lanes)
+            elif isinstance(part, Const):
+                done[part] = self.const(part.value, VecType(part.dtype, lanes))
             else:
-                regs = [self._scalar(a, args, lanes, done) for a in expr.args]
-                known = self.let(expr.fn, regs, VecType(expr.dtype, lanes))
-            done[expr] = known
-        return known
+                done[part] = self.let(part.fn, [done[arg] for arg in part.args], VecType(part.dtype, lanes))
+        return [done[expr] for expr in exprs]
 
     # -- memory -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compiler.ir.scalar import Arg, Call, Const, Scalar, cast
+from compiler.ir.scalar import Arg, Call, Const, Scalar, cast, rebuilt
 from compiler.ir.types import compute_dtype
 
 
@@ -18,7 +18,7 @@ def widen(expr: Scalar, args: Mapping[int, Arg] | None = None) -> Scalar:
 
     ``args`` says which operands arrive in another type than expr reads them in. A mere copy stays one.
     """
-    wide = _widened(expr, args or {})
+    wide = widened(expr, args or {})
     if wide.dtype is expr.dtype:
         return wide
     if isinstance(wide, Call) and wide.fn == "cast" and wide.args[0].dtype is expr.dtype:
@@ -26,13 +26,15 @@ def widen(expr: Scalar, args: Mapping[int, Arg] | None = None) -> Scalar:
     return cast(wide, expr.dtype)
 
 
-def _widened(expr: Scalar, args: Mapping[int, Arg]) -> Scalar:
-    dtype = compute_dtype(expr.dtype)
-    if isinstance(expr, Arg):
-        return cast(args.get(expr.index, expr), dtype)
-    if isinstance(expr, Const):
-        return Const(expr.value, dtype)
-    operands = tuple(_widened(a, args) for a in expr.args)
-    if expr.fn == "cast":
-        return cast(cast(operands[0], expr.dtype), dtype)
-    return Call(expr.fn, operands, dtype)
+def widened(expr: Scalar, args: Mapping[int, Arg]) -> Scalar:
+    """expr as ``widen`` computes it, in the wider type, before it is rounded."""
+
+    def rule(part: Scalar) -> Scalar:
+        dtype = compute_dtype(part.dtype)
+        if isinstance(part, Arg):
+            return cast(args.get(part.index, part), dtype)
+        if isinstance(part, Const):
+            return Const(part.value, dtype)
+        return cast(cast(part.args[0], part.dtype), dtype) if part.fn == "cast" else Call(part.fn, part.args, dtype)
+
+    return rebuilt(expr, rule)

@@ -2,13 +2,18 @@
 
 Ops declare them, fusion composes them, kernel builders inline them at loads and stores, and the interpreter evaluates them in
 numpy. The same function names are the value operations of Loop IR, so that each has one meaning in the whole compiler.
+
+An expression is a graph, not a tree: what it uses twice is in it once, and whatever goes over one goes over its ``parts``. As a tree, a
+chain of n squares has 2ⁿ leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Union
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -28,9 +33,9 @@ class Arg:
         return f"${self.index}:{self.dtype.value}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Const:
-    """A literal."""
+    """A literal. Equal ones have the same text: -0.0 is not 0.0, and NaN is itself."""
 
     value: float | int | bool
     dtype: DType
@@ -38,20 +43,57 @@ class Const:
     def __str__(self) -> str:
         return f"{self.value!r}:{self.dtype.value}"
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Const) and str(self) == str(other)
 
-@dataclass(frozen=True, slots=True)
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, init=False, eq=False)
 class Call:
-    """A scalar function of other expressions; ``dtype`` is the result's."""
+    """A scalar function of other expressions; ``dtype`` is the result's. Equal calls are the same object, so that nothing is compared twice."""
 
     fn: str
     args: tuple[Scalar, ...]
     dtype: DType
+    _hash: int = field(init=False, repr=False)
 
-    def __str__(self) -> str:
-        return f"{self.fn}:{self.dtype.value}({', '.join(map(str, self.args))})"
+    def __new__(cls, fn: str, args: tuple[Scalar, ...], dtype: DType) -> Call:
+        key = (fn, args, dtype)
+        found = _CALLS.get(key)
+        if found is None:
+            found = object.__new__(cls)
+            for name, value in zip(("fn", "args", "dtype", "_hash"), (*key, hash(key)), strict=True):
+                object.__setattr__(found, name, value)
+            _CALLS[key] = found
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        """Two threads may make the same call at once."""
+        if self is other or not isinstance(other, Call) or self._hash != other._hash:
+            return self is other
+        return (self.fn, self.args, self.dtype) == (other.fn, other.args, other.dtype)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        """Its calls in order: ``%0 = mul:f32($0:f32, $0:f32); %1 = sqrt:f32(%0)``."""
+        names: dict[Scalar, str] = {}
+        lines: list[str] = []
+        for part in parts(self):
+            if isinstance(part, Call):
+                names[part] = f"%{len(lines)}"
+                lines.append(f"{names[part]} = {part.fn}:{part.dtype.value}({', '.join(names[arg] for arg in part.args)})")
+            else:
+                names[part] = str(part)
+        return "; ".join(lines)
 
 
 Scalar = Union[Arg, Const, Call]
+
+_CALLS: WeakValueDictionary[tuple[str, tuple[Scalar, ...], DType], Call] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,21 +202,46 @@ def divide(fn: str, x: Scalar, y: Scalar) -> Scalar:
     return call(fn, x, y if y.dtype.is_float else nonzero(y))
 
 
-def divisors(expr: Scalar) -> Iterator[Call]:
-    """Every ``nonzero`` in expr, left to right, with repeats."""
-    if isinstance(expr, Call):
-        if expr.fn == _NONZERO:
-            yield expr
-        for arg in expr.args:
-            yield from divisors(arg)
+def parts(*exprs: Scalar) -> list[Scalar]:
+    """Every different sub-expression of exprs, each behind those that it uses, left to right."""
+    found: dict[Scalar, None] = {}
+    pending = list(reversed(exprs))
+    while pending:
+        expr = pending[-1]
+        missing = [arg for arg in expr.args if arg not in found] if isinstance(expr, Call) and expr not in found else []
+        if missing:
+            pending += reversed(missing)
+        else:
+            found[pending.pop()] = None
+    return list(found)
+
+
+def rebuilt(expr: Scalar, rule: Callable[[Scalar], Scalar]) -> Scalar:
+    """expr with each part, its operands replaced already, replaced by what ``rule`` gives for it."""
+    made: dict[Scalar, Scalar] = {}
+    for part in parts(expr):
+        made[part] = rule(Call(part.fn, tuple(made[arg] for arg in part.args), part.dtype) if isinstance(part, Call) else part)
+    return made[expr]
+
+
+def leaves(expr: Scalar) -> list[Arg]:
+    """The operands that expr reads, left to right."""
+    return [part for part in parts(expr) if isinstance(part, Arg)]
+
+
+def calls(expr: Scalar) -> list[Call]:
+    """The functions that expr applies, each behind those whose results it takes."""
+    return [part for part in parts(expr) if isinstance(part, Call)]
+
+
+def divisors(expr: Scalar) -> list[Call]:
+    """Every different ``nonzero`` in expr, left to right."""
+    return [part for part in calls(expr) if part.fn == _NONZERO]
 
 
 def unchecked(expr: Scalar, which: Callable[[Scalar], bool] = lambda _: True) -> Scalar:
     """expr with ``nonzero(x)`` as x alone, for those x that ``which`` holds of."""
-    if not isinstance(expr, Call):
-        return expr
-    args = tuple(unchecked(arg, which) for arg in expr.args)
-    return args[0] if expr.fn == _NONZERO and which(expr.args[0]) else Call(expr.fn, args, expr.dtype)
+    return rebuilt(expr, lambda part: part.args[0] if isinstance(part, Call) and part.fn == _NONZERO and which(part.args[0]) else part)
 
 
 def cast(x: Scalar, dtype: DType) -> Scalar:
@@ -189,20 +256,7 @@ def const_like(value: float | int | bool, x: Scalar) -> Const:
 
 def substitute(expr: Scalar, args: Sequence[Scalar]) -> Scalar:
     """expr with operand i replaced by ``args[i]``."""
-    if isinstance(expr, Arg):
-        return args[expr.index]
-    if isinstance(expr, Const):
-        return expr
-    return Call(expr.fn, tuple(substitute(a, args) for a in expr.args), expr.dtype)
-
-
-def leaves(expr: Scalar) -> Iterator[Arg]:
-    """Every operand reference in expr, left to right, with repeats."""
-    if isinstance(expr, Arg):
-        yield expr
-    elif isinstance(expr, Call):
-        for arg in expr.args:
-            yield from leaves(arg)
+    return rebuilt(expr, lambda part: args[part.index] if isinstance(part, Arg) else part)
 
 
 def apply(fn: str, args: Sequence[Array], dtype: DType) -> Array:
@@ -244,8 +298,16 @@ def _decoded(x: Array) -> Array:
 
 def evaluate(expr: Scalar, args: Sequence[Array]) -> Array:
     """expr over numpy operands, with numpy broadcasting, each step rounded to its own dtype."""
-    if isinstance(expr, Arg):
-        return args[expr.index]
-    if isinstance(expr, Const):
-        return np.asarray(expr.value, expr.dtype.numpy)
-    return apply(expr.fn, [evaluate(a, args) for a in expr.args], expr.dtype)
+    steps = parts(expr)
+    uses = Counter(arg for step in steps if isinstance(step, Call) for arg in step.args)
+    values: dict[Scalar, Array] = {}
+    for step in steps:
+        if isinstance(step, Call):
+            values[step] = apply(step.fn, [values[arg] for arg in step.args], step.dtype)
+            uses.subtract(step.args)
+            for arg in step.args:
+                if not uses[arg]:
+                    values.pop(arg, None)
+        else:
+            values[step] = args[step.index] if isinstance(step, Arg) else np.asarray(step.value, step.dtype.numpy)
+    return values[expr]

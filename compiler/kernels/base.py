@@ -21,7 +21,7 @@ from compiler.ir.graph import Attr
 from compiler.ir.intexpr import Dim, IntExpr, mod, symbols
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Arg, Array, Call, Scalar, divisors, leaves, unchecked
+from compiler.ir.scalar import Arg, Array, Call, Scalar, calls, divisors, leaves, rebuilt, unchecked
 from compiler.ir.types import DType, TensorType, pack_physical
 from compiler.target import Target
 
@@ -229,8 +229,9 @@ class Epilogue:
         self._bias: int | None = None
         if row_axes:
             self._fold_bias([axis % len(self._output_strides) for axis in row_axes])
-        self._divisors = [unchecked(divisor) for divisor in dict.fromkeys(divisors(self._expr))]
+        self._divisors = [unchecked(divisor) for divisor in divisors(self._expr)]
         self._expr = unchecked(self._expr)
+        self._used = {leaf.index for leaf in leaves(self._expr)}
 
     @property
     def padded(self) -> bool:
@@ -253,10 +254,9 @@ class Epilogue:
         """
         if isinstance(self._expr, Arg) and self._expr.index == 0:
             return value
-        used = {leaf.index for leaf in leaves(self._expr)}
         known = {} if loads is None else loads
         lanes = value.type.lanes
-        operands = (self._operand(n, coordinates, lanes, count, known, axis) if n + 1 in used else value for n in range(len(self._buffers)))
+        operands = (self._operand(n, coordinates, lanes, count, known, axis) if n + 1 in self._used else value for n in range(len(self._buffers)))
         result, *found = self._builder.scalars((self._expr, *self._divisors), [value, *operands])
         self._check_divisors(found, coordinates, lanes if count is None else count, axis)
         return result
@@ -317,33 +317,21 @@ class Epilogue:
         return left if axis % len(coordinates) == len(coordinates) - 1 else left * lanes
 
     def _fold_bias(self, row_axes: Sequence[int]) -> None:
-        if sum(leaf.index == 0 for leaf in leaves(self._expr)) != 1:
+        total = _sum_with_anchor(self._expr)
+        if total is None:
             return
-        call = _sum_with_anchor(self._expr)
-        if call is None:
-            return
-        other = next(a for a in call.args if isinstance(a, Arg) and a.index != 0)
+        other = next(a for a in total.args if isinstance(a, Arg) and a.index != 0)
         number = other.index - 1
         if other.dtype is self._workload.anchor.dtype and all(self._strides[number][axis] == 0 for axis in row_axes):
             self._bias = number
-            self._expr = _replace(self._expr, call, Arg(0, call.dtype))
+            self._expr = rebuilt(self._expr, lambda part: Arg(0, part.dtype) if part == total else part)
 
 
 def _sum_with_anchor(expr: Scalar) -> Call | None:
-    """The ``add`` of Arg(0) and another operand in expr, if there is one."""
-    if not isinstance(expr, Call):
-        return None
-    if expr.fn == "add" and all(isinstance(a, Arg) for a in expr.args) and sum(isinstance(a, Arg) and a.index == 0 for a in expr.args) == 1:
-        return expr
-    return next((found for found in map(_sum_with_anchor, expr.args) if found is not None), None)
-
-
-def _replace(expr: Scalar, old: Scalar, new: Scalar) -> Scalar:
-    if expr == old:
-        return new
-    if isinstance(expr, Call):
-        return Call(expr.fn, tuple(_replace(a, old, new) for a in expr.args), expr.dtype)
-    return expr
+    """The ``add`` of Arg(0) and another operand, if that is all that reads Arg(0)."""
+    readers = [call for call in calls(expr) for arg in call.args if isinstance(arg, Arg) and arg.index == 0]
+    found = readers[0] if len(readers) == 1 else None
+    return found if found is not None and found.fn == "add" and all(isinstance(arg, Arg) for arg in found.args) else None
 
 
 def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[int, Dim] | None = None) -> tuple[list[Buffer], list[Buffer], Buffer]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, calls
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
 from compiler.kernels.bounds import Bounds
@@ -18,7 +18,6 @@ from compiler.kernels.loops import (
     Chunk,
     collapse,
     coordinates,
-    expression_calls,
     expression_dtypes,
     offset,
     pack_plain,
@@ -95,7 +94,7 @@ class Gather:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.elements * expression_calls(workload.epilogue)
+        return workload.output.elements * len(calls(workload.epilogue))
 
 
 def _axes(workload: Workload) -> tuple[tuple[Axis, ...], tuple[Axis, ...], tuple[Axis, ...]]:

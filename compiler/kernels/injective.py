@@ -12,11 +12,11 @@ from compiler.ir.graph import Region
 from compiler.ir.intexpr import Dim, floordiv, mod, substitute
 from compiler.ir.loop import Buffer, Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, calls
 from compiler.ir.types import TensorType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
 from compiler.kernels.boxes import Box, BoxWriter
-from compiler.kernels.loops import Axis, expression_calls, pack_plain, parallel_nest
+from compiler.kernels.loops import Axis, pack_plain, parallel_nest
 from compiler.kernels.region_boxes import region_boxes
 from compiler.target import Target
 
@@ -42,7 +42,7 @@ class Injective:
         return mapped and all(_follows(o.type, workload.output) for o in workload.operands)
 
     def heuristic(self, workload: Workload, target: Target) -> InjectiveSchedule:
-        return InjectiveSchedule(4 if expression_calls(workload.epilogue) <= _CHEAP_CALLS else 2)
+        return InjectiveSchedule(4 if len(calls(workload.epilogue)) <= _CHEAP_CALLS else 2)
 
     def space(self, workload: Workload, target: Target) -> Sequence[InjectiveSchedule]:
         first = self.heuristic(workload, target)
@@ -69,7 +69,7 @@ class Injective:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.with_block(1).elements * expression_calls(workload.epilogue)
+        return workload.output.with_block(1).elements * len(calls(workload.epilogue))
 
 
 def _follows(operand: TensorType, output: TensorType) -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from compiler.ir.intexpr import Dim
 from compiler.ir.loop import Function, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, calls
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
-from compiler.kernels.loops import Chunk, expression_calls, expression_dtypes, pack_plain, vector_lanes, vector_loop
+from compiler.kernels.loops import Chunk, expression_dtypes, pack_plain, vector_lanes, vector_loop
 from compiler.target import Target
 
 
@@ -56,7 +56,7 @@ class Iota:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.elements * expression_calls(workload.epilogue)
+        return workload.output.elements * len(calls(workload.epilogue))
 
 
 register_family(Iota())

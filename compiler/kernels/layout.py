@@ -9,11 +9,11 @@ from compiler.ir.graph import Region
 from compiler.ir.intexpr import Dim, sym
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, calls
 from compiler.ir.types import TensorType
 from compiler.kernels.base import Workload, declare_buffers, register_family
 from compiler.kernels.boxes import BoxWriter
-from compiler.kernels.loops import expression_calls, pack_plain
+from compiler.kernels.loops import pack_plain
 from compiler.kernels.region_boxes import region_boxes
 from compiler.target import Target
 
@@ -54,7 +54,7 @@ class Layout:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.with_block(1).elements * expression_calls(workload.epilogue)
+        return workload.output.with_block(1).elements * len(calls(workload.epilogue))
 
 
 def _same(type_: TensorType) -> Region:

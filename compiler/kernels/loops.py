@@ -10,7 +10,7 @@ from itertools import pairwise
 from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, mod, product
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array, Call, Scalar
+from compiler.ir.scalar import Array, Scalar, parts
 from compiler.ir.types import DType, pack_physical
 from compiler.kernels.base import Workload, broadcast_strides, physical_strides
 from compiler.target import Target
@@ -39,17 +39,9 @@ def fewer(most: int, extent: Dim, size: int = 1) -> int:
     return min(most, -(-extent // size)) if isinstance(extent, int) else most
 
 
-def expression_dtypes(expr: Scalar) -> Iterator[DType]:
-    """The type of every sub-expression."""
-    yield expr.dtype
-    if isinstance(expr, Call):
-        for arg in expr.args:
-            yield from expression_dtypes(arg)
-
-
-def expression_calls(expr: Scalar) -> int:
-    """Scalar functions applied in expr."""
-    return 1 + sum(map(expression_calls, expr.args)) if isinstance(expr, Call) else 0
+def expression_dtypes(expr: Scalar) -> set[DType]:
+    """The types of all sub-expressions."""
+    return {part.dtype for part in parts(expr)}
 
 
 def pack_plain(workload: Workload, constants: Sequence[Array | None]) -> list[Array | None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from compiler.ir.intexpr import Dim, floordiv, product
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, calls
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
 from compiler.kernels.folds import Fold, accumulator_dtype
 from compiler.kernels.loops import (
@@ -20,7 +20,6 @@ from compiler.kernels.loops import (
     Chunk,
     collapse,
     coordinates,
-    expression_calls,
     expression_dtypes,
     fewer,
     mask_tail,
@@ -101,8 +100,8 @@ class Reduce:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        calls = 0 if workload.prologue is None else expression_calls(workload.prologue.element)
-        return workload.x.with_block(1).elements * (1 + calls)
+        applied = 0 if workload.prologue is None else len(calls(workload.prologue.element))
+        return workload.x.with_block(1).elements * (1 + applied)
 
 
 class _ReduceWriter:

@@ -9,7 +9,7 @@ from compiler.errors import InternalError
 from compiler.ir.intexpr import Dim, IntExpr
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, calls
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.bounds import Bounds
@@ -19,7 +19,6 @@ from compiler.kernels.loops import (
     axes_of,
     collapse,
     coordinates,
-    expression_calls,
     expression_dtypes,
     load_as,
     mask_tail,
@@ -87,7 +86,7 @@ class WrapIndex:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.elements * expression_calls(workload.epilogue)
+        return workload.output.elements * len(calls(workload.epilogue))
 
 
 register_family(WrapIndex())

@@ -7,7 +7,7 @@ from math import prod
 from compiler.ir.graph import Node
 from compiler.ir.intexpr import Dim, evaluate, symbols
 from compiler.ir.op import lookup
-from compiler.ir.scalar import Arg, Call, Scalar
+from compiler.ir.scalar import Arg, Scalar, calls
 
 _UNKNOWN_DIM = 16
 """What a symbolic dim counts as."""
@@ -30,13 +30,7 @@ def expression(node: Node) -> Scalar | None:
 def work(node: Node) -> int:
     """What an elementwise node costs for one element, in simple instructions."""
     expr = expression(node)
-    return 0 if expr is None else _cost(expr)
-
-
-def _cost(expr: Scalar) -> int:
-    if not isinstance(expr, Call):
-        return 0
-    return _COSTS.get(expr.fn, 1) + sum(map(_cost, expr.args))
+    return 0 if expr is None else sum(_COSTS.get(call.fn, 1) for call in calls(expr))
 
 
 def element_work(node: Node) -> int:

@@ -12,7 +12,7 @@ element costs less than a kernel of its own, the group takes a copy; a value tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
@@ -28,10 +28,7 @@ from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
 
 _MAX_MEMBERS = 128
-"""Elementwise nodes of one group: their expression is one tree, and a long chain of them would be a deep one."""
-
-_MAX_REPEATS = 8
-"""How often a node may stand in the expression tree of its group; a chain of diamonds doubles it at each."""
+"""Elementwise nodes of one group: a kernel's code grows with them, and what it keeps in registers may."""
 
 _KERNEL_WORK = 1 << 15
 """What starting one more kernel and a trip through memory cost, in simple instructions on one element: about a microsecond."""
@@ -121,7 +118,7 @@ class _Finder:
                 continue
             again = set().union(*self._find(producer, taken, found)) - copies
             cost = sum(map(work, again)) * self._times(producer, sink)
-            if again <= self._elementwise and cost <= budget and self._fits({*own, *copies, *again}):
+            if again <= self._elementwise and cost <= budget and len(own | copies | again) <= _MAX_MEMBERS:
                 copies |= again
                 budget -= cost
         found[sink] = own, copies
@@ -140,21 +137,13 @@ class _Finder:
         every = found[0] | found[1]
         if not every <= self._elementwise or any(map(_divides, every)):
             return None
-        return found if self._fits(own | every) else None
+        return found if len(own | every) <= _MAX_MEMBERS else None
 
     def _repeats(self, producer: Node) -> bool:
         """Whether a value need not be in memory: an elementwise node makes it, and such nodes alone read it."""
         if producer not in self._elementwise or producer.output in self._outputs:
             return False
         return all(user in self._elementwise for user in self._graph.users[producer.output])
-
-    def _fits(self, members: set[Node]) -> bool:
-        """Whether the expression tree of members stays small."""
-        repeats: dict[Node, int] = {}
-        for node in reversed(self.in_order(members)):
-            users = [user for value in node.outputs for user in self._graph.users.get(value, ()) if user in members]
-            repeats[node] = sum(repeats[user] * user.inputs.count(node.output) for user in users) or 1
-        return len(members) <= _MAX_MEMBERS and max(repeats.values()) <= _MAX_REPEATS
 
     def _times(self, producer: Node, sink: Node) -> int:
         """How often a group computes an element of a producer that broadcasts to its result."""
@@ -166,7 +155,7 @@ class _Finder:
 
     def _own(self, sink: Node, taken: set[Node]) -> set[Node]:
         """The nodes all of whose readers are among them, and sink."""
-        members = {sink: 1}
+        members = {sink}
         anchors: list[Node] = []
         pending = [sink] if sink in self._elementwise else []
         while pending:
@@ -180,17 +169,14 @@ class _Finder:
                 if producer not in self._elementwise:
                     anchors.append(producer)
                     continue
-                repeats = sum(members[user] * user.inputs.count(value) for user in self._graph.users[value])
-                if repeats <= _MAX_REPEATS:
-                    members[producer] = repeats
-                    pending.append(producer)
-        found = set(members)
-        if anchors:
-            anchor = max(anchors, key=lambda node: (_is_heavy(node), self._order[node]))
-            found = self._of_one_anchor(found, anchor, [a for a in anchors if a is not anchor], sink)
-        return found
+                members.add(producer)
+                pending.append(producer)
+        if not anchors:
+            return members
+        anchor = max(anchors, key=lambda node: (_is_heavy(node), self._order[node]))
+        return self._of_one_anchor(members, anchor, [a for a in anchors if a is not anchor], sink)
 
-    def _belongs(self, producer: Node, sink: Node, members: Mapping[Node, int]) -> bool:
+    def _belongs(self, producer: Node, sink: Node, members: set[Node]) -> bool:
         """Whether a producer's only result is of the sink's shape and layout and read inside alone."""
         if not _is_work(producer) or len(producer.outputs) != 1 or producer.output in self._outputs:
             return False
@@ -231,7 +217,7 @@ def _is_heavy(node: Node) -> bool:
 def _divides(node: Node) -> bool:
     """Whether a run is to report a zero that a node divides by."""
     expr = expression(node)
-    return expr is not None and any(True for _ in divisors(expr))
+    return expr is not None and bool(divisors(expr))
 
 
 def _read_outside(nodes: Sequence[Node]) -> tuple[Value, ...]:
