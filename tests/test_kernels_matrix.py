@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import run_everywhere
 
+from compiler.ir.intexpr import evaluate
+from compiler.ir.loop import For, Let, Stmt
 from compiler.ir.scalar import Arg, Const, Scalar, call
 from compiler.ir.types import DType, TensorType
 from compiler.kernels.base import Family, Operand, Workload, family
@@ -77,10 +79,10 @@ def convolutions(draw: st.DrawFn, kind: str, lanes: int) -> dict[str, object]:
         channels = draw(st.integers(1, 20))
         group, x_channels, filters = channels, channels, channels
     else:
-        whole = 1 if kind == "generic_conv" else lanes
-        group = draw(st.sampled_from([1, 1, 2]))
-        unit = whole if group > 1 else 1
-        x_channels, filters = group * unit * draw(st.integers(1, 2 if unit > 1 else 20)), group * unit * draw(st.integers(1, 3 if unit > 1 else 37))
+        group = draw(st.sampled_from([1, 1, 2] if kind == "pointwise_conv" else [1, 1, 2, 3, 5, 9, 17]))
+        unit = lanes if group > 1 and kind == "pointwise_conv" else 1
+        limits = (2, 3) if unit > 1 else (20, 37) if group == 1 else draw(st.sampled_from([(20, 37), (8, 8)]))
+        x_channels, filters = (group * unit * draw(st.integers(1, limit)) for limit in limits)
     return {
         "x": (batch, x_channels, *size),
         "w": (filters, x_channels // group, *kernel),
@@ -126,6 +128,55 @@ def test_convolution_families_agree_with_float64(kind: str, target: Target) -> N
         check_conv(kind, case, target)
 
     check()
+
+
+GROUPS = [(32, 4, 4), (12, 2, 2), (5, 3, 3), (24, 1, 2), (4, 6, 1), (3, 20, 80), (3, 80, 20), (2, 24, 24), (3, 25, 17), (7, 12, 12), (9, 2, 40)]
+"""Groups, and the input and output channels of each."""
+
+
+def grouped(group: int, channels: int, filters: int, kernel: int, target: Target) -> Workload:
+    x = TensorType(FLOAT, (1, group * channels, 5, 6), target.lanes)
+    out = TensorType(FLOAT, (1, group * filters, 6 - kernel, 7 - kernel), target.lanes)
+    params = (("strides", (1, 1)), ("pads", (0,) * 4), ("dilations", (1, 1)), ("group", group))
+    inputs = (Operand(x), Operand(TensorType(FLOAT, (group * filters, channels, kernel, kernel)), constant=True))
+    return Workload("direct_conv", params, inputs, out, out, Arg(0, FLOAT))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize(("group", "channels", "filters"), GROUPS)
+def test_groups_of_any_size_take_no_step_more_than_their_channels(group: int, channels: int, filters: int, target: Target) -> None:
+    chosen = family("direct_conv")
+    for kernel in (1, 3):
+        workload = grouped(group, channels, filters, kernel, target)
+        function = chosen.build(workload, chosen.heuristic(workload, target), target, "kernel")
+        assert steps(function.body, {}) == workload.output.elements // target.lanes * channels * kernel**2
+
+
+def steps(body: tuple[Stmt, ...], values: dict[str, int]) -> int:
+    """Multiply-accumulate instructions that run."""
+    total = 0
+    for stmt in body:
+        if isinstance(stmt, For):
+            start, stop = (evaluate(bound, values) for bound in (stmt.start, stmt.stop))
+            total += sum(steps(stmt.body, {**values, stmt.var: at}) for at in range(start, stop, stmt.step))
+        total += isinstance(stmt, Let) and stmt.op == "fma"
+    return total
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_a_group_knows_nothing_of_the_others(target: Target) -> None:
+    """What is not finite in one group's channels stays in that group's results."""
+    chosen, rng = family("direct_conv"), np.random.default_rng(0)
+    for group, channels, filters in GROUPS:
+        workload = grouped(group, channels, filters, 3, target)
+        x, w = (rng.standard_normal(operand.type.shape, dtype=np.float32) for operand in workload.inputs)
+        want = reference_conv(x, w, (1, 1), (0,) * 4, (1, 1), group)
+        bad = group // 2
+        x[:, bad * channels : (bad + 1) * channels] = np.resize([np.inf, np.nan, -np.inf], (channels, 1, 1))
+        got = run_everywhere(chosen, workload, chosen.heuristic(workload, target), [x, w], target)
+        spoiled = slice(bad * filters, (bad + 1) * filters)
+        assert not np.isfinite(got[:, spoiled]).any()
+        np.testing.assert_allclose(np.delete(got, spoiled, 1), np.delete(want, spoiled, 1), rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 @st.composite

@@ -20,12 +20,20 @@ def apply(emit: Emit, op: str, lhs: str, rhs: str) -> str:
             less = emit(f"icmp slt i64 {lhs}, {rhs}", (*key, "less"))
             first, second = (lhs, rhs) if op == "min" else (rhs, lhs)
             return emit(f"select i1 {less}, i64 {first}, i64 {second}", key)
+        case "floordiv" | "mod" if (bits := _shift(rhs)) is not None:
+            return emit(f"ashr i64 {lhs}, {bits}" if op == "floordiv" else f"and i64 {lhs}, {int(rhs) - 1}", key)
         case _:
             quotient = _floordiv(emit, lhs, rhs)
             if op == "floordiv":
                 return quotient
             scaled = emit(f"mul i64 {quotient}, {rhs}", (*key, "scaled"))
             return emit(f"sub i64 {lhs}, {scaled}", key)
+
+
+def _shift(rhs: str) -> int | None:
+    """The bits by which a shift divides by a literal; None where it is not a power of two."""
+    divisor = 0 if rhs.startswith("%") else int(rhs)
+    return divisor.bit_length() - 1 if divisor > 0 and divisor & (divisor - 1) == 0 else None
 
 
 def _floordiv(emit: Emit, lhs: str, rhs: str) -> str:

@@ -4,93 +4,117 @@ A tile is a run of output pixels in one row by some vectors of output channels, 
 loop over those inside the input; kernel columns are unrolled, each in a loop of its own (one basic block over several columns makes
 LLVM share broadcasts between taps and spill), with the left and right border tiles as clones that skip the taps outside, or mask
 them where the width is known at run time only.
+
+Each output channel takes as many multiply-accumulate steps as its group has input channels, whatever the size of the groups. A vector
+that lies in one group takes an input channel into every lane; in one of several groups each lane takes a channel of its own group, by a
+permutation of the pixel's block or from broadcasts. In tiles of one vector a kernel row's taps share what is so made of an input pixel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import gcd
 
-import numpy as np
-
-from compiler.ir.intexpr import Dim, ceildiv, minimum, mod
+from compiler.ir.intexpr import Dim, floordiv, mod, product
 from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
-from compiler.kernels.gemm import Section, register_rows, sections, supposed
-from compiler.kernels.loops import load_as
-from compiler.kernels.windows import Axis, Read, TileRun, mask, masked_read, spatial_axes, tap_bounds, tile_runs
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
+from compiler.kernels.conv_panels import Grouping, Panels, Periods
+from compiler.kernels.gemm import imbalance, register_rows, sections, supposed, worker_part
+from compiler.kernels.loops import load_as, unflatten
+from compiler.kernels.windows import Axis, Read, TileRun, mask, masked_read, spatial_axes, tap_bounds, tile_runs, window_pads
 from compiler.target import Target
 
 _UNROLL_STEPS = 32
 """Multiply-accumulate steps (taps x channels) up to which one basic block is made of a whole kernel column."""
+_PERMUTED_STEPS = 96
+"""Steps of all vectors of a period up to which each has code of its own, so that it is known at which lanes its input channels are."""
+_SHARED_TAPS = 3
+"""Taps of a kernel row that share the vectors made of an input pixel: each keeps a vector of weights in a register."""
+_COLUMNS = 14
+"""Output pixels of a tile at most, where the registers hold more."""
+_EVEN = 1.15
+"""Time of the slowest worker over the ideal up to which there is no need of another way to share."""
 
 
 @dataclass(frozen=True)
 class DirectSchedule:
-    """The largest tile: ``columns`` output pixels by ``vectors`` of channels; what the workers share: ``filters`` or ``rows``.
+    """The largest tile: ``columns`` output pixels by ``vectors`` of channels, or ``single`` by one vector.
 
-    ``unroll`` writes the few steps of a thin input (an image's three channels) as one basic block instead of loops.
+    ``parallel``: what the workers share, ``filters``, ``rows`` or ``columns``. ``unroll`` writes the few steps of a thin input (an image's three
+    channels) as one basic block instead of loops.
     """
 
     columns: int
     vectors: int
+    single: int
     parallel: str
     unroll: bool
 
 
 class DirectConv:
-    """The family: spatial rank 1 to 3, input blocked or row-major, output blocked, constant float32 weights."""
+    """The family: spatial rank 1 to 3, any groups, input blocked or row-major, output blocked, constant float32 weights."""
 
     name = "direct_conv"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Groups must be of whole channel blocks on both sides (a row-major input may have any)."""
+        """Everything but other dtypes, weights of run time and row-major outputs."""
         x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        if not (w.constant and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4, 5)):
-            return False
-        group = workload.int("group")
-        filters, channels = w.type.static_shape[0] // group, w.type.static_shape[1]
-        whole = group == 1 or (filters % target.lanes == 0 and (x.block == 1 or channels % target.lanes == 0))
-        return out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes) and whole
+        floats = compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32
+        return w.constant and floats and x.rank in (3, 4, 5) and out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes)
 
     def heuristic(self, workload: Workload, target: Target) -> DirectSchedule:
         shape = _Shape(workload)
         vectors = min((1, 2, 3, 4), key=lambda v: self._cost(shape, v, target))
-        columns = min(register_rows(target, vectors), 14)
-        panels = sum(s.count for s in sections(shape.vectors, vectors)) * shape.group * (shape.batch if isinstance(shape.batch, int) else 1)
-        shared = "filters" if panels % workload.threads == 0 or panels >= 4 * workload.threads else "rows"
+        columns = min(register_rows(target, vectors), _COLUMNS)
         # One block over several taps needs registers for the broadcasts that they share: with 16 it spills (stem of MobileNetV2,
         # AVX2: 88 % of peak unrolled, 96 % in loops), with 32 it wants smaller tiles (90 % unrolled, 87 % in loops).
         unroll = target.vector_registers >= 32
         if unroll and shape.thin:
             columns = max(1, min(columns, 3 * target.vector_registers // 8 // vectors))
-        return DirectSchedule(columns, vectors, shared, unroll)
+        return DirectSchedule(columns, vectors, shape.single_columns(target), self._shared(shape, columns, vectors, workload.threads), unroll)
+
+    @staticmethod
+    def _shared(shape: _Shape, columns: int, vectors: int, threads: int) -> str:
+        """What the workers share: the first of filters, rows and columns that is about even, or the one that comes nearest."""
+        batch = shape.batch if isinstance(shape.batch, int) else 1
+        panels = [batch * run.count * found.count for run in shape.grouping.periods(vectors) for found in run.panels]
+        pixels = [section.count for section in sections(supposed(shape.columns.out), columns)]
+        uneven = {"filters": panels, "rows": [supposed(shape.rows.out)], "columns": pixels}
+        return min(uneven, key=lambda choice: max(_EVEN, imbalance(uneven[choice], threads)))
 
     @staticmethod
     def _cost(shape: _Shape, vectors: int, target: Target) -> float:
         cost = 0.0
-        for columns in sections(supposed(shape.columns.out), min(register_rows(target, vectors), 14)):
-            for panels in sections(shape.vectors, vectors):
-                fma, loads = columns.size * panels.size, columns.size + panels.size
-                cost += columns.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / fma)
+        for run in shape.grouping.periods(vectors):
+            for panels in run.panels:
+                largest = shape.single_columns(target) if panels.size == 1 else register_rows(target, panels.size)
+                for columns in sections(supposed(shape.columns.out), min(largest, _COLUMNS)):
+                    fma, loads = columns.size * panels.size, columns.size + panels.size
+                    cost += columns.count * run.count * panels.count * max(fma / 2, loads / 2, 4) * (1 + 0.15 * loads / fma)
         return cost
 
     def space(self, workload: Workload, target: Target) -> Sequence[DirectSchedule]:
         first = self.heuristic(workload, target)
         found = [first]
-        choices = ("filters", "rows") if workload.threads > 1 else (first.parallel,)
+        choices = ("filters", "rows", "columns") if workload.threads > 1 else (first.parallel,)
         for vectors in (1, 2, 3, 4):
             limit = min(register_rows(target, vectors), 16)
             for columns in sorted({limit, max(1, limit - 2), max(1, limit // 2)}):
-                found += [DirectSchedule(columns, vectors, shared, unroll) for shared in choices for unroll in (first.unroll, not first.unroll)]
+                single = first.single if columns == limit else max(1, first.single // 2)
+                tile = columns, vectors, single
+                found += [DirectSchedule(*tile, shared, unroll) for shared in choices for unroll in (first.unroll, not first.unroll)]
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: DirectSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        weights = constants[1]
-        return [None, None if weights is None else _pack(weights, _Shape(workload), schedule), *pack_operands(workload, constants[2:])]
+        weights, packed = constants[1], None
+        if weights is not None:
+            packed = _Shape(workload).grouping.pack(weights.reshape(*weights.shape[:2], -1), schedule.vectors)
+        return [None, packed, *pack_operands(workload, constants[2:])]
 
     def build(self, workload: Workload, schedule: DirectSchedule, target: Target, name: str) -> Function:
         return _Writer(workload, schedule, name).write()
@@ -103,41 +127,63 @@ class DirectConv:
 
 
 class _Shape:
-    """The sizes of a convolution as one with three spatial axes: planes, rows and columns; axes that are missing have one element."""
+    """The sizes of a convolution as one with three spatial axes: planes, rows and columns; axes that are missing have one element.
+
+    The pixels of a pointwise one are all columns of one row, which runs along physical axis ``flat`` of the output.
+    """
 
     def __init__(self, workload: Workload) -> None:
         x, w, out = workload.inputs[0].type, workload.inputs[1].type.static_shape, workload.output
         axes = spatial_axes(workload, w[2:])
+        self.flat = flat_axis(workload, range(2, x.rank)) if _is_pointwise(workload) else None
+        if self.flat is not None:
+            pixels = product(out.shape[2:])
+            axes = [Axis(pixels, pixels, 1, 1, 1, 0)]
         self.planes, self.rows, self.columns = [Axis(1, 1, 1, 1, 1, 0)] * (3 - len(axes)) + axes
         self.batch = x.shape[0]
-        self.group = workload.int("group")
         self.channels = w[1]
-        self.filters = w[0] // self.group
         self.lanes = out.block
-        self.vectors = -(-self.filters // self.lanes)
-        image = self.planes.size * self.rows.size * self.columns.size
+        self._image = self.planes.size * self.rows.size * self.columns.size
         self.blocked = x.block != 1
         self.batch_step = physical_strides(x)[0]
         self.pixel = self.lanes if self.blocked else 1
-        self.channel_step = 1 if self.blocked else image
-        self.block_step = image * self.lanes
-        self.group_step = self.channels * image
+        self.channel_step = 1 if self.blocked else self._image
         self.kernel = self.planes.kernel * self.rows.kernel * self.columns.kernel
-        self.thin = self.channels * self.columns.kernel <= _UNROLL_STEPS
+        self.grouping = self._grouping(workload.int("group"), w[0])
+        self.thin = self.channels * self.columns.kernel * self.grouping.period <= _UNROLL_STEPS
+        whole = self.grouping.group == 1 or not self.blocked or self.channels % self.lanes == 0
+        self.chunk = self.lanes if whole else gcd(self.channels, self.lanes)
+
+    def _grouping(self, group: int, filters: int) -> Grouping:
+        found = Grouping(group, filters // group, self.channels, self.lanes, aligned=True)
+        few = found.vectors * self.channels * min(self.columns.kernel, _SHARED_TAPS) <= _PERMUTED_STEPS
+        aligned = self.blocked and self.channels <= self.lanes and found.filters % self.lanes != 0 and few
+        return found if aligned else Grouping(group, filters // group, self.channels, self.lanes, aligned=False)
+
+    def channel(self, number: Dim) -> tuple[Dim, Dim]:
+        """Where a channel is: the first element of its block, and how far from it."""
+        if not self.blocked:
+            return number * self._image, 0
+        return floordiv(number, self.lanes) * (self._image * self.lanes), mod(number, self.lanes)
+
+    def single_columns(self, target: Target) -> int:
+        """Output pixels whose sums fit the registers beside the weights of shared taps and what is made of a pixel's channels."""
+        return max(1, min(_COLUMNS, target.vector_registers - min(self.columns.kernel, _SHARED_TAPS) - 3))
 
 
-def _pack(weights: Array, shape: _Shape, schedule: DirectSchedule) -> Array:
-    """``[group][panel][taps][channel][panel's filters]``."""
-    grouped = weights.reshape(shape.group, shape.filters, shape.channels, shape.kernel)
-    padded = np.zeros((shape.group, shape.vectors * shape.lanes, *grouped.shape[2:]), weights.dtype)
-    padded[:, : shape.filters] = grouped
-    panels = []
-    for section in sections(shape.vectors, schedule.vectors):
-        for tile in range(section.count):
-            first = (section.start + tile * section.size) * shape.lanes
-            panel = padded[:, first : first + section.size * shape.lanes]
-            panels.append(panel.transpose(0, 3, 2, 1).reshape(shape.group, -1))
-    return np.ascontiguousarray(np.concatenate(panels, axis=1)).reshape(-1)
+def _is_pointwise(workload: Workload) -> bool:
+    kernel = workload.inputs[1].type.static_shape[2:]
+    return all(size == 1 for size in (*kernel, *workload.ints("strides"))) and not any(pad != 0 for pad in window_pads(workload))
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """One panel: of image ``n`` the vectors from ``first`` on, which read channels of the groups from ``group`` on."""
+
+    n: Dim
+    group: Dim
+    first: Dim
+    panels: Panels
 
 
 class _Writer:
@@ -146,103 +192,115 @@ class _Writer:
         self._workload = workload
         self._shape = shape = _Shape(workload)
         self._threads = workload.threads
-        self._parallel = schedule.parallel if workload.threads > 1 else ""
-        self._unroll = schedule.unroll
-        size = shape.group * shape.vectors * shape.lanes * shape.channels * shape.kernel
+        self._parallel = schedule.parallel if workload.threads > 1 else "filters"
+        size = shape.grouping.total * shape.lanes * shape.channels * shape.kernel
         (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, {1: size})
         self._epilogue = Epilogue(self._builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
-        self._panels = sections(shape.vectors, schedule.vectors)
+        self._periods = shape.grouping.periods(schedule.vectors)
+        self._small = schedule.unroll and shape.thin
         self._columns = tile_runs(shape.columns, schedule.columns)
+        self._single_columns = tile_runs(shape.columns, schedule.single)
 
     def write(self) -> Function:
         b, shape = self._builder, self._shape
-        if self._parallel == "rows":
-            share = ceildiv(shape.rows.out, self._threads)
-            with b.loop("s", 0, self._threads, parallel=True) as part:
-                start = part.var * share
-                stop = start + share if mod(shape.rows.out, self._threads) == 0 else minimum(start + share, shape.rows.out)
-                with b.loop("n", 0, shape.batch) as n, b.loop("g", 0, shape.group) as g:
-                    self._filters(n.var, g.var, start, stop, 0, None)
+        if self._parallel == "filters":
+            for run, panels in self._panels():
+                extents = (shape.batch, run.count, panels.count)
+                with b.loop("p", 0, product(extents), parallel=True) as p:
+                    self._rows(self._vectors(run, panels, *unflatten(p.var, extents)), None)
         else:
-            for number, panels in enumerate(self._panels):
-                total = shape.batch * shape.group * panels.count
-                with b.loop("p", 0, total, parallel=True) as p:
-                    images = p.var // panels.count if shape.batch * shape.group != 1 else 0
-                    image, group = (images // shape.group, images % shape.group) if shape.batch != 1 else (0, images)
-                    tile = p.var % panels.count if shape.batch * shape.group != 1 else p.var
-                    self._filters(image, group, 0, shape.rows.out, number, tile)
+            with b.loop("s", 0, self._threads, parallel=True) as part, b.loop("n", 0, shape.batch) as n:
+                for run, panels in self._panels():
+                    with b.loop("g", 0, run.count) as g, b.loop("p", 0, panels.count) as p:
+                        self._rows(self._vectors(run, panels, n.var, g.var, p.var), part.var)
         return b.function()
 
-    def _filters(self, n: Dim, g: Dim, start: Dim, stop: Dim, number: int, tile: Dim | None) -> None:
-        """Rows ``start`` to ``stop`` for one panel, or for all of them when ``tile`` is None."""
-        if tile is not None:
-            self._rows(n, g, start, stop, self._panels[number], tile)
-            return
-        for panels in self._panels:
-            with self._builder.loop("p", 0, panels.count) as tile_loop:
-                self._rows(n, g, start, stop, panels, tile_loop.var)
+    def _panels(self) -> list[tuple[Periods, Panels]]:
+        return [(run, panels) for run in self._periods for panels in run.panels]
 
-    def _rows(self, n: Dim, g: Dim, start: Dim, stop: Dim, panels: Section, tile: Dim) -> None:
-        with self._builder.loop("z", 0, self._shape.planes.out) as z, self._builder.loop("y", start, stop) as y:
-            for run in self._columns:
-                with self._builder.loop("x", 0, run.count) as x:
-                    self._tile(n, g, (z.var, y.var), run, run.position(x.var), panels, tile * panels.size + panels.start)
+    def _vectors(self, run: Periods, panels: Panels, n: Dim, number: Dim, tile: Dim) -> _Vectors:
+        grouping = self._shape.grouping
+        period = number + run.first
+        return _Vectors(n, period * grouping.period, period * grouping.vectors + tile * panels.size + panels.start, panels)
 
-    def _tile(self, n: Dim, g: Dim, row: tuple[Dim, Dim], run: TileRun, x0: Dim, panels: Section, v0: Dim) -> None:
+    def _shares(self, panels: Panels) -> bool:
+        """Whether the taps of a kernel row share what is made of an input pixel."""
+        return panels.mixed or (panels.size == 1 and self._shape.columns.kernel > 1)
+
+    def _rows(self, vectors: _Vectors, part: Dim | None) -> None:
+        """The rows and columns of one panel, or the worker ``part``'s of them."""
         b, shape = self._builder, self._shape
-        lanes, vectors = shape.lanes, panels.size
+        bounds = {axis: partial(worker_part, worker=part, threads=self._threads) for axis in (self._parallel,) if part is not None}
+        whole: tuple[Dim, Dim] = (0, shape.rows.out)
+        start, stop = bounds["rows"](shape.rows.out) if "rows" in bounds else whole
+        with b.loop("z", 0, shape.planes.out) as z, b.loop("y", start, stop) as y:
+            for number, run in enumerate(self._single_columns if self._shares(vectors.panels) else self._columns):
+                tiles: tuple[Dim, Dim] = bounds["columns"](run.count, number=number) if "columns" in bounds else (0, run.count)
+                with b.loop("x", *tiles) as x:
+                    self._tile(vectors, (z.var, y.var), run, run.position(x.var))
+
+    def _tile(self, vectors: _Vectors, row: tuple[Dim, Dim], run: TileRun, x0: Dim) -> None:
+        b, shape = self._builder, self._shape
+        lanes, size = shape.lanes, vectors.panels.size
         loads: dict[object, Reg] = {}
-        places = [[self._place(n, g * shape.vectors + v0 + v, row, x0 + c) for v in range(vectors)] for c in range(run.size)]
+        places = [[self._place(vectors.n, vectors.first + v, row, x0 + c) for v in range(size)] for c in range(run.size)]
         type_ = VecType(DType.FLOAT32, lanes)
-        start = [self._epilogue.initial(places[0][v], type_, loads) for v in range(vectors)]
-        accs = [start[v] for _ in range(run.size) for v in range(vectors)]
-        x_base = n * shape.batch_step + g * shape.group_step
-        w_base = (g * shape.vectors + v0) * (lanes * shape.channels * shape.kernel)
+        start = [self._epilogue.initial(places[0][v], type_, loads) for v in range(size)]
+        accs = [start[v] for _ in range(run.size) for v in range(size)]
+        kernel_row = self._shared_row if self._shares(vectors.panels) else self._kernel_row
+        x_base, w_base = vectors.n * shape.batch_step, vectors.first * (lanes * shape.channels * shape.kernel)
         first_plane, first_row = (axis.first(at) for at, axis in zip(row, (shape.planes, shape.rows), strict=True))
         with b.loop("kz", *tap_bounds(shape.planes, first_plane), carried=accs) as kz:
             plane = (first_plane + kz.var * shape.planes.dilation) * shape.rows.size
             with b.loop("ky", *tap_bounds(shape.rows, first_row), carried=kz.carried) as ky:
                 inputs = x_base + (plane + first_row + ky.var * shape.rows.dilation) * (shape.columns.size * shape.pixel)
                 tap = (kz.var * shape.rows.kernel + ky.var) * shape.columns.kernel
-                ky.yield_(self._kernel_row(inputs, w_base + tap * (shape.channels * vectors * lanes), run, x0, vectors, list(ky.carried)))
+                ky.yield_(kernel_row(vectors, inputs, w_base + tap * (shape.channels * size * lanes), run, x0, list(ky.carried)))
             kz.yield_(ky.results)
         for c in range(run.size):
-            for v in range(vectors):
-                self._epilogue.store(self._out, kz.results[c * vectors + v], places[c][v], None, loads)
+            for v in range(size):
+                self._epilogue.store(self._out, kz.results[c * size + v], places[c][v], None, loads)
 
-    def _kernel_row(self, inputs: Dim, weights: Dim, run: TileRun, x0: Dim, vectors: int, accs: list[Reg]) -> list[Reg]:
-        shape, b = self._shape, self._builder
-        width = vectors * shape.lanes
-        small = self._unroll and shape.thin
+    def _kernel_row(self, vectors: _Vectors, inputs: Dim, weights: Dim, run: TileRun, x0: Dim, accs: list[Reg]) -> list[Reg]:
+        """One row of taps for vectors of one group: ``inputs`` is the input row, ``weights`` are those of its taps."""
+        shape, b, size = self._shape, self._builder, vectors.panels.size
+        width = size * shape.lanes
+        first = (vectors.group + vectors.panels.groups[0]) * shape.channels
+        blocks, rest = divmod(shape.channels, shape.chunk)
+
+        def at(chunk: Dim) -> Dim:
+            return inputs + sum(shape.channel(first + chunk * shape.chunk))
+
         for kx in range(shape.columns.kernel):
             used = self._columns_read(run, x0, kx)
             if not used:
                 continue
             w_at = weights + kx * shape.channels * width
-            blocks, rest = divmod(shape.channels, shape.lanes)
-            if small:
+            if self._small:
                 for block in range(blocks):
-                    accs = self._steps(inputs + block * shape.block_step, w_at + block * shape.lanes * width, used, vectors, shape.lanes, accs)
+                    accs = self._steps(at(block), w_at + block * shape.chunk * width, used, size, shape.chunk, accs)
             elif blocks:
                 with b.loop("k", 0, blocks, carried=accs) as k:
-                    at = inputs + k.var * shape.block_step
-                    k.yield_(self._steps(at, w_at + k.var * (shape.lanes * width), used, vectors, shape.lanes, list(k.carried)))
+                    k.yield_(self._steps(at(k.var), w_at + k.var * (shape.chunk * width), used, size, shape.chunk, list(k.carried)))
                 accs = list(k.results)
-            x_rest, w_rest = inputs + blocks * shape.block_step, w_at + blocks * shape.lanes * width
-            if rest and (small or blocks):
-                accs = self._steps(x_rest, w_rest, used, vectors, rest, accs)
+            w_rest = w_at + blocks * shape.chunk * width
+            if rest and (self._small or blocks):
+                accs = self._steps(at(blocks), w_rest, used, size, rest, accs)
             elif rest:
                 with b.loop("k", 0, rest, carried=accs) as k:
-                    at = x_rest + k.var * shape.channel_step
-                    k.yield_(self._steps(at, w_rest + k.var * width, used, vectors, 1, list(k.carried)))
+                    x_at = at(blocks) + k.var * shape.channel_step
+                    k.yield_(self._steps(x_at, w_rest + k.var * width, used, size, 1, list(k.carried)))
                 accs = list(k.results)
         return accs
 
     def _columns_read(self, run: TileRun, x0: Dim, kx: int) -> dict[int, Read]:
         """What the outputs of a tile read with tap kx of their row, of those for which it is inside the input or may be."""
+        return {c: self._read(run, x0, c, kx) for c in range(run.size) if kx in run.taps[c]}
+
+    def _read(self, run: TileRun, x0: Dim, c: int, kx: int) -> Read:
         axis = self._shape.columns
-        places = {c: axis.first(x0 + c) + kx * axis.dilation for c in range(run.size) if kx in run.taps[c]}
-        return {c: masked_read(self._builder, axis, place, self._shape.lanes) if run.masked else Read(place) for c, place in places.items()}
+        place = axis.first(x0 + c) + kx * axis.dilation
+        return masked_read(self._builder, axis, place, self._shape.lanes) if run.masked else Read(place)
 
     def _steps(self, x_at: Dim, w_at: Dim, used: Mapping[int, Read], vectors: int, depth: int, accs: list[Reg]) -> list[Reg]:
         shape, b, lanes = self._shape, self._builder, self._shape.lanes
@@ -256,8 +314,66 @@ class _Writer:
                     accs[c * vectors + v] = b.fma(left, right[v], accs[c * vectors + v])
         return accs
 
+    def _shared_row(self, vectors: _Vectors, inputs: Dim, weights: Dim, run: TileRun, x0: Dim, accs: list[Reg]) -> list[Reg]:
+        """One row of taps for one vector; those that read the same pixels share what is made of these."""
+        shape, b = self._shape, self._builder
+        depth = shape.channels if shape.grouping.aligned else gcd(shape.channels, shape.lanes)
+        chunks = shape.channels // depth
+        for section in sections(shape.columns.kernel, _SHARED_TAPS):
+            for tile in range(section.count):
+                taps = range(section.start + tile * section.size, section.start + (tile + 1) * section.size)
+                used = _uses(shape.columns, run, taps)
+                reads = {offset: self._read(run, x0, *uses[0]) for offset, uses in used.items()}
+                with b.loop("k", 0, chunks, carried=accs) as k:
+                    sums, first = list(k.carried), k.var * depth if chunks > 1 else 0
+                    for channel in (first + step for step in range(depth)):
+                        right = {kx: b.load(self._w, weights + (channel + kx * shape.channels) * shape.lanes, shape.lanes) for kx in taps}
+                        channels = [(vectors.group + group) * shape.channels + channel for group in vectors.panels.groups]
+                        for offset, read in reads.items():
+                            left = mask(b, self._pick(inputs + read.place * shape.pixel, channels), [read.inside])
+                            for c, kx in used[offset]:
+                                sums[c] = b.fma(left, right[kx], sums[c])
+                    k.yield_(sums)
+                accs = list(k.results)
+        return accs
+
+    def _pick(self, pixel: Dim, channels: Sequence[Dim]) -> Reg:
+        """A vector of the channels of a pixel, one for each lane: permutations of blocks in which several are known to be, and broadcasts."""
+        b, lanes = self._builder, self._shape.lanes
+        sources: dict[Dim, dict[int, int]] = {}
+        for lane, channel in enumerate(channels):
+            block, inside = self._shape.channel(channel)
+            origin, place = (block, inside) if isinstance(inside, int) else (block + inside, 0)
+            sources.setdefault(pixel + origin, {})[lane] = place
+        vector: Reg | None = None
+        for origin, places in sources.items():
+            alike = len(set(places.values())) == 1
+            at = origin + next(iter(places.values())) if alike else origin
+            found = load_as(b, DType.FLOAT32, self._x, at, lanes, stride=0 if alike else 1)
+            order = tuple(places.get(lane, 0) for lane in range(lanes))
+            if vector is not None:
+                vector = b.shuffle(vector, found, tuple(lanes + order[lane] if lane in places else lane for lane in range(lanes)))
+            elif alike or order == tuple(range(lanes)):
+                vector = found
+            else:
+                vector = b.shuffle(found, found, order)
+        return b.const(0, VecType(DType.FLOAT32, lanes)) if vector is None else vector
+
     def _place(self, n: Dim, channel_block: Dim, row: tuple[Dim, Dim], x: Dim) -> tuple[Dim, ...]:
-        return (n, channel_block, *(*row, x)[5 - self._workload.output.rank :], 0)
+        rank = self._workload.output.rank
+        if self._shape.flat is not None:
+            return (n, channel_block, *(x if axis == self._shape.flat else 0 for axis in range(2, rank)), 0)
+        return (n, channel_block, *(*row, x)[5 - rank :], 0)
+
+
+def _uses(axis: Axis, run: TileRun, taps: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    """For each input column of a tile, by how far it is from the first: the outputs it goes to and by which of ``taps``."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for c, inside in enumerate(run.taps):
+        for kx in taps:
+            if kx in inside:
+                found.setdefault(c * axis.stride + kx * axis.dilation, []).append((c, kx))
+    return dict(sorted(found.items()))
 
 
 register_family(DirectConv())

@@ -210,7 +210,7 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
         "batch": [batches] if batches > 1 else [],
     }
     preference = ("batch", "n", "m") if isinstance(gemm.n, int) else ("batch", "m", "n")
-    parallel = min((p for p in preference if shares[p]), key=lambda p: round(_imbalance(shares[p], threads), 1), default="m")
+    parallel = min((p for p in preference if shares[p]), key=lambda p: round(imbalance(shares[p], threads), 1), default="m")
     prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES
     return GemmSchedule(mr, nv, "n", parallel, prefetch, gemm.lanes)
 
@@ -240,10 +240,18 @@ def _tile_cost(gemm: Gemm, nv: int, mr: int) -> float:
     return cost
 
 
-def _imbalance(counts: list[int], threads: int) -> float:
+def imbalance(counts: list[int], threads: int) -> float:
     """Time of the slowest worker over the ideal when each section's tiles are shared."""
     total = sum(counts)
     return sum(-(-count // threads) for count in counts) * threads / total if total else 1.0
+
+
+def worker_part(count: Dim, worker: Dim, threads: int, number: int = 0) -> tuple[Dim, Dim]:
+    """Which of ``count`` tiles a worker takes: from where on, and the end. Sections of odd ``number`` are dealt from the other end, to even out."""
+    share = ceildiv(count, threads)
+    turn = worker if number % 2 == 0 else -worker + (threads - 1)
+    stop = (turn + 1) * share
+    return turn * share, stop if mod(count, threads) == 0 else minimum(stop, count)
 
 
 class GemmWriter:
@@ -290,13 +298,10 @@ class GemmWriter:
                         self._tile(indices, rows, row, panels, panel)
 
     def _tile_loop(self, section: Tiles, chunk: Dim | None, number: int) -> AbstractContextManager[Loop]:
-        """A loop over a section's tiles, or over one chunk's part of them; odd sections are dealt from the other end, to even out."""
+        """A loop over a section's tiles, or over one chunk's part of them."""
         if chunk is None:
             return self._builder.loop("t", 0, section.count)
-        share = ceildiv(section.count, self._threads)
-        turn = chunk if number % 2 == 0 else -chunk + (self._threads - 1)
-        stop = (turn + 1) * share
-        return self._builder.loop("t", turn * share, stop if mod(section.count, self._threads) == 0 else minimum(stop, section.count))
+        return self._builder.loop("t", *worker_part(section.count, chunk, self._threads, number))
 
     def _tile(self, indices: list[Dim], rows: Tiles, row: Dim, panels: Tiles, panel: Dim) -> None:
         b, gemm, lanes = self._builder, self._gemm, self._gemm.lanes

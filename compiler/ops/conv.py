@@ -120,13 +120,8 @@ class Conv(Op):
         return [(first_type(inputs).shape[1], wanted)]
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
-        x, w, group = first_type(inputs), given(inputs[1]), attr_int(attrs, "group")
-        if compute_dtype(x.dtype) is not DType.FLOAT32 or x.rank not in (3, 4, 5):
-            return Layouts.PLAIN
-        outputs, width = known(w.shape[0], "the number of filters"), known(w.shape[1], "the channels of a group")
-        depthwise = width == 1 and outputs == group and x.rank < 5
-        whole_blocks = width % block == 0 and (outputs // group) % block == 0
-        return Layouts.BLOCKED_OUT if group == 1 or depthwise or whole_blocks else Layouts.PLAIN
+        x = first_type(inputs)
+        return Layouts.BLOCKED_OUT if compute_dtype(x.dtype) is DType.FLOAT32 and x.rank in (3, 4, 5) else Layouts.PLAIN
 
 
 def _with_bias(context: FormContext, result: Value) -> Value:
