@@ -108,6 +108,14 @@ def test_values_read_elsewhere_are_computed_once() -> None:
     assert r.merged(r.conv(inner, 8, 8, 1, 1), inner) == {"conv": 2}
 
 
+def test_branches_add_up_before_what_they_read_is_moved_into_them() -> None:
+    r = Region(1, 24, 28, 28)
+    emit = r.builder.emit
+    total = emit("add", r.conv(r.x, 40, 24, 1, 1), emit("relu", r.conv(r.x, 40, 24, 1, 1)))
+    branches = [r.conv(total, 60, 40, 1, 1) for _ in range(3)]
+    assert r.merged(emit("add", emit("add", *branches[:2]), branches[2]), total) == {"conv": 3, "relu": 1, "add": 1}
+
+
 def test_groups_that_would_become_dense_stay() -> None:
     r = Region(1, 32, 9, 9)
     assert r.merged(r.builder.emit("add", r.conv(r.x, 32, 1, 3, 3, group=32), r.conv(r.x, 32, 32, 1, 1))) == {"conv": 2, "add": 1}

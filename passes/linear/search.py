@@ -56,6 +56,8 @@ class Search:
         for value in self._order:
             self._absorb(value)
         baseline = {value: self._forms[value] for value in self._order if value in self._forms}
+        for value, form in baseline.items():  # before any move, which would otherwise be paid for by sums that its reader can do alone
+            self._set(value, self._merged(form, value))
         while sum(self._improve(value) for value in self._order if value in self._forms):
             pass
         return self._components(baseline)
