@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from compiler.target import Target, native, resolve
 
 FLOAT = DType.FLOAT32
 TARGETS = [native(), resolve("x86-64-v3"), resolve("x86-64-v4")]
+ZEN4 = replace(resolve("x86-64-v4"), name="zen4", cpu="znver4", vector_bits=256)
 STACK_VECTOR = re.compile(r"\b[xyz]mm\d+.*\(%rsp\)|\(%rsp\).*\b[xyz]mm\d+|\[rsp.*[xyz]mm\d+|[xyz]mm\d+.*\[rsp")
 FEW = 16
 """A tile's set-up may park a few values; an inner loop that spills has dozens of stack references."""
@@ -67,7 +69,31 @@ def test_matrix_multiplication_does_not_spill(shape: tuple[int, int, int], targe
     assert stack_references(Workload("matmul", (), inputs, out, out, Arg(0, FLOAT)), target) <= FEW
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-{'x'.join(map(str, c[1][1:3]))}")
+def test_broadcasts_leave_the_multiply_add_units_alone(case: tuple[str, tuple[int, ...], tuple[int, ...], int, int, int]) -> None:
+    kind, x, w, stride, group, pad = case
+    lines = lines_of(convolution(kind, x, w, stride, group, pad, ZEN4.lanes), ZEN4)
+    assert not [line for line in lines if re.search(r"vbroadcastss\s.*\(.*%ymm(1[6-9]|[23]\d)", line)]
+    assert kind == "depthwise_conv" or any("vpbroadcastd" in line for line in lines)
+
+
+@pytest.mark.parametrize("rows", [8, 9])
+def test_results_are_stored_as_they_are_made(rows: int) -> None:
+    workload = convolution("pointwise_conv", (1, 16, 16, rows), (96, 16, 1, 1), 1, 1, 0, ZEN4.lanes)
+    epilogue = "".join({"vmaxps": "x", "vminps": "n"}.get(line.split()[0], "s") for line in lines_of(workload, ZEN4) if is_epilogue(line))
+    assert "xxx" not in epilogue
+    assert epilogue.count("xns") > epilogue.count("x") // 2
+
+
+def is_epilogue(line: str) -> bool:
+    return re.match(r"\s+(vmaxps|vminps|vmovup[sd]\s+%ymm\d+, .*\()", line) is not None
+
+
 def stack_references(workload: Workload, target: Target) -> int:
+    return sum(STACK_VECTOR.search(line) is not None for line in lines_of(workload, target))
+
+
+def lines_of(workload: Workload, target: Target) -> list[str]:
     chosen = family(workload.family)
     function = chosen.build(workload, chosen.heuristic(workload, target), target, "kernel")
-    return sum(STACK_VECTOR.search(line) is not None for line in assembly(kernel_text(function), target).splitlines())
+    return assembly(kernel_text(function, target), target).splitlines()

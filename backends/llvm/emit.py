@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from backends.llvm.indices import apply
+from backends.llvm.isa import broadcast_load
 from backends.llvm.values import ValueEmitter
 from backends.llvm.writer import IrWriter, llvm_type, suffix
 from compiler.errors import InternalError
 from compiler.ir.intexpr import Apply, Dim, IntExpr, Monomial, Sym, minimum, symbols
 from compiler.ir.loop import Bind, For, Function, If, Let, Load, LoopKind, Prefetch, Stmt, Store, VecType
 from compiler.ir.types import DType
+from compiler.target import Target
 
 Terms = tuple[tuple[Monomial, int], ...]
 
@@ -31,8 +33,9 @@ class _Scope:
 class FunctionEmitter:
     """Emits one function; ``text`` is the definition, ``writer.declarations`` what it calls."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, target: Target) -> None:
         self.function = function
+        self._target = target
         self.writer = IrWriter()
         self._names: dict[int, str] = {}
         self._values = ValueEmitter(self.writer, self._names)
@@ -189,9 +192,12 @@ class FunctionEmitter:
         if type_.lanes == 1:
             value = w.ins(f"load {ty}, ptr {self._pointer(stmt.buffer, stmt.index)}, align {align}")
         elif stmt.stride == 0:
-            scalar = llvm_type(VecType(memory.dtype, 1))
-            one = w.ins(f"load {scalar}, ptr {self._pointer(stmt.buffer, stmt.index)}, align {align}")
-            value = self._values.splat(one, memory)
+            scalar, pointer = llvm_type(VecType(memory.dtype, 1)), self._pointer(stmt.buffer, stmt.index)
+            assembly = broadcast_load(memory, self._target)
+            if assembly is None:
+                value = self._values.splat(w.ins(f"load {scalar}, ptr {pointer}, align {align}"), memory)
+            else:
+                value = w.ins(f"call {ty} asm {assembly}(ptr elementtype({scalar}) {pointer})")
         elif stmt.stride == 1 and lanes == type_.lanes:
             value = w.ins(f"load {ty}, ptr {self._pointer(stmt.buffer, stmt.index)}, align {align}")
         elif stmt.stride == 1 and memory.dtype.itemsize >= 4:

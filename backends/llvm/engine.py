@@ -24,14 +24,14 @@ ENTRIES = ("ts_prepare", *spmd.ENTRIES)
 
 def compile_program(program: Program, target: Target, processes: int = 1) -> Image:
     """The program's image. ``processes`` bounds the processes that generate code."""
-    texts = [kernel_text(function) for function in program.functions]
+    texts = [kernel_text(function, target) for function in program.functions]
     texts.append(main_text(program) + spmd.text(target))
     return link(objects(texts, target, processes), ENTRIES)
 
 
-def kernel_text(function: Function) -> str:
+def kernel_text(function: Function, target: Target) -> str:
     """One kernel as an LLVM module."""
-    emitter = FunctionEmitter(function)
+    emitter = FunctionEmitter(function, target)
     body = emitter.emit()
     return "\n".join([*emitter.writer.declarations.values(), body, ""])
 
@@ -40,7 +40,7 @@ class JitKernel:
     """One compiled kernel; call it with flat arrays in the order of its buffers (and its integer params by name)."""
 
     def __init__(self, function: Function, target: Target) -> None:
-        image = link([object_code(kernel_text(function), target)], (function.name,))
+        image = link([object_code(kernel_text(function, target), target)], (function.name,))
         self._memory = mmap.mmap(-1, len(image.code) or 1, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._memory.write(image.code)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))

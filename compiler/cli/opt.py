@@ -15,6 +15,7 @@ from compiler.errors import UserError
 if TYPE_CHECKING:
     from compiler.ir.graph import Graph
     from compiler.ir.program import Program
+    from compiler.target import Target
     from passes.base import Pass, PassReport
 
 
@@ -71,7 +72,7 @@ def opt_command(
     printer.before(0, graph)
     graph, reports = PassManager(steps, verify=verify, observer=printer.after).run(graph)
     if stage in (Stage.LOOPS, Stage.LLVM):
-        _print_program(lower(graph, machine, options.workers), stage)
+        _print_program(lower(graph, machine, options.workers), stage, machine)
     elif stage is not None or not (print_before or print_after or explain or time_passes):
         typer.echo(print_graph(graph), nl=False)
     if explain:
@@ -117,7 +118,7 @@ def _up_to(steps: Sequence[Pass], stage: Stage) -> tuple[Pass, ...]:
     return tuple(step for step in steps if order.index(step.stage.value.replace(" ", "-")) <= limit)
 
 
-def _print_program(program: Program, stage: Stage) -> None:
+def _print_program(program: Program, stage: Stage, target: Target) -> None:
     if stage is Stage.LOOPS:
         from compiler.ir.program_text import print_program
 
@@ -126,7 +127,7 @@ def _print_program(program: Program, stage: Stage) -> None:
         from backends.llvm.engine import kernel_text
         from backends.llvm.main import main_text
 
-        for text in [*map(kernel_text, program.functions), main_text(program)]:
+        for text in [*(kernel_text(function, target) for function in program.functions), main_text(program)]:
             typer.echo(text)
 
 

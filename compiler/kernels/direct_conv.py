@@ -39,6 +39,8 @@ _COLUMNS = 14
 """Output pixels of a tile at most, where the registers hold more."""
 _EVEN = 1.15
 """Time of the slowest worker over the ideal up to which there is no need of another way to share."""
+_UNROLLED_COLUMNS = 6
+"""The most output pixels of a tile in such a block: LLVM loads the broadcasts of them all before it needs them."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ class DirectConv:
         vectors = min((1, 2, 3, 4), key=lambda v: self._cost(shape, v, target))
         columns = min(register_rows(target, vectors), _COLUMNS)
         # One block over several taps needs registers for the broadcasts that they share: with 16 it spills (stem of MobileNetV2,
-        # AVX2: 88 % of peak unrolled, 96 % in loops), with 32 it wants smaller tiles (90 % unrolled, 87 % in loops).
+        # AVX2: 88 % of peak unrolled, 96 % in loops), with 32 it is the faster (AMD EPYC, Zen 4: 89 % with 6 x 4, 87 % in loops).
         unroll = target.vector_registers >= 32
         if unroll and shape.thin:
-            columns = max(1, min(columns, 3 * target.vector_registers // 8 // vectors))
+            columns = min(columns, _UNROLLED_COLUMNS)
         return DirectSchedule(columns, vectors, shape.single_columns(target), self._shared(shape, columns, vectors, workload.threads), unroll)
 
     @staticmethod

@@ -29,8 +29,8 @@ _SUPPOSED = 64
 _PREFETCHING_TILES = 4
 """Tiles of rows from which fetching the next panel ahead pays: 2 to 3 % of a MobileNetV2. With fewer, the panels themselves are what is waited
 for, and fetching them ahead of the hardware costs 40 % (a language model on 4 or 12 tokens; AMD EPYC, Zen 4)."""
-_SHORT_SUM = 96
-"""Steps of k up to which a tile's epilogue weighs against its sums."""
+_SHORT_SUM, _SHORT_TILE = 32, 20
+"""Steps of k up to which a tile's epilogue weighs against its sums, and the most accumulators of such a tile."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,11 @@ def register_rows(target: Target, nv: int) -> int:
 def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
     """The most rows worth having beside ``nv`` vectors: what the registers hold, less for short sums.
 
-    With few steps of k, small tiles let the epilogue of one overlap with the sums of the next (16 to 96 channels at 112 x 112:
-    95 % of peak with 5 x 2, 85 % with 6 x 4; AMD EPYC, Zen 4).
+    With few steps of k, small tiles let the epilogue of one overlap with the sums of the next (16 to 96 channels: 99 % of the peak
+    with 5 x 4 and 4 x 4, 97 % with 6 x 4 and 9 x 3, 95 % with 14 x 2; AMD EPYC, Zen 4).
     """
-    if supposed(gemm.k) <= _SHORT_SUM:
-        return min(register_rows(target, nv), max(1, -(-10 // nv)))
-    return min(register_rows(target, nv), 14)
+    most = -(-_SHORT_TILE // nv) if supposed(gemm.k) <= _SHORT_SUM else 14
+    return min(register_rows(target, nv), most)
 
 
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
@@ -197,8 +196,6 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     m, vectors = supposed(gemm.m), -(-supposed(gemm.n) // gemm.lanes)
     if m < 4:
         candidates: tuple[int, ...] = (8,) if roomy else (6,)
-    elif supposed(gemm.k) <= _SHORT_SUM:
-        candidates = (2,) if vectors % 2 == 0 else (2, 3)
     else:
         candidates = (1, 2, 3, 4) if roomy else (1, 2, 3)
     nv = min(candidates, key=lambda v: _tile_cost(gemm, v, tile_limit(gemm, target, v)))
