@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_kernels_basic import BLOCK, F32, TARGET, Tensor, check, normals, numbers, quick, run, workload
@@ -67,13 +66,42 @@ def test_single_positions_and_strides(data: Any, source: int, result: int) -> No
     check(run(work, [(x, source)]), rows, rtol=0)
 
 
-@pytest.mark.parametrize(("source", "result"), [(1, BLOCK), (BLOCK, 1), (BLOCK, BLOCK)])
-def test_channels_in_another_order_go_one_by_one(source: int, result: int) -> None:
-    x = normals((1, 20, 3, 4))
-    order = sym("i1") % 5 * 4 + sym("i1") // 5
-    regions = (Region((0,) * 4, x.shape, 0, (sym("i0"), order, sym("i2"), sym("i3"))),)
-    expected = x[:, [(c % 5) * 4 + c // 5 for c in range(20)]]
-    check(run(workload("injective", {"regions": regions}, [(x, source)], TensorType(F32, x.shape, result)), [(x, source)]), expected, rtol=0)
+@quick
+@given(st.data(), layouts, layouts, st.sampled_from([F32, DType.UINT8, DType.INT64]))
+def test_shuffled_channels(data: Any, source: int, result: int, dtype: DType) -> None:
+    group, rank = data.draw(st.integers(1, 9)), data.draw(st.integers(2, 4))
+    channels = group * data.draw(st.integers(1, 30))
+    start = data.draw(st.integers(0, channels - 1))
+    attrs = {"group": group, "start": start, "size": data.draw(st.integers(1, channels - start))}
+    x = numbers((data.draw(st.integers(1, 2)), channels, *(data.draw(st.integers(1, 6)) for _ in range(rank - 2))), dtype)
+    op = lookup("shuffle_channels")
+    (expected,) = op.evaluate([x], attrs)
+    regions = op.regions([TensorType(dtype, x.shape)], attrs)
+    work = workload("injective", {"regions": regions}, [(x, source)], TensorType(dtype, expected.shape, result))
+    check(run(work, [(x, source)]), expected, rtol=0)
+
+
+@quick
+@given(st.data(), layouts, layouts)
+def test_shuffled_channels_behind_others(data: Any, source: int, result: int) -> None:
+    """A region that begins inside a block."""
+    first, group = data.draw(st.integers(0, 19)), data.draw(st.integers(2, 4))
+    x, before = normals((1, group * data.draw(st.integers(1, 20)), 3, 4)), normals((1, first, 3, 4), 1)
+    (region,) = lookup("shuffle_channels").regions([TensorType(F32, x.shape)], {"group": group, "start": 0, "size": x.shape[1]})
+    i = tuple(sym(f"i{k}") for k in range(4))
+    regions = (Region((0,) * 4, before.shape, 0, i), replace(region, offset=(0, first, 0, 0), source=1))
+    tensors = [(before, source), (x, source)]
+    expected = np.concatenate([before, x.reshape(1, group, -1, 3, 4).swapaxes(1, 2).reshape(x.shape)], 1)
+    check(run(workload("injective", {"regions": regions}, tensors, TensorType(F32, expected.shape, result)), tensors), expected, rtol=0)
+
+
+def test_two_groups_are_shuffled_as_vectors() -> None:
+    x = normals((1, 48, 9, 9))
+    regions = lookup("shuffle_channels").regions([TensorType(F32, x.shape)], {"group": 2, "start": 0, "size": 48})
+    work = workload("injective", {"regions": regions}, [(x, BLOCK)], TensorType(F32, x.shape, BLOCK))
+    body = family("injective").build(work, family("injective").heuristic(work, TARGET), TARGET, "kernel").body
+    assert "insert" not in operations(body)
+    assert len(body) == 2  # every other block is alike
 
 
 def operations(body: tuple[Stmt, ...]) -> list[str]:

@@ -29,8 +29,11 @@ g (float[n, 3, height, width] x) => (float[n, o, p, q] y) {
 """
 
 GROUPS = """
-g (float[n, 32, height, width] x) => (float[n, o, p, q] y, float[n, r, s, t] z, float[n, u, v, ww] k) {
+g (float[n, 32, height, width] x) => (
+    float[n, o, p, q] y, float[n, r, s, t] z, float[n, u, v, ww] k, float[n, 64, height, width] m, float[n, 32, c, d] e) {
   a = Conv<kernel_shape = [3, 2], strides = [1, 3], pads = [2, 0, 1, 1], group = 2>(x, w1)
+  m = Conv<kernel_shape = [1, 1], group = 32>(x, w4)
+  e = Conv<kernel_shape = [3, 3], strides = [1, 2], pads = [1, 1, 1, 1], group = 8>(x, w5)
   y = Sigmoid(a)
   z = Conv<kernel_shape = [3, 3], dilations = [2, 3], pads = [2, 3, 2, 3]>(x, w2)
   k = Conv<kernel_shape = [2, 3], strides = [2, 3], auto_pad = "SAME_LOWER", group = 4>(x, w3, b3)
@@ -100,7 +103,9 @@ def _stem() -> bytes:
 
 @cache
 def _groups() -> bytes:
-    return model_of(GROUPS, 17, w1=wave(16, 16, 3, 2), w2=wave(17, 32, 3, 3), w3=wave(12, 8, 2, 3), b3=wave(12))
+    return model_of(
+        GROUPS, 17, w1=wave(16, 16, 3, 2), w2=wave(17, 32, 3, 3), w3=wave(12, 8, 2, 3), b3=wave(12), w4=wave(64, 1, 1, 1), w5=wave(32, 4, 3, 3)
+    )
 
 
 @cache

@@ -1,7 +1,8 @@
 """Index maps between any two layouts as boxes: channel blocks of the output and of the source are walked block by block and lane by lane.
 
 A channel axis is cut where a block begins, so that along each piece a step is always as far in memory. Where output and source have their
-channels along the same axis, but not at the same place in a block, every block is two pieces.
+channels along the same axis, but not at the same place in a block, every block is two pieces. Channels in another order are cut where a block of the
+output begins; blocks whose lanes come from the same places in later blocks are walked together.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 from compiler.ir.graph import Region
-from compiler.ir.intexpr import Dim, floordiv, mod, substitute, sym
+from compiler.ir.intexpr import Dim, evaluate, floordiv, mod, substitute, sym, symbols
 from compiler.ir.types import TensorType
 from compiler.kernels.base import physical_strides
 from compiler.kernels.boxes import Box
@@ -38,7 +39,7 @@ def region_boxes(region: Region, source: TensorType | None, output: TensorType) 
     if source is not None and source.block != 1:
         walked = _walked(region, block)
         if walked is None and not isinstance(region.index[1], int):
-            return None
+            return _permuted_boxes(region, source, output)
         firsts += [walked] if walked is not None else []
     cuts: dict[int, set[int]] = {}
     for axis, first in firsts:
@@ -51,6 +52,45 @@ def region_boxes(region: Region, source: TensorType | None, output: TensorType) 
     runs = [_runs(region.extent[axis], sorted(places), block) for axis, places in cuts.items()]
     chosen = [dict(zip(cuts, choice, strict=True)) for choice in product(*runs)]
     return [_box(region, output, _index(region, source, walked, choice, block), choice, block) for choice in chosen]
+
+
+def _permuted_boxes(region: Region, source: TensorType, output: TensorType) -> list[Box] | None:
+    """The boxes of a region of a blocked output whose channels are its source's in any order; None where that, or where it begins, is not known."""
+    (batch, channels, *spatial), (first, offset, *place) = region.extent, region.offset
+    follows = [k for k, index in enumerate(region.index) if "i1" in symbols(index)]
+    alone = follows == [1] and {*symbols(region.index[1])} == {"i1"}
+    if not alone or output.block == 1 or not isinstance(channels, int) or not isinstance(offset, int):
+        return None
+    order = [evaluate(region.index[1], {"i1": channel}) for channel in range(channels)]
+    cuts = sorted({0, *range(-offset % output.block, channels, output.block), channels})
+    pieces = [range(a, b) for a, b in pairwise(cuts)]
+    boxes = []
+    for alike, step in _alike([[order[channel] for channel in piece] for piece in pieces], source.block):
+        start, width = pieces[alike.start].start, len(pieces[alike.start])
+        channel = substitute(region.index[1], {"i1": sym(_lane(1)) + start})
+        block = floordiv(channel, source.block) + sym("i1") * (step // source.block)
+        index = _flat((region.index[0], block, *region.index[2:], mod(channel, source.block)), source)
+        around = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(spatial, 2)]
+        axes = (Axis(batch, 0, symbol="i0"), Axis(len(alike), 1, alike.step, "i1"), *around, Axis(width, output.rank, symbol=_lane(1)))
+        number, lane = divmod(offset + start, output.block)
+        ends = offset + pieces[alike[-1]].stop == output.shape[1]
+        boxes.append(Box((first, number, *place, lane), axes, region.source, index, region.fill, ends=ends))
+    return boxes
+
+
+def _alike(pieces: Sequence[Sequence[int]], block: int) -> list[tuple[range, int]]:
+    """Pieces of channels, as runs of every n-th whose channels are each time as many whole blocks further on, and how many channels that is.
+
+    The last piece may be shorter than the others, and the first; these stand alone.
+    """
+    inner = [k for k, piece in enumerate(pieces) if len(piece) == len(pieces[len(pieces) // 2])]
+    for apart in range(1, len(inner)):
+        step = pieces[inner[apart]][0] - pieces[inner[0]][0]
+        pairs = (zip(pieces[k], pieces[k + apart], strict=True) for k in inner[:-apart])
+        if step >= 0 and step % block == 0 and all(b - a == step for pair in pairs for a, b in pair):
+            runs = [(range(first, inner[-1] + 1, apart), step) for first in inner[:apart]]
+            return [*runs, *((range(k, k + 1), 0) for k in range(len(pieces)) if k not in inner)]
+    return [(range(k, k + 1), 0) for k in range(len(pieces))]
 
 
 def _with_padding(region: Region, output: TensorType) -> Region:
@@ -117,6 +157,11 @@ def _index(region: Region, source: TensorType | None, walked: tuple[int, Dim] | 
         index = [index[0], sym(f"i{axis}") + number, *index[2:], sym(_lane(axis)) + lane]
     elif source.block != 1:
         index = [index[0], index[1] // block, *index[2:], index[1] % block]
+    return _flat(index, source)
+
+
+def _flat(index: Sequence[Dim], source: TensorType) -> Dim:
+    """Physical coordinates of a source as an element number."""
     flat: Dim = 0
     for coordinate, stride in zip(index, physical_strides(source), strict=True):
         flat = flat + coordinate * stride

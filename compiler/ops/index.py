@@ -10,7 +10,7 @@ from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part, sizes
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
-from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod, symbols
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
@@ -43,7 +43,7 @@ def _ints(*values: int) -> Array:
 
 
 class IndexMap(Op):
-    """An op whose meaning is its regions; the layouts are free where channels are walked one by one from a place that is known."""
+    """An op whose meaning is its regions; the layouts are free where channels are walked one by one from a place that is known, or permuted."""
 
     families = ("injective",)
     takes_strings = True
@@ -55,12 +55,16 @@ class IndexMap(Op):
 
 
 def _walks_channels(region: Region, block: int) -> bool:
-    """Whether a region's channels, and the axis along which it reads its source's, begin at known places in a block, and end at known ones."""
+    """Whether a region's channels, and the axis along which it reads its source's, begin at known places in a block, and end at known ones.
+
+    Or else its channels are its source's in another order.
+    """
     known_axes = [k for k, extent in enumerate(region.extent) if isinstance(extent, int)]
     if 1 not in known_axes or not isinstance(region.offset[1], int):
         return False
     channel = 0 if region.source is None else region.index[1]
-    return isinstance(channel, int) or any(isinstance(mod(channel - axis_symbol(k), block), int) for k in known_axes)
+    walked = isinstance(channel, int) or any(isinstance(mod(channel - axis_symbol(k), block), int) for k in known_axes)
+    return walked or {*symbols(channel)} == {*symbols(axis_symbol(1))}
 
 
 @register

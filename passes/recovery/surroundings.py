@@ -78,10 +78,45 @@ def _narrow(match: Match, builder: GraphBuilder) -> Value:
     return builder.emit(wide.op, match["x"], name=match.root.name, **wide.attrs)
 
 
+_SHUFFLED = op("reshape", op("transpose", op("reshape", value("x"), name="split"), name="swapped"))
+
+
+def _check_shuffle(match: Match) -> str | None:
+    x, split, perm = match["x"].type.shape, match["split"].type.shape, attr_ints(match.node("swapped").attrs, "perm")
+    if len(x) < 2 or match.root.output.type.shape != x or not isinstance(x[1], int):
+        return f"%{match.root.output.name} has not the shape of %{match['x'].name}"
+    if len(split) < 3 or split[0] != x[0] or split[1] * split[2] != x[1]:
+        return f"%{match['split'].name} does not split the channels alone in two"
+    return None if perm == (0, 2, 1, *range(3, len(split))) else "it is not the two parts of the channels that are swapped"
+
+
+def _shuffle(match: Match, builder: GraphBuilder) -> Value:
+    group, channels = match["split"].type.shape[1], match["x"].type.shape[1]
+    return builder.emit("shuffle_channels", match["x"], name=match.root.name, group=group, start=0, size=channels)
+
+
+_PART_SHUFFLED = op("slice", op("shuffle_channels", value("x"), name="shuffled"))
+
+
+def _check_part(match: Match) -> str | None:
+    shuffled, result = match["shuffled"].type.shape, match.root.output.type.shape
+    others = (shuffled[0], *shuffled[2:]) == (result[0], *result[2:])
+    channels = attr_dims(match.root.attrs, "starts")[1], attr_dims(match.root.attrs, "steps")[1]
+    return None if others and channels[1] == 1 and isinstance(channels[0], int) else "it takes more than neighbouring channels"
+
+
+def _shuffle_part(match: Match, builder: GraphBuilder) -> Value:
+    shuffled, starts = match.node("shuffled").attrs, attr_dims(match.root.attrs, "starts")
+    attrs = {"group": shuffled["group"], "start": attr_int(shuffled, "start") + starts[1], "size": match.root.output.type.shape[1]}
+    return builder.emit("shuffle_channels", match["x"], name=match.root.name, **attrs)
+
+
 RULES = (
     Rule("padded-conv", _CONV, _with_padding, _check_conv, shared=True),
     Rule("padded-pool", _POOL, _with_padding, _check_pool, shared=True),
     Rule("transposed-softmax", _SOFTMAX, _untransposed, _check_transposes),
+    Rule("channel-shuffle", _SHUFFLED, _shuffle, _check_shuffle),
+    Rule("part-of-shuffle", _PART_SHUFFLED, _shuffle_part, _check_part, shared=True),
     Rule("widened", _WIDENED, _narrow, _check_widened),
 )
 """Widened: kernels compute narrow floats in float32 and round once, as conversions around them say."""
