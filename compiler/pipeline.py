@@ -15,6 +15,7 @@ from passes.graph.common_subexpressions import CommonSubexpressions
 from passes.graph.constant_fold import ConstantFold
 from passes.graph.control_flow import SimplifyControlFlow
 from passes.graph.dead_code import EliminateDeadCode
+from passes.graph.fold_reshapes import FoldReshapes
 from passes.graph.group import Group
 from passes.graph.integer_products import IntegerProducts
 from passes.graph.layout import AssignLayout
@@ -63,6 +64,7 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
     return (
         EqualizeRanks(),
         CommonSubexpressions(),
+        *((FoldReshapes(target.lanes),) if opt_level >= 1 else ()),
         EliminateDeadCode(),
         AssignLayout(target.lanes),
         CopyOutputs(),

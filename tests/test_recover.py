@@ -21,6 +21,7 @@ from compiler.ir.graph import Value
 from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
 from compiler.ir.parser import parse_graph
+from compiler.ir.regroup import carried, runs
 from compiler.ir.types import DType, TensorType
 from compiler.pipeline import canonical_passes, optimize
 from compiler.target import resolve
@@ -29,7 +30,6 @@ from passes.base import PassManager
 from passes.graph.group import Group
 from passes.graph.recover import RecoverOps
 from passes.recovery import activations, attention, normalization, softmax, surroundings
-from passes.regroup import carried, runs
 
 TARGET = resolve("x86-64-v3")
 

@@ -73,7 +73,7 @@ class Fold:
         accumulators: Sequence[Sequence[Reg]],
         elements: Callable[[Dim, Dim], Sequence[Reg]],
     ) -> list[list[Reg]]:
-        """Fold ``extent`` positions, ``step`` at a time, into ``accumulators``: rows used in turn, of as many values as ``elements`` gives.
+        """Fold ``extent`` positions, ``step`` at a time, into ``accumulators``: rows used in turn.
 
         ``elements(position, count)`` are the values of ``count`` positions (fewer than step at the end alone).
         """
@@ -84,17 +84,17 @@ class Fold:
             with self._b.loop("r", 0, groups, carried=[value for row in rows for value in row]) as loop:
                 inside = _rows(loop.carried, width)
                 for u in range(unroll):
-                    inside[u] = self.combine(inside[u], elements(loop.var * (step * unroll) + u * step, step))
+                    inside[u] = self.accumulate(inside[u], elements(loop.var * (step * unroll) + u * step, step))
                 loop.yield_([value for row in inside for value in row])
             rows = _rows(loop.results, width)
         if not isinstance(extent, int):
             with self._b.loop("r", groups * unroll, ceildiv(extent, step), carried=rows[0]) as loop:
                 position = loop.var * step
-                loop.yield_(self.combine(loop.carried, elements(position, used_lanes(position, extent, step))))
+                loop.yield_(self.accumulate(loop.carried, elements(position, used_lanes(position, extent, step))))
             rows[0] = list(loop.results)
             return rows
         for u, start in enumerate(range(extent - extent % (step * unroll), extent, step)):
-            rows[u] = self.combine(rows[u], elements(start, min(step, extent - start)))
+            rows[u] = self.accumulate(rows[u], elements(start, min(step, extent - start)))
         return rows
 
     def over(
@@ -127,8 +127,12 @@ class Fold:
         """The lanes of one accumulator folded into a scalar."""
         return self._b.reduce(self._kind.across, vector)
 
+    def accumulate(self, accumulators: Sequence[Reg], elements: Sequence[Reg]) -> list[Reg]:
+        """A row of accumulators with a row of elements folded in."""
+        return self.combine(accumulators, elements)
+
     def combine(self, left: Sequence[Reg], right: Sequence[Reg]) -> list[Reg]:
-        """Two rows of accumulators or elements, pairwise."""
+        """Two rows of accumulators, pairwise."""
         return [self._b.op(self._kind.fn, a, b) for a, b in zip(left, right, strict=True)]
 
 

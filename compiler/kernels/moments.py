@@ -50,13 +50,36 @@ def element_dtypes(workload: Workload) -> tuple[DType, DType]:
     return dtype, DType.FLOAT64 if dtype is DType.FLOAT64 else DType.FLOAT32
 
 
+def is_short_sum(workload: Workload, chain: Dim) -> bool:
+    """Whether so many additions in a row need no wider type than elements have."""
+    _, dtype = element_dtypes(workload)
+    return accumulator_dtype("sum", dtype, chain) is dtype
+
+
 def row_elements(workload: Workload) -> Dim:
     """Elements that share a mean and variance."""
     return floordiv(product([workload.inputs[0].type.shape[axis] for axis in workload.ints("axes")]), workload.int("groups"))
 
 
+class Squares(Fold):
+    """Sums of the squares of deviations; where ``linear``, of the deviations, too, in turn with those."""
+
+    def __init__(self, b: LoopBuilder, dtype: DType, *, linear: bool) -> None:
+        super().__init__(b, "sum", dtype)
+        self.width = 2 if linear else 1
+        """Sums of each deviation."""
+
+    def accumulate(self, accumulators: Sequence[Reg], elements: Sequence[Reg]) -> list[Reg]:
+        """A square is added as it is multiplied: additions are what this is bound by."""
+        found = list[Reg]()
+        for k, total in enumerate(accumulators):
+            element, linear = elements[k // self.width], k % self.width
+            found.append(self._b.op("add", total, element) if linear else self._b.fma(element, element, total))
+        return found
+
+
 class Moments:
-    """The arithmetic, on scalars or vectors: sums come from ``fold``, ``chain`` additions in a row each, elements and results have ``dtype``."""
+    """The arithmetic, on scalars or vectors: ``sum`` and ``squares`` make ``chain`` additions in a row, elements and results have ``dtype``."""
 
     def __init__(self, b: LoopBuilder, workload: Workload, chain: Dim) -> None:
         epsilon = workload.attrs["epsilon"]
@@ -67,17 +90,10 @@ class Moments:
         self._count = row_elements(workload)
         self.centers = bool(workload.attrs["center"])
         _, self.dtype = element_dtypes(workload)
-        self.fold = Fold(b, "sum", accumulator_dtype("sum", self.dtype, chain))
-
-    @property
-    def finds_rest(self) -> bool:
+        dtype = accumulator_dtype("sum", self.dtype, chain)
+        self.finds_rest = self.centers and dtype is self.dtype
         """Whether the rest of the mean comes from deviations, as sums are no wider than elements."""
-        return self.centers and self.fold.dtype is self.dtype
-
-    @property
-    def sums(self) -> int:
-        """How many sums ``factors`` takes: of the squares of deviations, and of deviations where they give the rest of the mean."""
-        return 2 if self.finds_rest else 1
+        self.sum, self.squares = Fold(b, "sum", dtype), Squares(b, dtype, linear=self.finds_rest)
 
     def center(self, total: Reg) -> Center:
         """From the sum of the elements."""
@@ -87,25 +103,15 @@ class Moments:
             return Center(rounded, None)
         return Center(rounded, self._b.cast(self._b.op("sub", mean, self._b.cast(rounded, mean.type.dtype)), self.dtype))
 
-    def widened(self, x: Reg) -> Reg:
-        """An element as it is added up."""
-        return self._b.cast(x, self.fold.dtype)
-
     def deviation(self, x: Reg, center: Center | None) -> Reg:
-        """An element without the mean, as ``summands`` takes it."""
-        if center is None:
-            return x
-        near = self._b.op("sub", x, center.mean)
-        return near if center.rest is None else self._b.op("sub", near, center.rest)
-
-    def summands(self, deviation: Reg) -> list[Reg]:
-        """What a deviation adds to each of the sums."""
-        wide = self.widened(deviation)
-        square = self._b.op("mul", wide, wide)
-        return [square, wide] if self.finds_rest else [square]
+        """An element without the mean, as it is added up."""
+        if center is not None:
+            x = self._b.op("sub", x, center.mean)
+            x = x if center.rest is None else self._b.op("sub", x, center.rest)
+        return self._b.cast(x, self.sum.dtype)
 
     def factors(self, totals: Sequence[Reg], center: Center | None) -> Factors:
-        """From the sums of the summands."""
+        """From the sums ``squares`` gives."""
         b = self._b
         variance, *rest = (self._over_count(total) for total in totals)
         left = None if center is None else center.rest
@@ -124,4 +130,4 @@ class Moments:
         return self._b.fma(self._b.op("sub", x, factors.mean), factors.scale, factors.shift)
 
     def _over_count(self, total: Reg) -> Reg:
-        return self._b.op("div", total, self._b.splat(number(self._b, self._count, self.fold.dtype), total.type.lanes))
+        return self._b.op("div", total, self._b.splat(number(self._b, self._count, self.sum.dtype), total.type.lanes))

@@ -1,12 +1,12 @@
 """Normalisation over any axes: mean, then variance, then the result, over what then lies in cache.
 
 Elements that share a mean and variance are a *row*, wherever they lie. Lanes run along the innermost axis: where rows are along it, the lanes of
-a sum are added up at the end, and short rows are taken several at a time; otherwise every lane has a row of its own.
+a sum are added up at the end, and short rows are taken several at a time, which hides what follows a sum; otherwise every lane has a row of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from compiler.ir.intexpr import Dim, ceildiv, product
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
+from compiler.kernels.folds import Fold
 from compiler.kernels.loops import (
     Axis,
     Chunk,
@@ -28,7 +29,7 @@ from compiler.kernels.loops import (
     vector_loop,
     vector_nest,
 )
-from compiler.kernels.moments import Center, Factors, Moments, element_dtypes
+from compiler.kernels.moments import Center, Factors, Moments, element_dtypes, is_short_sum
 from compiler.kernels.normalize_groups import write_groups
 from compiler.kernels.rows import RowFamily, RowSchedule
 from compiler.target import Target
@@ -139,13 +140,17 @@ class _Writer:
         self._summed = [collapse([replace(axis, strides=axis.strides[:1]) for axis in part.axes]) or (_ONE,) for part in rows.parts]
         innermost = (rows.kept if rows.lanes_kept else self._summed[0])[-1].extent
         self._lanes = vector_lanes(target, [*element_dtypes(workload), *expression_dtypes(workload.epilogue)], innermost)
-        short = not rows.lanes_kept and isinstance(innermost, int) and innermost <= self._lanes
-        vectors = fewer(schedule.vectors, innermost, self._lanes)
-        self._members = vectors if rows.lanes_kept else schedule.vectors if short else 1
         self._step = 1 if rows.lanes_kept else self._lanes
+        if rows.lanes_kept:
+            self._members = fewer(schedule.vectors, innermost, self._lanes)
+        else:
+            self._members = fewer(schedule.vectors, rows.kept[-1].extent) if is_short_sum(workload, self._steps(1)) else 1
         self._unroll = max(1, fewer(schedule.vectors // self._members, self._summed[0][-1].extent, self._step))
-        chain = sum((product([a.extent for a in axes[:-1]]) * ceildiv(axes[-1].extent, self._step * self._unroll) for axes in self._summed), start=0)
-        self._moments = Moments(b, workload, chain)
+        self._moments = Moments(b, workload, self._steps(self._unroll))
+
+    def _steps(self, unroll: int) -> Dim:
+        """Vectors of one row that each of so many sums of it takes."""
+        return sum((product([a.extent for a in axes[:-1]]) * ceildiv(axes[-1].extent, self._step * unroll) for axes in self._summed), start=0)
 
     def write(self) -> None:
         *outer, last = self._rows.kept
@@ -157,34 +162,31 @@ class _Writer:
         moments, points = self._moments, [[*at, position] for position, _ in chunks]
         counts, centers = [count for _, count in chunks], list[Center | None]([None] * len(chunks))
         if moments.centers:
-            centers = [moments.center(total) for (total,) in self._totals(points, counts, 1, lambda x, _: [moments.widened(x)])]
-        spread = [center and self._spread(center) for center in centers]
-        totals = self._totals(points, counts, moments.sums, lambda x, k: moments.summands(moments.deviation(x, spread[k])))
+            centers = [moments.center(total) for (total,) in self._totals(moments.sum, 1, points, counts, centers)]
+        totals = self._totals(moments.squares, moments.squares.width, points, counts, [center and self._spread(center) for center in centers])
         factors = [self._spread(moments.factors(total, center)) for total, center in zip(totals, centers, strict=True)]
         for part in self._rows.parts:
             self._apply(part, points, counts, factors)
 
     def _totals(
-        self, points: Sequence[Sequence[Dim]], counts: Sequence[Dim], width: int, summands: Callable[[Reg, int], list[Reg]]
+        self, fold: Fold, width: int, points: Sequence[Sequence[Dim]], counts: Sequence[Dim], centers: Sequence[Center | None]
     ) -> list[list[Reg]]:
-        """The sums over each row of the ``width`` summands that an element of a member gives."""
-        fold, kept = self._moments.fold, self._rows.kept
+        """The ``width`` sums over each row that a fold makes of deviations from a center, or of elements where there is none yet."""
+        kept, lanes_kept = self._rows.kept, self._rows.lanes_kept
         rows = [[fold.start(self._lanes)] * width * len(points)] * self._unroll
         for part, axes in zip(self._rows.parts, self._summed, strict=True):
 
             def elements(at: Sequence[Dim], position: Dim, count: Dim, part: _Part = part, axes: Sequence[Axis] = axes) -> list[Reg]:
                 inside, found = part.start * self._block_stride + offset(axes, [*at, position]), list[Reg]()
-                for k, (point, used) in enumerate(zip(points, counts, strict=True)):
-                    if self._rows.lanes_kept:
-                        found += summands(self._read(offset(kept, point) + inside, kept[-1], used), k)
-                    else:
-                        x = self._read(offset(kept, point) + inside, axes[-1], count)
-                        found += [mask_tail(self._b, value, count, fold.start(self._lanes)) for value in summands(x, k)]
+                for point, used, center in zip(points, counts, centers, strict=True):
+                    axis, lanes = (kept[-1], used) if lanes_kept else (axes[-1], count)
+                    value = self._moments.deviation(self._read(offset(kept, point) + inside, axis, lanes), center)
+                    found.append(value if lanes_kept else mask_tail(self._b, value, count, fold.start(self._lanes)))
                 return found
 
             rows = fold.over(axes, self._step, rows, elements)
         totals = fold.join(rows)
-        totals = totals if self._rows.lanes_kept else [fold.across(total) for total in totals]
+        totals = totals if lanes_kept else [fold.across(total) for total in totals]
         return [totals[k : k + width] for k in range(0, len(totals), width)]
 
     def _apply(self, part: _Part, points: Sequence[Sequence[Dim]], counts: Sequence[Dim], factors: Sequence[Factors]) -> None:

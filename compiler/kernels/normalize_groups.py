@@ -14,6 +14,7 @@ from compiler.ir.intexpr import Dim, floordiv, minimum, mod, product
 from compiler.ir.loop import Access, Buffer, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.kernels.base import Epilogue, Workload
+from compiler.kernels.folds import Fold
 from compiler.kernels.loops import expression_dtypes, fewer, serial_nest, vector_lanes
 from compiler.kernels.moments import Center, Factors, Moments, element_dtypes
 from compiler.kernels.rows import RowSchedule
@@ -51,8 +52,8 @@ class _Groups:
         self._unroll = fewer(schedule.vectors, product(positions))
         chain = product(positions) if self._unroll == 1 else floordiv(product(positions), self._unroll) + 1
         self._moments = Moments(b, workload, chain + self._width)
-        wide, dtype = self._moments.fold.dtype, self._moments.dtype
-        self._totals = [b.buffer(f"total{k}", wide, self._section, Access.SCRATCH) for k in range(self._moments.sums)]
+        wide, dtype = self._moments.sum.dtype, self._moments.dtype
+        self._totals = [b.buffer(f"total{k}", wide, self._section, Access.SCRATCH) for k in range(self._moments.squares.width)]
         self._mean, self._rest = (b.buffer(name, dtype, self._section, Access.SCRATCH) for name in ("mean", "rest"))
         self._scale, self._shift = (b.buffer(name, dtype, self._section, Access.SCRATCH) for name in ("scale", "shift"))
 
@@ -60,12 +61,12 @@ class _Groups:
         """One section of one image."""
         moments, width = self._moments, self._width
         if moments.centers:
-            self._sum(image, section, self._totals[:1], lambda _: lambda x: [moments.widened(x)])
+            self._sum(image, section, moments.sum, self._totals[:1], lambda _: None)
             with self._groups(section) as first:
                 (total,) = self._across_channels(self._totals[:1], first)
                 center = moments.center(total)
                 self._fill(first, width, [(self._mean, center.mean), (self._rest, center.rest)])
-        self._sum(image, section, self._totals, self._deviations)
+        self._sum(image, section, moments.squares, self._totals, lambda channel: self._center(channel, self._lanes))
         with self._groups(section) as first:
             factors = moments.factors(self._across_channels(self._totals, first), self._center(first, 1))
             self._fill(first, width, [(self._scale, factors.scale), (self._shift, factors.shift)])
@@ -87,29 +88,25 @@ class _Groups:
         """How many of ``whole`` things a section has, of which all but the last have ``each``."""
         return each if whole % each == 0 else minimum(each, whole - section * each)
 
-    def _sum(self, image: Dim, section: Dim, into: Sequence[Buffer], summands: Callable[[Dim], Callable[[Reg], list[Reg]]]) -> None:
-        """Sums over the positions of each channel, to scratch; ``summands`` says for the vector at a channel what an element adds."""
-        fold, extent = self._moments.fold, product(self._positions)
+    def _sum(self, image: Dim, section: Dim, fold: Fold, into: Sequence[Buffer], center_of: Callable[[Dim], Center | None]) -> None:
+        """Sums over the positions of each channel, to scratch, of deviations from the centers of the vectors that begin at a channel."""
+        extent = product(self._positions)
         with self._vectors(section) as (block, starts):
             base = self._first(image, section, block)
             for start in starts:
                 channel = block * self._block + start
-                of = summands(channel)
+                center = center_of(channel)
 
-                def elements(position: Dim, _: Dim, at: Dim = base + start, of: Callable[[Reg], list[Reg]] = of) -> list[Reg]:
-                    return of(self._read(at + position * self._block))
+                def elements(position: Dim, _: Dim, at: Dim = base + start, center: Center | None = center) -> list[Reg]:
+                    return [self._moments.deviation(self._read(at + position * self._block), center)]
 
                 rows = fold.along(extent, 1, [[fold.start(self._lanes)] * len(into)] * self._unroll, elements)
                 for buffer, total in zip(into, fold.join(rows), strict=True):
                     self._b.store(buffer, channel, total)
 
-    def _deviations(self, channel: Dim) -> Callable[[Reg], list[Reg]]:
-        center, moments = self._center(channel, self._lanes), self._moments
-        return lambda x: moments.summands(moments.deviation(x, center))
-
     def _across_channels(self, totals: Sequence[Buffer], first: Dim) -> list[Reg]:
         """The sums of a group from those of its channels."""
-        fold, b = self._moments.fold, self._b
+        fold, b = self._moments.sum, self._b
         rows = [[fold.start(1)] * len(totals)]
         return fold.join(fold.along(self._width, 1, rows, lambda channel, _: [b.load(total, first + channel) for total in totals]))
 

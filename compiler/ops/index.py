@@ -12,6 +12,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Node, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod, symbols
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
+from compiler.ir.regroup import runs
 from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
@@ -112,10 +113,31 @@ class Transpose(IndexMap):
         if inner is not None and inner.op == self.name:
             first = attr_ints(inner.attrs, "perm")
             return builder.emit(self.name, inner.present_inputs[0], name=node.name, perm=tuple(first[axis] for axis in perm))
+        if inner is not None and inner.op == "reshape":
+            return _before_joining(node, inner, builder)
         if inner is not None and inner.op == "expand" and inner.present_inputs[0].type.rank == x.type.rank:
             fewer = builder.emit(self.name, inner.present_inputs[0], name=node.name, perm=perm)
             return builder.emit("expand", fewer, name=inner.name, shape=node.output.type.shape)
         return None
+
+
+def _before_joining(node: Node, reshape: Node, builder: GraphBuilder) -> Value | None:
+    """The transpose of what a reshape makes of another transpose by joining axes, as one transpose, then the reshape."""
+    x = reshape.present_inputs[0]
+    inner, joined = builder.producer(x), runs(x.type.shape, reshape.output.type.shape)
+    if inner is None or inner.op != "transpose" or joined is None or any(axes.stop - axes.start > 1 for _, axes in joined):
+        return None
+    first, places, ones, at = attr_ints(inner.attrs, "perm"), list[tuple[int, ...]](), list[int](), 0
+    for dims, axes in joined:
+        sources = first[at : at + len(dims)]
+        if axes.start == axes.stop:
+            ones += sources
+        else:
+            places.append(sources)
+        at += len(dims)
+    perm = (*ones, *(source for axis in attr_ints(node.attrs, "perm") for source in places[axis]))
+    moved = builder.emit("transpose", inner.present_inputs[0], name=node.name, perm=perm)
+    return builder.emit("reshape", moved, name=node.name, shape=node.output.type.shape)
 
 
 def _transpose(context: FormContext) -> Value:

@@ -9,7 +9,7 @@ import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, window_part
-from compiler.ir.graph import Array
+from compiler.ir.graph import Array, Attr
 from compiler.ir.intexpr import Dim, ceildiv, floordiv, maximum, minimum
 from compiler.ir.op import FormContext
 from compiler.ops.support import Attrs, attr_ints
@@ -23,6 +23,12 @@ def spatial(context: FormContext, name: str, axes: int, default: int) -> tuple[i
     if any(value < default for value in values):
         raise UnsupportedForm(f"attribute {name} is {list(values)}, with a number below {default}")
     return values
+
+
+def pixel_windows(axes: int) -> dict[str, Attr]:
+    """The attributes of a convolution with each position by itself, of a number of spatial axes."""
+    ones = (1,) * axes
+    return {"strides": ones, "pads": (0,) * 2 * axes, "dilations": ones, "group": 1}
 
 
 _PADS = 1 << 14

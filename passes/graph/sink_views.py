@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.regroup import Shape, carried
 from compiler.ir.verify import Stage, is_elementwise, is_view
 from passes.base import PassResult, register_pass
-from passes.regroup import Shape, carried
 from passes.rewrite import rewrite, single_use
 
 
