@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,19 +21,33 @@ from compiler.target import Target
 ENTRIES = ("ts_prepare", *spmd.ENTRIES)
 """Functions of a program's image that the runtime calls."""
 
+_MODULE_LINES = 2000
+"""Lines of IR in a module: to begin and end one takes 2 ms, as long as code for 100 lines."""
+
 
 def compile_program(program: Program, target: Target, processes: int = 1) -> Image:
     """The program's image. ``processes`` bounds the processes that generate code."""
-    texts = [kernel_text(function, target) for function in program.functions]
-    texts.append(main_text(program) + spmd.text(target))
+    texts = [*_modules(program.functions, target), main_text(program) + spmd.text(target)]
     return link(objects(texts, target, processes), ENTRIES)
 
 
 def kernel_text(function: Function, target: Target) -> str:
     """One kernel as an LLVM module."""
-    emitter = FunctionEmitter(function, target)
-    body = emitter.emit()
-    return "\n".join([*emitter.writer.declarations.values(), body, ""])
+    (text,) = _modules([function], target)
+    return text
+
+
+def _modules(functions: Sequence[Function], target: Target) -> Iterator[str]:
+    """Kernels as LLVM modules, as many in each as it takes to make it worth its cost."""
+    declarations: dict[str, str] = {}
+    bodies: list[str] = []
+    for number, function in enumerate(functions):
+        emitter = FunctionEmitter(function, target)
+        bodies.append(emitter.emit())
+        declarations |= emitter.writer.declarations
+        if number == len(functions) - 1 or sum(body.count("\n") for body in bodies) >= _MODULE_LINES:
+            yield "\n".join([*declarations.values(), *bodies, ""])
+            declarations, bodies = {}, []
 
 
 class JitKernel:
