@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.printer import print_attr
-from compiler.ir.types import TensorType
+from compiler.ir.types import DType, TensorType
 from compiler.ir.verify import Stage
 from passes.base import PassResult, register_pass
 from passes.rewrite import rewrite, substitute
+
+_SAMPLE = 64
+"""Elements of a constant that are looked at before its content is hashed."""
 
 _Key = tuple[str, tuple[Value | None, ...], tuple[tuple[str, str], ...], TensorType]
 
@@ -46,13 +49,21 @@ class CommonSubexpressions:
         return PassResult(result.with_(constants=constants), changed, notes)
 
 
+def _sample(constant: Constant) -> bytes:
+    """A few elements of a constant that is large, none of one that is not."""
+    array = constant.array
+    if array.dtype == DType.STRING.numpy or array.size < _SAMPLE or not array.flags.c_contiguous:
+        return b""
+    return array.reshape(-1)[:: array.size // _SAMPLE].tobytes()
+
+
 def _equal_constants(graph: Graph) -> dict[Value, Value]:
-    """The first constant of the same content, for each that repeats one; only those of one type are hashed."""
-    by_type: dict[TensorType, list[Value]] = {}
-    for value in graph.constants:
-        by_type.setdefault(value.type, []).append(value)
+    """The first constant of the same content, for each that repeats one; only those that agree in type and in some elements are hashed."""
+    alike: dict[tuple[TensorType, bytes], list[Value]] = {}
+    for value, constant in graph.constants.items():
+        alike.setdefault((value.type, _sample(constant)), []).append(value)
     twins: dict[Value, Value] = {}
-    for values in by_type.values():
+    for values in alike.values():
         firsts: dict[str, Value] = {}
         for value in values if len(values) > 1 else ():
             first = firsts.setdefault(graph.constants[value].digest, value)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Array, Value
 from passes.linear.forms import Domain, Form, Term
-from passes.linear.maps import regrouped
+from passes.linear.maps import LinearMap, regrouped
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +31,10 @@ class Emitter:
         shape[domain.channel_axis(value.type)] = -1
         vector = form.bias.vector()
         bias = vector if vector is not None and np.any(vector) else None
-        arrays = [_stored(term, domain, shape) for term in form.terms] + ([] if bias is None else [bias.reshape(shape)])
-        with np.errstate(over="ignore", invalid="ignore"):
-            rounded = [np.ascontiguousarray(array.astype(dtype)) for array in arrays]
+        rounded = [np.ascontiguousarray(_stored(term.map, domain, shape, dtype)) for term in form.terms]
+        if bias is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                rounded.append(bias.reshape(shape).astype(dtype))
         if not all(np.isfinite(array).all() for array in rounded):
             return None
         return cls(form, domain, tuple(rounded[: len(form.terms)]), None if bias is None else rounded[-1])
@@ -75,8 +77,10 @@ class Emitter:
         )
 
 
-def _stored(term: Term, domain: Domain, shape: list[int]) -> Array:
+def _stored(map_: LinearMap, domain: Domain, shape: list[int], dtype: np.dtype[Any]) -> Array:
     """The weights as the node takes them; ``shape`` lays factors along the channels."""
-    if term.map.is_diagonal:
-        return term.map.weights.reshape(shape)
-    return term.map.weights if domain.windowed else regrouped(term.map, 1).T
+    if not domain.windowed and map_.group != 1 and not map_.is_diagonal:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return regrouped(map_, 1).T.astype(dtype)
+    weights = map_.rounded(dtype)
+    return weights.reshape(shape) if map_.is_diagonal else weights if domain.windowed else weights.T

@@ -4,7 +4,7 @@ Along every spatial axis, output ``p`` of a map reads its input at ``stride * p 
 begin padding ``-low``, dilation ``step`` and a kernel of ``count``. Where an input ends makes no difference to what is read, so end padding is only
 what follows from the number of outputs. A map without spatial axes is a matrix product along the channels.
 
-Maps are expressions: their shapes are known at once, their float64 weights are computed when they are asked for.
+Maps are expressions: their shapes are known at once, their weights are computed in float64 when they are asked for.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +103,16 @@ class LinearMap(ABC):
         """The weights."""
 
     @property
+    def exact(self) -> Array:
+        """The weights in any type that holds them."""
+        return self.weights
+
+    def rounded(self, dtype: np.dtype[Any]) -> Array:
+        """The weights in that type, rounded once; what is too large for it is infinite."""
+        with np.errstate(all="ignore"):
+            return self.weights.astype(dtype)
+
+    @property
     def is_diagonal(self) -> bool:
         """Whether it is a factor for each channel."""
         return self.outputs == self.inputs == self.group and all(window == Window() for window in self.windows)
@@ -120,8 +131,8 @@ class LinearMap(ABC):
     def apply_to_constant(self, vector: Array) -> Array:
         """The output for an input of that value per channel everywhere, as far as windows stay inside it."""
         with np.errstate(all="ignore"):
-            sums = self.weights.reshape(self.group, self.outputs // self.group, self.inputs // self.group, self.taps).sum(axis=-1)
-            return np.asarray(np.matmul(sums, vector.reshape(self.group, -1, 1)).reshape(self.outputs))
+            read = np.repeat(vector.astype(np.float64).reshape(self.group, -1, 1), self.taps, axis=1)
+            return np.asarray(np.matmul(self.exact.reshape(self.group, self.outputs // self.group, -1), read).reshape(self.outputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +143,10 @@ class Weights(LinearMap):
 
     def _compute(self) -> Array:
         return self.array.astype(np.float64)
+
+    @property
+    def exact(self) -> Array:
+        return self.array
 
 
 def diagonal(factors: Array, axes: int) -> LinearMap:
@@ -199,11 +214,8 @@ class _Product(LinearMap):
 
     def _compute(self) -> Array:
         outer, inner = self.outer, self.inner
-        if outer.is_diagonal:
-            return np.asarray(inner.weights * outer.weights.reshape(-1, *(1,) * (inner.weights.ndim - 1)))
-        if inner.is_diagonal:
-            factors = np.repeat(inner.weights.reshape(outer.group, 1, -1), outer.outputs // outer.group, axis=1)
-            return np.asarray(outer.weights * factors.reshape(*outer.weights.shape[:2], *(1,) * len(outer.windows)))
+        if (scaled := self._scaled(np.dtype(np.float64))) is not None:
+            return scaled
         group, middle = self.group, outer.inputs // self.group
         rows, columns = self.outputs // group, self.inputs // group
         first = regrouped(inner, group).reshape(group, middle, -1)
@@ -214,6 +226,25 @@ class _Product(LinearMap):
             product = np.matmul(second[(slice(None),) * 3 + tap], first).reshape(group, rows, columns, *counts)
             total[(slice(None),) * 3 + self._places_at(tap)] += product
         return total.reshape(self.outputs, columns, *total.shape[3:])
+
+    def rounded(self, dtype: np.dtype[Any]) -> Array:
+        scaled = self._scaled(dtype)
+        return super().rounded(dtype) if scaled is None else scaled
+
+    def _scaled(self, dtype: np.dtype[Any]) -> Array | None:
+        """The weights where one of the maps is a factor for each channel. They may be most of a model's: there is no copy of them in float64."""
+        outer, inner = self.outer, self.inner
+        if outer.is_diagonal:
+            weights = inner.exact
+            factors = outer.weights.reshape(-1, *(1,) * (weights.ndim - 1))
+        elif inner.is_diagonal:
+            weights = outer.exact
+            factors = np.repeat(inner.weights.reshape(outer.group, 1, -1), outer.outputs // outer.group, axis=1)
+            factors = factors.reshape(*weights.shape[:2], *(1,) * len(outer.windows))
+        else:
+            return None
+        with np.errstate(all="ignore"):
+            return np.multiply(weights, factors, out=np.empty(weights.shape, dtype), dtype=np.float64, casting="same_kind")
 
     def _places_at(self, tap: tuple[int, ...]) -> tuple[slice, ...]:
         """Where the inner taps stand that one outer tap reads."""
