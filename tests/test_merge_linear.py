@@ -181,6 +181,18 @@ def test_work_is_bounded() -> None:
     assert not MergeLinear(work_limit=64**3 * 9 - 1).run(graph).changed
 
 
+def test_work_is_bounded_over_all_searches() -> None:
+    """Convolutions are searched before matrix products, which get what is left."""
+    r = Region(1, 64, 8, 8)
+    products = [r.builder.emit("matmul", r.builder.emit("relu", r.x), r.const(8, 64))]
+    products.append(r.builder.emit("matmul", products[0], r.const(64, 8)))
+    graph = r.builder.graph((r.conv(r.conv(r.x, 64, 64, 1, 1), 64, 64, 3, 3), products[1]))
+    windows, rows = 64**3 * 9, 64 * 8 * 8
+    for limit, ops in ((windows + rows, ["conv", "matmul"]), (windows + rows - 1, ["conv", "matmul", "matmul"])):
+        result = MergeLinear(work_limit=limit).run(graph)
+        assert sorted(node.op for node in result.graph.nodes if node.op != "relu") == ops
+
+
 def scaled(factor: float) -> Graph:
     builder = GraphBuilder("part", folding=False)
     x = builder.input("x", f32(2, sym("N")))

@@ -28,8 +28,8 @@ _ROUNDS = 8
 class MergeLinear:
     """Convolutions, matrix products by constants, factors and shifts per channel, sums, averages, zero padding, and slices, concatenations and
     shuffles of channels are linear maps. Where maps in sequence or side by side are one that costs less, it takes their place; the rest stays.
-    New weights are computed in float64 and rounded once; ``work_limit`` is how many multiply-adds that may take. Weights in half precision,
-    which another rounding could take out of range, stay as they are.
+    New weights are computed in float64 and rounded once; ``work_limit`` is how many multiply-adds that may take in all of a graph. Weights in half
+    precision, which another rounding could take out of range, stay as they are.
 
     ``%a = conv(%x, %w3); %b = conv(%x, %w1); %s = add(%a, %b); %y = add(%s, %x)`` becomes ``%y = conv(%x, %w)``.
     """
@@ -41,8 +41,9 @@ class MergeLinear:
     def run(self, graph: Graph) -> PassResult:
         merges: list[RuleEvent] = []
         claims: list[Claim] = []
+        work = self.work_limit
         for _ in range(_ROUNDS):
-            graph, events, found = self._round(graph)
+            graph, events, found, work = _round(graph, work)
             merges += [event for event in events if event.reason is None]
             claims += found
             if not found:
@@ -50,28 +51,31 @@ class MergeLinear:
         left = [event for event in events if event.reason is not None]
         return PassResult(graph, bool(claims), _notes([*merges, *left]), (*merges, *left), tuple(claims))
 
-    def _round(self, graph: Graph) -> tuple[Graph, list[RuleEvent], list[Claim]]:
-        """One search in each domain: the graph, what was merged or left and why, and the claims of the merges."""
-        events: list[RuleEvent] = []
-        claims: list[Claim] = []
-        for domain in (Domain(windowed=True), Domain(windowed=False)):
-            search = Search(graph, domain, self.work_limit)
-            merged: dict[Value, Emitter] = {}
-            for component in search.run():
-                emitters = {value: Emitter.of(form, value, domain) for value, form in component.forms.items()}
-                finite = {value: emitter for value, emitter in emitters.items() if emitter is not None}
-                what = _described(graph, component)
-                if len(finite) < len(emitters):
-                    events.append(RuleEvent("merge", what, "its weights would not be finite"))
-                    continue
-                merged.update(finite)
-                events.append(RuleEvent("merge", what))
-                claims.append(Claim(what, partial(_sides, graph, search.nodes, finite)))
-            for (operand, value), reason in search.blocked():
-                events.append(RuleEvent("insert", f"{_name(graph, operand)} in {_name(graph, value)}", reason))
-            if merged:
-                graph = EliminateDeadCode().run(_replaced(graph, merged)).graph
-        return graph, events, claims
+
+def _round(graph: Graph, work: int) -> tuple[Graph, list[RuleEvent], list[Claim], int]:
+    """One search in each domain: the graph, what was merged or left and why, the claims of the merges, and what is left of ``work``."""
+    events: list[RuleEvent] = []
+    claims: list[Claim] = []
+    for domain in (Domain(windowed=True), Domain(windowed=False)):
+        search = Search(graph, domain, work)
+        merged: dict[Value, Emitter] = {}
+        components = search.run()
+        work = search.work_left
+        for component in components:
+            emitters = {value: Emitter.of(form, value, domain) for value, form in component.forms.items()}
+            finite = {value: emitter for value, emitter in emitters.items() if emitter is not None}
+            what = _described(graph, component)
+            if len(finite) < len(emitters):
+                events.append(RuleEvent("merge", what, "its weights would not be finite"))
+                continue
+            merged.update(finite)
+            events.append(RuleEvent("merge", what))
+            claims.append(Claim(what, partial(_sides, graph, search.nodes, finite)))
+        for (operand, value), reason in search.blocked():
+            events.append(RuleEvent("insert", f"{_name(graph, operand)} in {_name(graph, value)}", reason))
+        if merged:
+            graph = EliminateDeadCode().run(_replaced(graph, merged)).graph
+    return graph, events, claims, work
 
 
 def _notes(events: Sequence[RuleEvent]) -> tuple[str, ...]:

@@ -35,11 +35,11 @@ class Component:
 class Search:
     """Inserts linear values into the ones that read them and adds up maps of one operand, as long as that makes the whole cheaper.
 
-    ``work_limit``: multiply-adds that computing new weights may take in all. ``nodes`` are those that are linear.
+    ``work_left``: multiply-adds that computing new weights may still take. ``nodes`` are those that are linear.
     """
 
-    def __init__(self, graph: Graph, domain: Domain, work_limit: int) -> None:
-        self._domain, self._work = domain, work_limit
+    def __init__(self, graph: Graph, domain: Domain, work_left: int) -> None:
+        self._domain, self.work_left = domain, work_left
         self._readers: dict[Value, dict[Value, None]] = {}
         self._forms: dict[Value, Form] = {}
         self._order = linear_forms(graph, domain)
@@ -84,11 +84,11 @@ class Search:
         """Make the best of the moves around value that make the whole cheaper."""
         self._absorb(value)
         self._set(value, self._merged(self._forms[value], value))
-        gains = [(self._gain(move), move) for move in self._moves(value) if move.work <= self._work]
+        gains = [(self._gain(move), move) for move in self._moves(value) if move.work <= self.work_left]
         gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
         if best is None or gain <= 0:
             return False
-        self._work -= best.work
+        self.work_left -= best.work
         self._apply(best)
         return True
 
