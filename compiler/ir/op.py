@@ -138,6 +138,9 @@ class FormContext:
         return self.builder.constant(array)
 
 
+Simplification = Callable[[Node, "GraphBuilder"], Value | None]
+"""A value equal to a node's only output, made of cheaper nodes or simply one of its inputs; None: nothing to do. Its name is shown."""
+
 FormBuild = Callable[[FormContext], Value | Sequence[Value]]
 
 
@@ -177,6 +180,8 @@ class Op(ABC):
     """Whether operands may be strings: it only moves elements, or its kernels know texts."""
     is_view: ClassVar[bool] = False
     """Whether the result is always input 0's memory under another shape (row-major)."""
+    simplifications: ClassVar[tuple[Simplification, ...]] = ()
+    """What may take the place of a node, the first that gives something."""
 
     @abstractmethod
     def infer(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> tuple[TensorType, ...]:
@@ -225,10 +230,6 @@ class Op(ABC):
     def assumes(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr]) -> Sequence[tuple[Dim, Dim]]:
         """Dims that ``infer`` takes to be equal where one of them is symbolic; a run checks it."""
         return ()
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        """A value equal to the node's only output, made of cheaper nodes or simply one of its inputs; None: nothing to do."""
-        return None
 
 
 class Elementwise(Op):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import frexp, inf
 
 import numpy as np
 
 from compiler.errors import UnsupportedForm
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
+from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, IntExpr, floordiv, maximum, minimum, mod
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, Simplification, register
 from compiler.ir.run_time import lower_bound
 from compiler.ir.scalar import Scalar, call, cast, const_like, divide
 from compiler.ir.types import DType, TensorType
+from compiler.ops.simplify_arithmetic import (
+    clip_at_zero,
+    clipped_twice,
+    known_condition,
+    known_exponent,
+    neutral_operand,
+    power_of_two_divisor,
+    same_operands,
+    unbounded,
+)
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -22,7 +30,6 @@ from compiler.ops.support import (
     attr_float,
     fold_left,
     forward,
-    is_uniform,
     normalize_axis,
     per_channel,
     reshape,
@@ -73,6 +80,13 @@ class Binary(Elementwise):
         return content
 
 
+_SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
+    **dict.fromkeys(("add", "sub", "mul", "xor", "bitwise_xor"), (neutral_operand,)),
+    **dict.fromkeys(("and", "or", "bitwise_or"), (neutral_operand, same_operands)),
+    **dict.fromkeys(("maximum", "minimum", "bitwise_and"), (same_operands,)),
+}
+
+
 def _define(
     op_name: str, onnx_name: str, function: str, samples_: tuple[Sample, ...], dims_: DimFunction | None = None, *, variadic: bool = False
 ) -> None:
@@ -91,12 +105,10 @@ def _define(
         forms = (OnnxForm(onnx_name, fold_left(op_name) if variadic else build),)
         samples = samples_
         dims = staticmethod(dims_) if dims_ is not None else None
+        simplifications = _SIMPLIFICATIONS.get(op_name, ())
 
         def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
             return call(function, args[0], args[1])
-
-        def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-            return _drop_neutral(node, builder)
 
     del Plain
 
@@ -118,33 +130,6 @@ def _pairs(onnx_name: str, *dtypes: str) -> tuple[Sample, ...]:
     if "f" in dtypes:
         found += [Sample(onnx_name, (_EMPTY, _ROW)), Sample(onnx_name, (np.array(1.5, np.float32), np.array(2.0, np.float32)))]
     return tuple(found)
-
-
-_NEUTRAL: dict[str, tuple[float, bool]] = {"add": (0, True), "sub": (0, False), "mul": (1, True), "div": (1, False), "pow": (1, False)}
-"""The operand an op changes nothing with, and whether it may stand on the left."""
-
-
-def _drop_neutral(node: Node, builder: GraphBuilder) -> Value | None:
-    left, right = node.present_inputs
-    neutral = _NEUTRAL.get(node.op)
-    if neutral is not None:
-        number, commutes = neutral
-        if left.type == node.output.type and is_uniform(builder, right, number):
-            return left
-        if commutes and right.type == node.output.type and is_uniform(builder, left, number):
-            return right
-    if node.op == "div" and right.type.rank == 0 and left.type.dtype is DType.FLOAT32:
-        return _divide_by_power_of_two(node, builder)
-    return None
-
-
-def _divide_by_power_of_two(node: Node, builder: GraphBuilder) -> Value | None:
-    """Multiplication by the reciprocal where that is exact."""
-    left, right = node.present_inputs
-    data = builder.array(right)
-    if data is None or not np.isfinite(data) or abs(frexp(float(data))[0]) != 0.5 or not 2.0**-100 < abs(float(data)) < 2.0**100:
-        return None
-    return builder.emit("mul", left, builder.constant(np.asarray(1 / data, data.dtype)), name=node.name)
 
 
 def _truncating(a: object, b: object) -> object:
@@ -218,15 +203,13 @@ class Div(Division):
     """The quotient; that of integers is rounded towards zero."""
 
     name = "div"
+    simplifications = (neutral_operand, power_of_two_divisor)
     dims = staticmethod(_truncating)
     samples = (*_pairs("Div", "f"), Sample("Div", (_I, _IROW)))
     forms = (OnnxForm("Div", lambda context: context.emit("div", context.input(0), _aligned(context))),)
 
     def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
         return divide("div", args[0], args[1])
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        return _drop_neutral(node, builder)
 
 
 @register
@@ -258,6 +241,7 @@ class Pow(Elementwise):
     """The power with the type of its base, whatever the exponent's."""
 
     name = "pow"
+    simplifications = (known_exponent,)
     forms = (OnnxForm("Pow", lambda context: context.emit("pow", context.input(0), _aligned(context))),)
     samples = (
         Sample("Pow", (np.array([0.5, 2.0, 3.0], np.float32), np.array([2.0, -1.0, 0.5], np.float32))),
@@ -272,26 +256,13 @@ class Pow(Elementwise):
             return cast(call("pow", cast(base, DType.FLOAT64), cast(exponent, DType.FLOAT64)), base.dtype)
         return call("pow", base, cast(exponent, base.dtype))
 
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        base, exponent = node.present_inputs
-        if base.type != node.output.type:
-            return None
-        if is_uniform(builder, exponent, 1):
-            return base
-        if is_uniform(builder, exponent, 2):
-            return builder.emit("mul", base, base, name=node.name)
-        if is_uniform(builder, exponent, 3):
-            return builder.emit("mul", builder.emit("mul", base, base, name=node.name), base, name=node.name)
-        if is_uniform(builder, exponent, 0.5) and base.type.dtype.is_float:
-            return builder.emit("sqrt", base, name=node.name)
-        return None
-
 
 @register
 class Shift(Binary):
     """Bit shift; ``direction`` is ``LEFT`` or ``RIGHT``."""
 
     name = "shift"
+    simplifications = (neutral_operand,)
     samples = (
         Sample("BitShift", (np.array([16, 4, 1], np.uint8), np.array([1, 2, 3], np.uint8)), {"direction": "RIGHT"}),
         Sample("BitShift", (np.array([16, 4, 1], np.uint32), np.array([1, 2, 3], np.uint32)), {"direction": "LEFT"}),
@@ -331,6 +302,7 @@ class Where(Elementwise):
     """Operand 1 where operand 0 is true, else operand 2."""
 
     name = "where"
+    simplifications = (known_condition, same_operands)
     takes_strings = True
     forms = (OnnxForm("Where", forward("where", 3)),)
     samples = (Sample("Where", (_BCOL, _F, _ROW)), Sample("Where", (_B, _I, _IROW)), Sample("Where", (np.array(True), _EMPTY, _ROW)))
@@ -348,19 +320,13 @@ class Where(Elementwise):
             return None
         return np.where(condition.astype(bool), left.astype(object), right.astype(object))
 
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        condition, left, right = node.present_inputs
-        for chosen, truth in ((left, True), (right, False)):
-            if chosen.type == node.output.type and is_uniform(builder, condition, truth):
-                return chosen
-        return None
-
 
 @register
 class Clip(Elementwise):
     """``min(max(x, low), high)`` with literal bounds; an absent one is infinite, or None for integers."""
 
     name = "clip"
+    simplifications = (unbounded, clip_at_zero, clipped_twice)
     samples = (
         Sample("Clip", (_F, np.array(-1.0, np.float32), np.array(2.0, np.float32)), constant=(1, 2)),
         Sample("Clip", (_F, None, np.array(2.0, np.float32)), constant=(2,)),
@@ -393,10 +359,3 @@ class Clip(Elementwise):
                 bound = attr_float(attrs, name) if x.dtype.is_float else attrs[name]
                 x = call(function, x, const_like(bound, x))  # type: ignore[arg-type]
         return x
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        low, high = node.attrs["low"], node.attrs["high"]
-        x = node.present_inputs[0]
-        if low == 0 and high in (None, inf) and x.type.dtype.is_float:
-            return builder.emit("relu", x, name=node.name)
-        return None

@@ -8,11 +8,11 @@ import ml_dtypes
 import numpy as np
 
 from compiler.errors import UnsupportedForm
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
+from compiler.ir.graph import Array, Value
 from compiler.ir.op import Elementwise, FormContext, OnnxForm, Op, Sample, register
 from compiler.ir.scalar import Const, Scalar, call, cast, const_like
 from compiler.ir.types import DType, TensorType
+from compiler.ops.simplify_arithmetic import converted_twice, unconverted
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, attr_str, cast_to, first_type, onnx_dtype
 from compiler.ops.text_numbers import cast_text
 
@@ -48,6 +48,7 @@ class Cast(Elementwise):
     """
 
     name = "cast"
+    simplifications = (unconverted, converted_twice)
     samples = (
         Sample("Cast", (_F[0],), {"to": 7}),
         Sample("Cast", (_F,), {"to": 11}),
@@ -91,10 +92,6 @@ class Cast(Elementwise):
         if content is None or content.dtype.kind not in "iuO" or attrs["to"] not in (DType.INT64, DType.INT32):
             return None
         return content.astype(object)
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x = node.present_inputs[0]
-        return x if x.type == node.output.type and not node.attrs.get("saturate", False) else None
 
 
 def _target(attrs: Attrs) -> DType:

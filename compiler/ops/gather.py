@@ -39,6 +39,15 @@ def _ints(*values: int) -> Array:
     return np.array(values, np.int64)
 
 
+def run_of_positions(node: Node, builder: GraphBuilder) -> Value | None:
+    """Positions that are known and follow each other: a slice, once it is known that they are in range."""
+    data, indices = node.present_inputs
+    axis = attr_int(node.attrs, "axis")
+    if node.attrs.get("checked") and not isinstance(data.type.shape[axis], int):
+        return None
+    return _as_slice(builder, data, indices, axis, node.name)
+
+
 @register
 class Gather(Op):
     """``data[..., indices, ...]`` at ``axis``: the result's shape has the shape of indices in the place of that axis.
@@ -47,6 +56,7 @@ class Gather(Op):
     """
 
     name = "gather"
+    simplifications = (run_of_positions,)
     families = ("gather",)
     takes_strings = True
     samples = (
@@ -93,13 +103,6 @@ class Gather(Op):
         if data is None or indices is None or data.dtype.kind not in "iubO" or indices.dtype.kind not in "iu":
             return None
         return np.asarray(np.take(data.astype(object), indices, attr_int(attrs, "axis")), dtype=object)
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        data, indices = node.present_inputs
-        axis = attr_int(node.attrs, "axis")
-        if node.attrs.get("checked") and not isinstance(data.type.shape[axis], int):
-            return None
-        return _as_slice(builder, data, indices, axis, node.name)
 
 
 def _as_slice(builder: GraphBuilder, data: Value, indices: Value, axis: int, name: str) -> Value | None:

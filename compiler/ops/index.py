@@ -8,14 +8,24 @@ import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part, sizes
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Region, Value
+from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod, symbols
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
-from compiler.ir.regroup import runs
 from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
+from compiler.ops.simplify_moves import (
+    empty_operands,
+    expanded_before,
+    joined_between,
+    neighbours,
+    order_kept,
+    slice_inside_padding,
+    slice_of_operand,
+    slice_of_slice,
+    transposed_twice,
+    whole_taken,
+)
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -73,6 +83,7 @@ class Transpose(IndexMap):
     """The axes in the order of attribute ``perm``."""
 
     name = "transpose"
+    simplifications = (order_kept, transposed_twice, joined_between, expanded_before)
     samples = (
         Sample("Transpose", (_X,), {"perm": [2, 0, 1]}),
         Sample("Transpose", (_X,)),
@@ -101,43 +112,6 @@ class Transpose(IndexMap):
         shape = tuple(inputs[0].shape[axis] for axis in perm)
         index = tuple(axis_symbol(perm.index(axis)) for axis in range(len(perm)))
         return (Region((0,) * len(perm), shape, 0, index),)
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, perm = node.present_inputs[0], attr_ints(node.attrs, "perm")
-        if perm == tuple(range(len(perm))):
-            return x
-        moved = [axis for axis in perm if x.type.shape[axis] != 1]
-        if moved == sorted(moved):
-            return builder.emit("reshape", x, name=node.name, shape=node.output.type.shape)
-        inner = builder.producer(x)
-        if inner is not None and inner.op == self.name:
-            first = attr_ints(inner.attrs, "perm")
-            return builder.emit(self.name, inner.present_inputs[0], name=node.name, perm=tuple(first[axis] for axis in perm))
-        if inner is not None and inner.op == "reshape":
-            return _before_joining(node, inner, builder)
-        if inner is not None and inner.op == "expand" and inner.present_inputs[0].type.rank == x.type.rank:
-            fewer = builder.emit(self.name, inner.present_inputs[0], name=node.name, perm=perm)
-            return builder.emit("expand", fewer, name=inner.name, shape=node.output.type.shape)
-        return None
-
-
-def _before_joining(node: Node, reshape: Node, builder: GraphBuilder) -> Value | None:
-    """The transpose of what a reshape makes of another transpose by joining axes, as one transpose, then the reshape."""
-    x = reshape.present_inputs[0]
-    inner, joined = builder.producer(x), runs(x.type.shape, reshape.output.type.shape)
-    if inner is None or inner.op != "transpose" or joined is None or any(axes.stop - axes.start > 1 for _, axes in joined):
-        return None
-    first, places, ones, at = attr_ints(inner.attrs, "perm"), list[tuple[int, ...]](), list[int](), 0
-    for dims, axes in joined:
-        sources = first[at : at + len(dims)]
-        if axes.start == axes.stop:
-            ones += sources
-        else:
-            places.append(sources)
-        at += len(dims)
-    perm = (*ones, *(source for axis in attr_ints(node.attrs, "perm") for source in places[axis]))
-    moved = builder.emit("transpose", inner.present_inputs[0], name=node.name, perm=perm)
-    return builder.emit("reshape", moved, name=node.name, shape=node.output.type.shape)
 
 
 def _transpose(context: FormContext) -> Value:
@@ -187,6 +161,7 @@ class Slice(IndexMap):
     """``sizes`` elements from ``starts`` with ``steps`` (which may be negative), each given for every axis."""
 
     name = "slice"
+    simplifications = (whole_taken, slice_of_slice, slice_of_operand, slice_inside_padding)
     dims_foldable = True
     samples = (
         Sample("Slice", (_X, _ints(0, -3), _ints(1, -1), _ints(0, 2)), constant=(1, 2, 3)),
@@ -241,20 +216,6 @@ class Slice(IndexMap):
             whole = whole and start == 0 and size == dim
             offset, stride = offset + start * stride, stride * dim
         return offset if result.elements != 0 else None
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, steps = node.present_inputs[0], attr_dims(node.attrs, "steps")
-        if x.type == node.output.type and set(steps) <= {1}:
-            return x
-        inner = builder.producer(x)
-        if inner is None or inner.op != self.name:
-            return None
-        first, again = attr_dims(inner.attrs, "starts"), attr_dims(node.attrs, "starts")
-        first_steps = attr_dims(inner.attrs, "steps")
-        starts = tuple(a + b * step for a, b, step in zip(first, again, first_steps, strict=True))
-        merged = tuple(a * b for a, b in zip(first_steps, steps, strict=True))
-        sizes = node.attrs["sizes"]
-        return builder.emit(self.name, inner.present_inputs[0], name=node.name, starts=starts, sizes=sizes, steps=merged)
 
 
 def _in_blocks(starts: tuple[Dim, ...], block: int) -> tuple[Dim, ...]:
@@ -364,6 +325,7 @@ class Concat(IndexMap):
     """The operands one after the other along ``axis``."""
 
     name = "concat"
+    simplifications = (empty_operands, neighbours)
     samples = (
         Sample("Concat", (_X, _X[:, :1], _X), {"axis": 1}),
         Sample("Concat", (_X, _X), {"axis": -1}),
@@ -410,23 +372,16 @@ class Concat(IndexMap):
             offset[axis] = offset[axis] + t.shape[axis]
         return tuple(found)
 
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        axis = attr_int(node.attrs, "axis")
-        kept = [v for v in node.present_inputs if v.type.shape[axis] != 0]
-        if not 0 < len(kept) < len(node.inputs) or self.infer([v.type for v in kept], node.attrs)[0] != node.output.type:
-            return None
-        return kept[0] if len(kept) == 1 else builder.emit(self.name, *kept, name=node.name, axis=axis)
-
 
 def _concat(context: FormContext) -> Value:
     axis = normalize_axis(int(context.attrs["axis"]), context.input(0).type.rank)
     values = [context.input(i) for i in range(len(context.inputs))]
-    while len(values) > _PARTS:
-        values = [_joined(context, values[i : i + _PARTS], axis) for i in range(0, len(values), _PARTS)]
+    while len(values) > MOST_PARTS:
+        values = [_joined(context, values[i : i + MOST_PARTS], axis) for i in range(0, len(values), MOST_PARTS)]
     return _joined(context, values, axis)
 
 
-_PARTS = 128
+MOST_PARTS = 128
 """Operands of one concatenation: each is a box of code in the kernel; more are joined in two steps."""
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
+from compiler.ir.graph import Array
 from compiler.ir.op import Op, register
 from compiler.ir.types import TensorType
 from compiler.ops.support import Arrays, Attrs, Types, array, attr_int, first_type
@@ -21,13 +20,3 @@ class ToLayout(Op):
 
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return (array(inputs[0]),)
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x = node.present_inputs[0]
-        if x.type == node.output.type:
-            return x
-        inner = builder.producer(x)
-        if inner is None or inner.op != self.name:
-            return None
-        source = inner.present_inputs[0]
-        return source if source.type == node.output.type else builder.emit(self.name, source, name=node.name, block=attr_int(node.attrs, "block"))

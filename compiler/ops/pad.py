@@ -11,13 +11,13 @@ import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part, window_part
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Attr, Node, Region, Value
+from compiler.ir.graph import Array, Attr, Region, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, minimum
 from compiler.ir.op import FormContext, OnnxForm, Sample, register
 from compiler.ir.run_time import natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.index import IndexMap
+from compiler.ops.simplify_moves import no_padding, padded_twice
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -58,6 +58,7 @@ class Pad(IndexMap):
     """
 
     name = "pad"
+    simplifications = (no_padding, padded_twice)
     samples = (
         Sample("Pad", (_X, _ints(0, 1, 2, 1, 0, 1)), constant=(1,)),
         Sample("Pad", (_X, _ints(0, 1, -1, 1, -1, 1), np.array(7, np.float32)), constant=(1, 2)),
@@ -100,15 +101,6 @@ class Pad(IndexMap):
         axes = [list(_segments(axis, dim, b, e, mode)) for axis, (dim, (b, e)) in enumerate(zip(shape, pads, strict=True))]
         whole = self.infer(inputs, attrs)[0].shape
         return tuple(_filled_boxes(axes, whole, attrs["value"]) if mode == "constant" else map(_box, cartesian(*axes)))
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, begins, ends = node.present_inputs[0], attr_dims(node.attrs, "begins"), attr_dims(node.attrs, "ends")
-        if set(begins + ends) <= {0}:
-            return x
-        if all(isinstance(pad, int) and pad <= 0 for pad in begins + ends):
-            starts = tuple(-b for b in begins)
-            return builder.emit("slice", x, name=node.name, starts=starts, sizes=node.output.type.shape, steps=(1,) * len(starts))
-        return None
 
 
 def _box(segments: Sequence[Segment]) -> Region:

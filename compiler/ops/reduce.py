@@ -10,13 +10,13 @@ import numpy as np
 
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
+from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormBuild, FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.ops.dims import number
 from compiler.ops.run_time_axes import gathered, named, without
+from compiler.ops.simplify_arithmetic import single_elements
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -79,6 +79,7 @@ class Reduce(Op):
     """``kind`` (sum, prod, max, min) over ``axes`` (sorted, non-negative), which stay as 1 where ``keepdims``."""
 
     name = "reduce"
+    simplifications = (single_elements,)
     families = ("reduce",)
     takes_prologue = True
     computes = True
@@ -125,12 +126,6 @@ class Reduce(Op):
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         outer = attr_ints(attrs, "axes")[:1]
         return Layouts.SAME if first_type(inputs).rank >= 3 and attrs["keepdims"] and outer and outer[0] >= 2 else Layouts.PLAIN
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, axes = node.present_inputs[0], attr_ints(node.attrs, "axes")
-        if all(x.type.shape[axis] == 1 for axis in axes):
-            return x if x.type == node.output.type else builder.emit("reshape", x, name=node.name, shape=node.output.type.shape)
-        return None
 
 
 def _reduced_axes(context: FormContext, x: Value) -> tuple[int, ...] | None:

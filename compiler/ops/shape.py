@@ -9,14 +9,14 @@ import numpy as np
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part, broadcast_part, reshaped, sizes
 from compiler.ir.broadcast import meetings
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Region, Value
+from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
 from compiler.ir.run_time import is_equal, is_natural, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota
 from compiler.ops.run_time_axes import named, spread, without
+from compiler.ops.simplify_moves import twice, unchanged
 from compiler.ops.support import (
     Arrays,
     Attrs,
@@ -50,6 +50,7 @@ class Reshape(Op):
     """The same elements under another shape (attribute ``shape``, dims); a view of its operand."""
 
     name = "reshape"
+    simplifications = (unchanged, twice)
     families = ("injective",)
     dims_foldable = True
     takes_strings = True
@@ -85,16 +86,6 @@ class Reshape(Op):
     def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
         found = reshaped(box, attr_ints(attrs, "shape"), inputs[0].static_shape)
         return None if found is None else Part((found,), {"shape": sizes(box)})
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x = node.present_inputs[0]
-        if x.type == node.output.type:
-            return x
-        inner = builder.producer(x)
-        if inner is not None and inner.op == self.name:
-            source = inner.present_inputs[0]
-            return source if source.type == node.output.type else builder.emit(self.name, source, name=node.name, **node.attrs)
-        return None
 
 
 def _show(shape: Sequence[Dim]) -> str:
@@ -216,6 +207,7 @@ class Expand(Op):
     """The operand broadcast to ``shape`` (dims), which it must broadcast to without changing it."""
 
     name = "expand"
+    simplifications = (unchanged, twice)
     families = ("injective",)
     dims_foldable = True
     takes_strings = True
@@ -257,10 +249,6 @@ class Expand(Op):
         added = len(shape) - x.rank
         index = tuple(axis_symbol(added + axis) * _advance(dim, shape[added + axis]) for axis, dim in enumerate(x.shape))
         return (Region((0,) * len(shape), shape, 0, index),)
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x = node.present_inputs[0]
-        return x if x.type == node.output.type else None
 
 
 def _broadcast_dim(context: FormContext, dim: Dim, asked: Dim) -> Dim:

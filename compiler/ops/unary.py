@@ -7,10 +7,10 @@ from math import pi, sqrt
 
 import numpy as np
 
-from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Array, Node, Value
-from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, register
+from compiler.ir.graph import Array, Value
+from compiler.ir.op import Elementwise, FormContext, OnnxForm, Sample, Simplification, register
 from compiler.ir.scalar import Scalar, call, const_like
+from compiler.ops.simplify_arithmetic import clipped_twice, repeated, undone
 from compiler.ops.support import Attrs, attr_float
 
 _REALS = np.array([-np.inf, -1e30, -90.0, -3.5, -1.0, -0.5, -0.0, 0.0, 1e-8, 0.5, 1.0, 1.5, 2.5, 90.0, 1e30, np.inf, np.nan], np.float32)
@@ -33,30 +33,21 @@ def _define(op_name: str, onnx_name: str, expression: Expression, domain: Array,
 
         name = op_name
         forms = (OnnxForm(onnx_name, lambda context: context.emit(op_name, context.input(0)), since=since),)
+        simplifications = _SIMPLIFICATIONS.get(op_name, ())
         samples = tuple(Sample(onnx_name, (x,)) for x in (domain, _EMPTY, _SCALAR, *more) if onnx_name not in _LOGICAL or x.dtype == domain.dtype)
 
         def scalar(self, args: Sequence[Scalar], attrs: Attrs) -> Scalar:
             return expression(args[0])
 
-        def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-            return _simplify_pair(node, builder)
-
     del Unary
 
 
 _LOGICAL = ("Not", "BitwiseNot")
-_INVOLUTIONS = ("neg", "not", "bitwise_not")
-_IDEMPOTENT = ("abs", "relu", "floor", "ceil", "round", "sign")
-
-
-def _simplify_pair(node: Node, builder: GraphBuilder) -> Value | None:
-    """``f(f(x))`` is x for an involution and ``f(x)`` for an idempotent function."""
-    inner = builder.producer(node.present_inputs[0])
-    if inner is None or inner.op != node.op:
-        return None
-    if node.op in _INVOLUTIONS:
-        return inner.inputs[0]
-    return inner.output if node.op in _IDEMPOTENT else None
+_SIMPLIFICATIONS: dict[str, tuple[Simplification, ...]] = {
+    **dict.fromkeys(("neg", "not", "bitwise_not"), (undone,)),
+    **dict.fromkeys(("abs", "floor", "ceil", "round", "sign"), (repeated,)),
+    "relu": (repeated, clipped_twice),
+}
 
 
 def _plain(function: str) -> Expression:

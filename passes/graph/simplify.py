@@ -1,23 +1,27 @@
-"""The simplifications that the ops themselves declare."""
+"""The simplifications that the ops themselves declare, and those of expansions and concatenations that the ops around them make needless."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.op import lookup
-from compiler.ir.verify import Stage
-from passes.base import PassResult, register_pass
-from passes.rewrite import rewrite
+from compiler.ir.op import Simplification, lookup
+from compiler.ir.verify import Stage, is_elementwise
+from compiler.ops.index import MOST_PARTS
+from passes.base import PassResult, RuleEvent, register_pass
+from passes.rewrite import rewrite, single_use
 
 
 @register_pass
 @dataclass(frozen=True)
 class Simplify:
-    """Applies ``Op.simplify`` everywhere until nothing changes, and lets ops that broadcast their operands do it alone.
+    """Applies ``Op.simplifications`` everywhere until nothing changes, lets ops that broadcast their operands do it alone, computes elementwise
+    what is expanded before that, and makes one concatenation of those that read each other alone.
 
     ``%e = expand(%row) {shape = [8, 4]}; %y = add(%x, %e)`` becomes ``%y = add(%x, %row)``. Raises InternalError where it takes more than
     ``rounds``.
@@ -28,20 +32,59 @@ class Simplify:
     stage: ClassVar[Stage] = Stage.CANONICAL
 
     def run(self, graph: Graph) -> PassResult:
-        total = 0
+        events: list[RuleEvent] = []
         for _ in range(self.rounds):
-            graph, replaced = rewrite(graph, _simplify)
-            if not replaced:
-                return PassResult(graph, total > 0, (f"{total} nodes",) if total else ())
-            total += replaced
+            graph, done = _sweep(graph)
+            if not done:
+                counts = Counter(event.rule for event in events)
+                return PassResult(graph, bool(events), tuple(f"{count} {name}" for name, count in sorted(counts.items())), tuple(events))
+            events += done
         raise InternalError(f"nodes still change after {self.rounds} rounds: two simplifications undo each other", where=self.name)
 
 
-def _simplify(node: Node, builder: GraphBuilder) -> Value | None:
-    return lookup(node.op).simplify(node, builder) or _unexpanded(node, builder)
+def rule_name(rule: Simplification) -> str:
+    """What a simplification is called in reports."""
+    return rule.__name__.replace("_", "-")
 
 
-def _unexpanded(node: Node, builder: GraphBuilder) -> Value | None:
+def _sweep(graph: Graph) -> tuple[Graph, list[RuleEvent]]:
+    """Each node offered to its rules once."""
+    alone = single_use(graph)
+    events: list[RuleEvent] = []
+
+    def rule(node: Node, builder: GraphBuilder) -> Value | None:
+        for name, found in _offers(node, builder, alone):
+            if found is not None:
+                events.append(RuleEvent(name, node.name or node.output.name))
+                return found
+        return None
+
+    return rewrite(graph, rule)[0], events
+
+
+def _offers(node: Node, builder: GraphBuilder, alone: set[Value]) -> Iterator[tuple[str, Value | None]]:
+    """What each rule would put in the place of a node."""
+    for rule in (*lookup(node.op).simplifications, *BROADCASTING):
+        yield rule_name(rule), rule(node, builder)
+    yield NESTED_CONCAT, _flattened(node, builder, alone)
+
+
+NESTED_CONCAT = "nested-concat"
+"""A concatenation along the same axis that one other alone reads; a shared one would be written twice."""
+
+
+def _flattened(node: Node, builder: GraphBuilder, alone: set[Value]) -> Value | None:
+    if node.op != "concat":
+        return None
+    operands: list[Value] = []
+    for value in node.present_inputs:
+        inner = builder.producer(value) if value in alone else None
+        nested = inner is not None and inner.op == "concat" and inner.attrs["axis"] == node.attrs["axis"]
+        operands += inner.present_inputs if inner is not None and nested else (value,)
+    return builder.emit("concat", *operands, name=node.name, **node.attrs) if len(node.inputs) < len(operands) <= MOST_PARTS else None
+
+
+def needless_expand(node: Node, builder: GraphBuilder) -> Value | None:
     """The node without the expansions of its operands that it does itself."""
     op = lookup(node.op)
     if op.broadcasts is None:
@@ -54,6 +97,21 @@ def _unexpanded(node: Node, builder: GraphBuilder) -> Value | None:
             if op.infer([None if v is None else v.type for v in fewer], node.attrs) == (node.output.type,):
                 inputs = fewer
     return None if tuple(inputs) == node.inputs else builder.emit(node.op, *inputs, name=node.name, **node.attrs)
+
+
+def early_expand(node: Node, builder: GraphBuilder) -> Value | None:
+    """An elementwise node all of whose operands repeat what they hold: of fewer elements, and what comes of it expanded."""
+    if not is_elementwise(node) or node.op == "identity":
+        return None
+    sources = [None if v is None else _before_expand(v, 0, builder) or v for v in node.inputs]
+    if tuple(sources) == node.inputs:
+        return None
+    narrow = builder.emit(node.op, *sources, name=node.name, **node.attrs)
+    return builder.emit("expand", narrow, name=node.name, shape=node.output.type.shape)
+
+
+BROADCASTING: tuple[Simplification, ...] = (needless_expand, early_expand)
+"""Rules of every op that broadcasts its operands, after its own."""
 
 
 def _before_expand(value: Value, kept: int, builder: GraphBuilder) -> Value | None:
