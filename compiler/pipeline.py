@@ -40,7 +40,17 @@ def passes_for(target: Target, opt_level: int = 3) -> tuple[Pass, ...]:
 
 
 def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
-    """Canonical graph to canonical graph, the same for every target."""
+    """Canonical graph to canonical graph, the same for every target: what says how numbers are rounded, then what may be done in any order."""
+    return (*rounding_passes(opt_level), *free_passes(opt_level))
+
+
+def rounding_passes(opt_level: int) -> tuple[Pass, ...]:
+    """What must see the graph as the model has it: between its conversions to integers all others would move factors and round anew."""
+    return (IntegerProducts(),) if opt_level >= 2 else ()
+
+
+def free_passes(opt_level: int) -> tuple[Pass, ...]:
+    """The other canonical passes, whose order decides what is found, not what it means (``tests/pass_orders.py``)."""
     clean: tuple[Pass, ...] = (ConstantFold(), EliminateDeadCode())
     if opt_level >= 1:
         clean = (
@@ -55,7 +65,7 @@ def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
         )
     if opt_level >= 2:
         late = (RecoverOps(), SinkViews(), MergeLinear(), SinkTransposes(), GatherConstants(), Simplify(), EliminateDeadCode())
-        clean = (IntegerProducts(), *clean, *late)
+        clean = (*clean, *late)
     return clean
 
 

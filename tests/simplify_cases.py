@@ -445,6 +445,22 @@ MOVES = (
     ),
     Case(
         "*",
+        "repeated-constant",
+        lambda e: e("mul", e.x, np.repeat(np.array([[[1.5], [-0.0], [np.nan]]], np.float32), 4, axis=2)),
+        lambda e: e("mul", e.x, np.array([[[1.5], [-0.0], [np.nan]]], np.float32)),
+        lambda e: e("mul", e.x, np.array([1.5, 1.5, 2.5, 1.5], np.float32)),
+        "one is another",
+    ),
+    Case(
+        "*",
+        "repeated-constant",
+        lambda e: e("maximum", e.x, np.full(SHAPE, 2, np.float32)),
+        lambda e: e("maximum", e.x, np.full((1, 1, 1), 2, np.float32)),
+        lambda e: e("maximum", e.rows, np.full(SHAPE, 2, np.float32)),
+        "the result has its shape of it",
+    ),
+    Case(
+        "*",
         "early-expand",
         lambda e: e("maximum", e("expand", e.rows, shape=SHAPE), 0.5),
         lambda e: e("expand", e("maximum", e.rows, 0.5), shape=SHAPE),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from hypothesis import strategies as st
 from symbolic_models import compiled, model_of, wave
 
 import tensorsmith as ts
+from backends.llvm.codegen import assembly
+from backends.llvm.engine import kernel_text
 from backends.reference import run_program
 from compiler.errors import UserError
+from compiler.ir.builder import GraphBuilder
 from compiler.ir.interp import interpret
 from compiler.ir.loop import Access
 from compiler.ir.program import Program
 from compiler.ir.program_text import parse_program, print_program, weights_of
+from compiler.ir.types import DType, TensorType
 from compiler.lowering import lower
 from compiler.pipeline import optimize
 from compiler.target import resolve
@@ -242,3 +247,23 @@ def test_floats_divide_by_zero() -> None:
     model = model_of("g (float[n] x, float[n] y) => (float[n] z) { z = Div(x, y) }", 18)
     for found in results(model, {"x": np.float32([1, -1, 0]), "y": np.zeros(3, np.float32)}):
         np.testing.assert_array_equal(found["z"], np.float32([np.inf, -np.inf, np.nan]))
+
+
+def divisions(op: str, dtype: DType, divisor: Array | None) -> int:
+    """The division instructions of a kernel; None: a run gives the divisors."""
+    target, b = resolve("x86-64-v3"), GraphBuilder("g", folding=False)
+    x, y = b.input("x", TensorType(dtype, (64, 4))), b.input("y", TensorType(dtype, (64, 4)))
+    attrs = {"fmod": False} if op == "mod" else {}
+    planned, _ = optimize(b.graph([b.emit(op, x, y if divisor is None else b.constant(divisor), **attrs)]), target)
+    (function,) = lower(planned, target, 1).functions
+    return len(re.findall(r"^\s+i?div[bwlq]\s", assembly(kernel_text(function), target), re.MULTILINE))
+
+
+@pytest.mark.parametrize("op", ["div", "mod"])
+@pytest.mark.parametrize("dtype", [DType.INT8, DType.UINT8, DType.INT32, DType.UINT32, DType.INT64, DType.UINT64])
+def test_known_divisors_take_no_division(op: str, dtype: DType) -> None:
+    """Products and shifts instead, for one number and for one in the place of many; the loop is shared out among workers by a few."""
+    loop = divisions("add", dtype, np.array(7, dtype.numpy))
+    assert divisions(op, dtype, np.array(7, dtype.numpy)) == loop
+    assert divisions(op, dtype, np.full((1, 4), 100, dtype.numpy)) == loop
+    assert divisions(op, dtype, None) > loop

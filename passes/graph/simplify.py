@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
-from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.graph import Array, Graph, Node, Value
 from compiler.ir.op import Simplification, lookup
+from compiler.ir.types import DType, TensorType
 from compiler.ir.verify import Stage, is_elementwise
 from compiler.ops.index import MOST_PARTS
 from passes.base import PassResult, RuleEvent, register_pass
@@ -21,7 +24,7 @@ from passes.rewrite import rewrite, single_use
 @dataclass(frozen=True)
 class Simplify:
     """Applies ``Op.simplifications`` everywhere until nothing changes, lets ops that broadcast their operands do it alone, computes elementwise
-    what is expanded before that, and makes one concatenation of those that read each other alone.
+    what is expanded before that, keeps constants once along axes where they repeat, and makes one concatenation of those that read each other alone.
 
     ``%e = expand(%row) {shape = [8, 4]}; %y = add(%x, %e)`` becomes ``%y = add(%x, %row)``. Raises InternalError where it takes more than
     ``rounds``.
@@ -110,7 +113,39 @@ def early_expand(node: Node, builder: GraphBuilder) -> Value | None:
     return builder.emit("expand", narrow, name=node.name, shape=node.output.type.shape)
 
 
-BROADCASTING: tuple[Simplification, ...] = (needless_expand, early_expand)
+def repeated_constant(node: Node, builder: GraphBuilder) -> Value | None:
+    """A constant that holds the same all along an axis that other operands have, too: once there."""
+    if not is_elementwise(node):
+        return None
+    op, types = lookup(node.op), [None if v is None else v.type for v in node.inputs]
+    narrow: dict[int, Array] = {}
+    for index, value in enumerate(node.inputs):
+        array = None if value is None or value.type.dtype is DType.STRING else builder.array(value)
+        once = None if array is None else _narrowed(array)
+        if once is not None and once is not array:
+            fewer = [*types[:index], TensorType(DType.of(once.dtype), once.shape), *types[index + 1 :]]
+            if op.infer(fewer, node.attrs) == (node.output.type,):
+                types, narrow[index] = fewer, once
+    inputs = [builder.constant(narrow[i], name=v.name) if v is not None and i in narrow else v for i, v in enumerate(node.inputs)]
+    return builder.emit(node.op, *inputs, name=node.name, **node.attrs) if narrow else None
+
+
+def _narrowed(array: Array) -> Array:
+    """The array with 1 in the place of each axis along which its elements have the same bits; itself where there is none."""
+    for axis, size in enumerate(array.shape):
+        if size > 1:
+            first = array.take([0], axis)
+            # Most differ from the second at once.
+            if _same_bits(first, array.take([1], axis)) and _same_bits(np.broadcast_to(first, array.shape), array):
+                array = first
+    return array
+
+
+def _same_bits(left: Array, right: Array) -> bool:
+    return left.tobytes() == right.tobytes()
+
+
+BROADCASTING: tuple[Simplification, ...] = (needless_expand, early_expand, repeated_constant)
 """Rules of every op that broadcasts its operands, after its own."""
 
 
