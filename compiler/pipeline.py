@@ -17,6 +17,7 @@ from passes.graph.control_flow import SimplifyControlFlow
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.fold_reshapes import FoldReshapes
 from passes.graph.group import Group
+from passes.graph.hoist import HoistInvariants
 from passes.graph.integer_products import IntegerProducts
 from passes.graph.layout import AssignLayout
 from passes.graph.merge_linear import MergeLinear
@@ -60,6 +61,8 @@ def free_passes(opt_level: int) -> tuple[Pass, ...]:
             CommonSubexpressions(),
             SinkViews(),
             AppendInLoops(),
+            SimplifyControlFlow(),
+            HoistInvariants(),
             SimplifyControlFlow(),
             EliminateDeadCode(),
         )

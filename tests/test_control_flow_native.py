@@ -200,6 +200,41 @@ graph @filled {
 """
 
 
+ALIKE = """
+graph @alike {
+  input %x: f32[N, 3]
+  input %w: f32[3, 3]
+  input %n: i64[]
+  bind(%n) {symbols = ["u1"]}
+  %y: f32[N, 3], %all: f32[u3, N, 3] = loop(none, %x, %w, %x)
+      {trips = <u1>, iteration = "u2", carried = 1, has_condition = false, symbols = [], count = "u3"}
+    region @body {
+      input %h: f32[N, 3]
+      input %weights: f32[3, 3]
+      input %given: f32[N, 3]
+      %turned: f32[3, 3] = transpose(%weights) {perm = [1, 0]}
+      %square: f32[3, 3] = matmul(%turned, %weights)
+      %first: f32[N, 3] = matmul(%given, %weights)
+      %step: f32[N, 3] = matmul(%h, %square)
+      %sum: f32[N, 3] = add(%step, %first)
+      %next: f32[N, 3] = tanh(%sum)
+      %shown: f32[N, 3] = relu(%next)
+      return %next, %shown
+    }
+  return %y, %all
+}
+"""
+
+
+@pytest.mark.parametrize("trips", [0, 1, 4])
+def test_work_that_all_iterations_share_is_done_once(folder: Path, trips: int) -> None:
+    rng = np.random.default_rng(trips)
+    x, w = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 3)).astype(np.float32)
+    assert _check(ALIKE, folder, x=x, w=w, n=np.array(trips))["all"].shape == (trips, 5, 3)
+    (loop,) = (node for node in optimize(_graph(ALIKE), native())[0].nodes if node.op == "loop")
+    assert sum(node.op == "group" for node in loop.regions[0].nodes) == 2
+
+
 def test_sizes_that_no_memory_has(folder: Path) -> None:
     assert _check(FILLED, folder, n=[2, 3])["y"].shape == (2, 3)
     for sizes in ((1 << 40, 1 << 40), (1 << 32, 1 << 30), (1 << 31, 1 << 33)):
