@@ -188,6 +188,7 @@ class _Writer:
         self._functions: list[Function] = []
         self._weights: list[tuple[int, Array]] = []
         self._weights_bytes = 0
+        self._places: dict[bytes, int] = {}
         self._kernels: dict[str, int] = {}
         self._whole: dict[tuple[Constant, int], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
@@ -435,10 +436,13 @@ class _Writer:
         return self._records.places(array)
 
     def _store(self, array: Array) -> int:
-        """The offset of an array appended to the weights."""
-        offset = -(-self._weights_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
-        self._weights.append((offset, array))
-        self._weights_bytes = offset + array.nbytes
+        """The offset of an array among the weights, to which it is appended where no other has the same bytes."""
+        digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
+        offset = self._places.get(digest)
+        if offset is None:
+            offset = self._places[digest] = -(-self._weights_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+            self._weights.append((offset, array))
+            self._weights_bytes = offset + array.nbytes
         return offset
 
 

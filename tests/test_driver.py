@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import toy
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import tensorsmith as ts
 from compiler import cache, driver
@@ -245,6 +245,32 @@ def test_a_model_compiles_runs_saves_and_loads(folder: Path, tmp_path: Path, opt
     assert all(each.seconds > 0 for each in loaded.report())
     assert np.array_equal(loaded.run({"x": x})["y"], got)
     assert np.array_equal(ts.compile(model.SerializeToString(), threads=1, input_shapes={"x": (2, 3, 8, 8)}, opt_level=opt_level)(x)[0], got)
+
+
+def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
+    """Under two names, transposed, and in kernels that differ: what the kernels read is the same."""
+    weights = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    stored = {"w": weights, "again": weights.copy(), "turned": np.ascontiguousarray(weights.T)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "again"], ["c"]),
+        helper.make_node("Sigmoid", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "turned"], ["e"], transB=1),
+        helper.make_node("Transpose", ["turned"], ["back"], perm=[1, 0]),
+        helper.make_node("Relu", ["e"], ["f"]),
+        helper.make_node("MatMul", ["f", "back"], ["y"]),
+    ]
+    sides = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, (8, 256))] for name in "xy"]
+    graph = helper.make_graph(nodes, "tied", *sides, [numpy_helper.from_array(array, name) for name, array in stored.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    module = ts.compile(model, threads=1, cache=False)
+    path = tmp_path / "tied.tsm"
+    module.save(path)
+    assert weights.nbytes <= path.stat().st_size <= 1.2 * weights.nbytes
+    x = np.random.default_rng(1).standard_normal((8, 256)).astype(np.float32) / 16
+    want = np.maximum(1 / (1 + np.exp(-(np.tanh(x @ weights) @ weights))) @ weights, 0) @ weights
+    np.testing.assert_allclose(ts.load(path).run({"x": x})["y"], want, atol=1e-5 * np.abs(want).max())
 
 
 def test_a_report_keeps_the_first_notes() -> None:

@@ -8,8 +8,11 @@ from typing import ClassVar
 from compiler.ir.graph import Graph
 from compiler.ir.verify import Stage
 from passes.base import PassResult, register_pass
-from passes.recovery import activations, attention, normalization, softmax, surroundings
+from passes.recovery import activations, attention, normalization, products, softmax, surroundings
 from passes.rules import apply_rules
+
+RULES = (*normalization.RULES, *softmax.RULES, *activations.RULES, *attention.RULES, *products.RULES, *surroundings.RULES)
+"""All of them, in the order in which they are tried."""
 
 
 @register_pass
@@ -24,4 +27,4 @@ class RecoverOps:
     stage: ClassVar[Stage] = Stage.CANONICAL
 
     def run(self, graph: Graph) -> PassResult:
-        return apply_rules(graph, (*normalization.RULES, *softmax.RULES, *activations.RULES, *attention.RULES, *surroundings.RULES))
+        return apply_rules(graph, RULES)
