@@ -22,7 +22,9 @@ from compiler.ir.intexpr import evaluate, sym
 from compiler.ir.op import Layouts, Sample, all_ops, lookup
 from compiler.ir.types import DType, TensorType
 from compiler.ir.verify import Stage, verify_graph
+from compiler.pipeline import canonical_passes
 from frontend.onnx.importer import import_model
+from passes.base import PassManager
 
 SAMPLES = [pytest.param(s, id=f"{op.name}-{k}-{s.op_type}") for op in all_ops() for k, s in enumerate(op.samples)]
 
@@ -181,6 +183,23 @@ def test_simplifications_keep_the_result(sample: Sample) -> None:
 
 
 F32 = DType.FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("bij,bjk->bik", ((2, 3, 4), (2, 4, 5))),
+        ("...ij,...kj", ((2, 3, 4), (2, 5, 4))),
+        ("bthd,bshd->bhts", ((2, 3, 2, 4), (2, 5, 2, 4))),
+        ("bchw,co->bohw", ((1, 3, 4, 4), (3, 5))),
+        ("i,i->", ((4,), (4,))),
+        ("i,j->ij", ((4,), (3,))),
+    ],
+)
+def test_sums_of_two_operands_by_letters_are_one_product(equation: str, shapes: tuple[tuple[int, ...], ...]) -> None:
+    sample = Sample("Einsum", tuple(np.ones(shape, np.float32) for shape in shapes), {"equation": equation})
+    graph, _ = PassManager(canonical_passes(3), verify=True).run(import_model(one_node_model(sample)))
+    assert [node.op for node in graph.nodes if node.op not in ("transpose", "reshape")] == ["matmul"]
 
 
 IMAGE = TensorType(F32, (1, 16, 6, 6))
