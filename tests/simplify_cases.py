@@ -244,6 +244,14 @@ ARITHMETIC = (
         "there are three of them",
         (F32, I32),
     ),
+    Case(
+        "normalize",
+        "groups-of-one",
+        lambda e: e("normalize", e.x, axes=(1, 2), groups=3, epsilon=0.5, center=True),
+        lambda e: e("normalize", e.x, axes=(2,), groups=1, epsilon=0.5, center=True),
+        lambda e: e("normalize", e.x, axes=(1, 2), groups=1, epsilon=0.5, center=True),
+        "all channels share their statistics",
+    ),
 )
 
 MOVES = (

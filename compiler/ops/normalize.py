@@ -40,6 +40,14 @@ _V = np.array([0.5, 1.0, 2.0, 0.01], np.float32)
 _ROW = np.array([1.0, 2.0, 0.5, -1.0, 0.25], np.float32)
 
 
+def groups_of_one(node: Node, builder: GraphBuilder) -> Value | None:
+    """Groups of one channel: each normalised for itself, along the other axes."""
+    x, axes = node.present_inputs[0], attr_ints(node.attrs, "axes")
+    if len(axes) == 1 or x.type.shape[axes[0]] != node.attrs["groups"]:
+        return None
+    return builder.emit("normalize", x, name=node.name, **{**node.attrs, "axes": axes[1:], "groups": 1})
+
+
 @register
 class Normalize(Op):
     """``(x - mean) / sqrt(variance + epsilon)`` over ``axes`` (sorted, non-negative); without ``center`` ``x / sqrt(mean(x²) + epsilon)``.
@@ -48,6 +56,7 @@ class Normalize(Op):
     """
 
     name = "normalize"
+    simplifications = (groups_of_one,)
     families = ("normalize",)
     computes = True
     samples = (
@@ -90,12 +99,6 @@ class Normalize(Op):
         axes, rank = attr_ints(attrs, "axes"), first_type(inputs).rank
         pixel = axes == (1,) and attrs["groups"] == 1
         return Layouts.SAME if axes[0] > 1 or pixel or axes == tuple(range(1, rank)) else Layouts.PLAIN
-
-    def simplify(self, node: Node, builder: GraphBuilder) -> Value | None:
-        x, axes = node.present_inputs[0], attr_ints(node.attrs, "axes")
-        if len(axes) > 1 and x.type.shape[axes[0]] == node.attrs["groups"]:
-            return builder.emit(self.name, x, name=node.name, **{**node.attrs, "axes": axes[1:], "groups": 1})
-        return None
 
 
 def normalize(context: FormContext, x: Value, axes: Sequence[int], *, epsilon: float, center: bool = True, groups: int = 1) -> Value:
