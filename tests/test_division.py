@@ -256,7 +256,7 @@ def divisions(op: str, dtype: DType, divisor: Array | None) -> int:
     attrs = {"fmod": False} if op == "mod" else {}
     planned, _ = optimize(b.graph([b.emit(op, x, y if divisor is None else b.constant(divisor), **attrs)]), target)
     (function,) = lower(planned, target, 1).functions
-    return len(re.findall(r"^\s+i?div[bwlq]\s", assembly(kernel_text(function), target), re.MULTILINE))
+    return len(re.findall(r"^\s+i?div[bwlq]\s", assembly(kernel_text(function, target), target), re.MULTILINE))
 
 
 @pytest.mark.parametrize("op", ["div", "mod"])
