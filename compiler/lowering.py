@@ -41,6 +41,9 @@ from passes.analysis.liveness import memory_places, memory_roots
 from passes.graph.plan import direct_outputs
 from runtime.texts import Records
 
+_SAMPLE = 256
+"""Bytes of weights by which those are told apart that cannot be the same."""
+
 Build = Callable[[Workload, Any, Target, str], Function]
 
 Choose = Callable[[Family, Workload, Target], Any]
@@ -188,7 +191,7 @@ class _Writer:
         self._functions: list[Function] = []
         self._weights: list[tuple[int, Array]] = []
         self._weights_bytes = 0
-        self._places: dict[bytes, int] = {}
+        self._alike: dict[tuple[int, bytes], list[tuple[int, Array]]] = {}
         self._kernels: dict[str, int] = {}
         self._whole: dict[tuple[Constant, int], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
@@ -437,12 +440,15 @@ class _Writer:
 
     def _store(self, array: Array) -> int:
         """The offset of an array among the weights, to which it is appended where no other has the same bytes."""
-        digest = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
-        offset = self._places.get(digest)
-        if offset is None:
-            offset = self._places[digest] = -(-self._weights_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
-            self._weights.append((offset, array))
-            self._weights_bytes = offset + array.nbytes
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        alike = self._alike.setdefault((data.size, data[:: data.size // _SAMPLE + 1].tobytes()), [])
+        for offset, other in alike:
+            if np.array_equal(data, other):
+                return offset
+        offset = -(-self._weights_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
+        alike.append((offset, data))
+        self._weights.append((offset, array))
+        self._weights_bytes = offset + array.nbytes
         return offset
 
 
