@@ -33,7 +33,7 @@ from compiler.ir.program import (
 )
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, pack_physical
-from compiler.ir.verify import ARENA_ALIGNMENT, is_view
+from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, is_view
 from compiler.kernels.base import Family, TextMaker, Workload, family
 from compiler.target import Target
 from compiler.workloads import LoweredGroup, copied, lower_group
@@ -94,7 +94,7 @@ def _select(graph: Graph, target: Target, threads: int) -> dict[Node, Selected]:
                 missing.append(_describe(node))
             else:
                 found[node] = Selected(chosen, group)
-        elif node.op not in CONTROL and not is_view(node):
+        elif node.op not in CONTROL and not is_view(node) and not held_offsets(node):
             missing.append(_describe(node))
     if missing:
         raise UnsupportedError(
@@ -150,9 +150,9 @@ class _Level:
     def make(self, node: Node) -> Iterator[Step]:
         """Give a group's result its place; what must be done for that."""
         value = node.output
-        offset, buffer = node.attrs.get("offset"), node.attrs.get("dynamic")
+        offset, buffer, memory = node.attrs.get("offset"), node.attrs.get("dynamic"), self._memory[value]
         if isinstance(offset, int | IntExpr):
-            self._places[value] = Address(Space.ARENA, self._arena + offset)
+            self._places[memory.root] = Address(Space.ARENA, self._arena + offset - memory.offset)
         elif isinstance(buffer, int):
             self.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
         if value in self._allocations:

@@ -211,6 +211,10 @@ class Op(ABC):
         """The element of input 0's memory at which the result lies, in the layouts of these types, where it is a part of it; None: it is not."""
         return 0 if self.is_view else None
 
+    def held_offsets(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], result: TensorType) -> tuple[Dim, ...] | None:
+        """For an op that does nothing where its operands are made in its result's memory: the element at which each lies; None: it is not one."""
+        return None
+
     def known_content(self, inputs: Sequence[TensorType | None], contents: Sequence[Array | None], attrs: Mapping[str, Attr]) -> Array | None:
         """The integers in the result, as an object array of dims, from the operands' types and those contents that are known."""
         if not self.dims_foldable or any(c is None and t is not None for c, t in zip(contents, inputs, strict=True)):

@@ -16,12 +16,14 @@ canonical: every value is row-major; there are no ``to_layout`` and no ``group``
 
 laid out, and inside groups later: the layouts of a node's operands and result are among ``Op.layouts``.
 
-grouped: the nodes are groups, views and control flow. A group has one region, whose inputs and outputs have the types of the group's own; one output;
+grouped: the nodes are groups, views, joins, whose operands are made where they lie in the result, and control flow. A group has one region, whose
+inputs and outputs have the types of the group's own; one output;
 and in the region at most one node that is not elementwise.
 
-planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 with the value inside the arena,
-or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node that makes it to
-the last one that reads it or a view of it. The one exception is a group whose attribute ``in_place`` numbers the operand it writes over.
+planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 (or where a join holds it) with the value
+inside the arena, or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node that
+makes it to the last one that reads it, a view of it or a join that holds it. The one exception is a group whose attribute ``in_place`` numbers
+the operand it writes over.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
 from compiler.ir.types import TensorType, same_bytes
 from compiler.ir.verify_plan import ARENA_ALIGNMENT as ARENA_ALIGNMENT
-from compiler.ir.verify_plan import verify_plan
+from compiler.ir.verify_plan import Memory, verify_plan
 
 
 class Stage(Enum):
@@ -72,6 +74,14 @@ def view_offset(node: Node) -> Dim | None:
     return None if offset is None else offset * node.output.type.dtype.itemsize
 
 
+def held_offsets(node: Node) -> tuple[Dim, ...]:
+    """The bytes of its result's memory at which the operands of a node are made that does nothing else; none for any other node."""
+    if node.op == "group" or len(node.outputs) != 1:
+        return ()
+    found = lookup(node.op).held_offsets([None if v is None else v.type for v in node.inputs], node.attrs, node.output.type)
+    return () if found is None else tuple(offset * node.output.type.dtype.itemsize for offset in found)
+
+
 def is_elementwise(node: Node) -> bool:
     """Whether a node's op has a scalar expression for these operands."""
     args = [Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)]
@@ -91,7 +101,7 @@ class _Verifier:
         self._symbols.update(symbols_)
         self._scope(graph, symbols_, where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
         if self._stage is Stage.PLANNED:
-            verify_plan(graph, is_view, where)
+            verify_plan(graph, Memory(view_offset, held_offsets), where)
 
     def _scope(self, graph: Graph, symbols_: set[str], where: str, *, grouped: bool) -> None:
         """``symbols_`` are known where graph begins; those it defines are added."""
@@ -155,8 +165,8 @@ class _Verifier:
         if node.op in BRANCHING:
             self._branching(node, symbols_, where, grouped=grouped)
             return
-        if grouped and not is_view(node) and node.op not in CONTROL:
-            raise InternalError("a node outside groups is not a view", where=where)
+        if grouped and not is_view(node) and not held_offsets(node) and node.op not in CONTROL:
+            raise InternalError("a node outside groups is not a view, nor does it hold its operands", where=where)
         try:
             inferred = lookup(node.op).infer([None if v is None else v.type for v in node.inputs], node.attrs)
         except UnsupportedForm as error:

@@ -11,7 +11,7 @@ from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, evaluate, symbols
 from compiler.ir.op import lookup
 from compiler.ir.types import TensorType
-from compiler.ir.verify import ARENA_ALIGNMENT, is_elementwise, view_offset
+from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, is_elementwise, view_offset
 
 _TYPICAL, _TYPICAL_STEP = 48, 16
 """The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
@@ -32,8 +32,9 @@ class Place:
 
 
 def memory_places(graph: Graph) -> Mapping[Value, Place]:
-    """For every value where it lies: in memory of its own, or in that of what it is (a view of) a view of."""
+    """For every value where it lies: in memory of its own, in that of what it is (a view of) a view of, or of what holds it."""
     places = {value: Place(value) for value in (*graph.inputs, *graph.constants)}
+    held: dict[Value, Place] = {}
     for node in graph.nodes:
         offset = view_offset(node)
         for value in node.outputs:
@@ -42,7 +43,18 @@ def memory_places(graph: Graph) -> Mapping[Value, Place]:
             else:
                 viewed = places[node.present_inputs[0]]
                 places[value] = Place(viewed.root, viewed.offset + offset)
-    return places
+        for value, offset in zip(node.present_inputs, held_offsets(node), strict=False):
+            part = places[value]
+            held[part.root] = Place(node.output, offset - part.offset)
+    return {value: _within(place, held) for value, place in places.items()} if held else places
+
+
+def _within(place: Place, held: Mapping[Value, Place]) -> Place:
+    """A place in the memory that holds it in the end."""
+    while place.root in held:
+        around = held[place.root]
+        place = Place(around.root, around.offset + place.offset)
+    return place
 
 
 def memory_roots(graph: Graph) -> Mapping[Value, Value]:
@@ -64,15 +76,14 @@ class Interval:
 
 
 def live_ranges(graph: Graph) -> Mapping[Value, tuple[int, int]]:
-    """For every root the nodes that make it and read it (or a view of it) last; inputs and constants start at -1, outputs never end."""
+    """For every root the first node that makes some of it and the last that reads some; inputs and constants start at -1, outputs never end."""
     roots = memory_roots(graph)
     ranges = dict.fromkeys((*graph.inputs, *graph.constants), (-1, -1))
     for number, node in enumerate(graph.nodes):
         for value in node.present_inputs:
             ranges[roots[value]] = (ranges[roots[value]][0], number)
         for value in node.outputs:
-            if roots[value] is value:
-                ranges[value] = (number, number)
+            ranges.setdefault(roots[value], (number, number))
     for value in graph.outputs:
         ranges[roots[value]] = (ranges[roots[value]][0], len(graph.nodes))
     return ranges

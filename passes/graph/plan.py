@@ -10,7 +10,17 @@ from compiler.ir.control import BRANCHING, Loop, type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, evaluate, maximum, sym, symbols
 from compiler.ir.verify import Stage
-from passes.analysis.liveness import Interval, aligned, derived_sizes, live_peak, live_ranges, memory_roots, overwritable, typical_sizes
+from passes.analysis.liveness import (
+    Interval,
+    aligned,
+    derived_sizes,
+    live_peak,
+    live_ranges,
+    memory_places,
+    memory_roots,
+    overwritable,
+    typical_sizes,
+)
 from passes.analysis.packing import place
 from passes.base import PassResult, register_pass
 
@@ -116,7 +126,8 @@ class _Planner:
     def _level(self, graph: Graph, given: set[Value], kept: Mapping[Value, int]) -> _Level:
         """A graph, of which the roots in ``given`` have memory from outside and those in ``kept`` a buffer of their own."""
         self._define(graph)
-        roots, ranges = memory_roots(graph), live_ranges(graph)
+        places, ranges = memory_places(graph), live_ranges(graph)
+        roots = {value: place.root for value, place in places.items()}
         inner = {node: self._regions(node, number) for number, node in enumerate(graph.nodes) if node.op in BRANCHING}
         slots, in_place = self._slots(graph, {*graph.inputs, *graph.constants, *given, *kept}, roots, ranges)
         made = {v for node in graph.nodes for v in node.outputs if roots[v] is v}
@@ -132,8 +143,8 @@ class _Planner:
                 if node.op == "loop":
                     loop = Loop.of(node)
                     attrs["following"] = tuple(self._buffer() for _ in range(len(loop.body.outputs) - len(loop.scans)))
-            elif node.outputs and node.output in slots:
-                attrs["offset"] = offsets[slots[node.output]]
+            elif node.op == "group" and roots[node.output] in slots:
+                attrs["offset"] = offsets[slots[roots[node.output]]] + places[node.output].offset
             elif node.outputs and node.output in buffers:
                 attrs["dynamic"] = buffers[node.output]
             if node in in_place:
@@ -170,17 +181,18 @@ class _Planner:
         in_place: dict[Node, int] = {}
         for number, node in enumerate(graph.nodes):
             for value in node.outputs if node.op not in BRANCHING else ():
-                if roots[value] is not value or value in outside or not self._known(value.type.nbytes):
+                root = roots[value]
+                if root in slots or root in outside or not self._known(root.type.nbytes):
                     continue
-                first, last = ranges[value]
+                first, last = ranges[root]
                 operands = [slots.get(roots[v]) for v in node.present_inputs]
-                free = ((k, operands[k]) for k in overwritable(node, roots))
+                free = ((k, operands[k]) for k in overwritable(node, roots)) if root is value else ()
                 for over, slot in free:
                     if slot is not None and slot.last == number:
                         in_place[node], slots[value], slot.last = over, slot, last
                         break
                 else:
-                    slots[value] = _Slot(value.type.nbytes, first, last)
+                    slots[root] = _Slot(root.type.nbytes, first, last)
         self.in_place += len(in_place)
         return slots, in_place
 
@@ -213,6 +225,11 @@ class _Planner:
             self._named[value] = sym(symbol)
             self._add(symbol, value)
         return self._named[value]
+
+
+def arena_bound(graph: Graph) -> int:
+    """The most bytes of a grouped graph's arena that are alive at once, for typical sizes where they are not known."""
+    return _Planner(graph, 0).graph(graph)[0].bound
 
 
 def direct_outputs(region: Graph) -> set[Value]:

@@ -1,0 +1,218 @@
+"""Concatenations that move nothing: whose operands are made where they lie in the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.errors import InternalError
+from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.interp import interpret
+from compiler.ir.intexpr import sym
+from compiler.ir.verify import Stage, verify_graph
+from compiler.pipeline import optimize
+from compiler.target import native, resolve
+from tests.graph_cases import CONV, check_same, f32, feeds
+from tests.test_memory import run_natively
+
+TARGET = resolve("x86-64-v3")
+
+
+def planned(graph: Graph) -> Graph:
+    found, _ = optimize(graph, TARGET, verify=True)
+    check_same(graph, found, 1e-4)
+    return found
+
+
+def joins(graph: Graph) -> list[int]:
+    """How many operands each join has."""
+    return [len(node.inputs) for node in planned(graph).nodes if node.op == "join"]
+
+
+def channels(x: Value) -> int:
+    found = x.type.shape[1]
+    assert isinstance(found, int)
+    return found
+
+
+class Net:
+    """A network of 1 x 1 convolutions."""
+
+    def __init__(self, *size: Any) -> None:
+        self.b = GraphBuilder("net", folding=False)
+        self.rng = np.random.default_rng(0)
+        self.x = self.b.input("x", f32(1, 8, *(size or (4, 4))))
+
+    def chain(self, length: int, filters: int = 8) -> Value:
+        """So many convolutions after one another: what no other branch computes, too."""
+        x = self.x
+        for _ in range(length):
+            x = self.conv(x, filters)
+        return x
+
+    def conv(self, x: Value, filters: int) -> Value:
+        weights = (self.rng.integers(-8, 9, (filters, channels(x), 1, 1)) / 8).astype(np.float32)
+        return self.b.emit("relu", self.b.emit("conv", x, self.b.constant(weights), **CONV))
+
+    def end(self, x: Value) -> Value:
+        """What reads all channels in blocks, and not as a sum of what its parts give."""
+        weights = self.rng.standard_normal((channels(x), 1, 3, 3)).astype(np.float32)
+        return self.b.emit("conv", x, self.b.constant(weights), **{**CONV, "group": channels(x), "pads": (1, 1, 1, 1)})
+
+    def concat(self, *values: Value, axis: int = 1) -> Value:
+        return self.b.emit("concat", *values, axis=axis)
+
+    def slice(self, x: Value, start: int, size: int) -> Value:
+        return self.b.emit("slice", x, starts=(0, start, 0, 0), sizes=(1, size, *x.type.shape[2:]), steps=(1, 1, 1, 1))
+
+    def graph(self, *outputs: Value) -> Graph:
+        names = tuple(f"y{number}" for number in range(len(outputs)))
+        return self.b.graph(outputs).with_(attrs={"input_names": ("x",), "output_names": names})
+
+
+def test_branches_are_made_in_place() -> None:
+    net = Net()
+    x = net.concat(net.chain(1), net.chain(2, 16), net.chain(3, 12))
+    assert joins(net.graph(net.end(x))) == [3]
+
+
+def test_dense_connections_share_one_memory() -> None:
+    net = Net()
+    x = net.conv(net.x, 8)
+    for _ in range(3):
+        x = net.concat(x, net.conv(net.b.emit("relu", x), 8))
+    graph = net.graph(net.end(x))
+    assert joins(graph) == [2, 2, 2]
+    assert len([node for node in planned(graph).nodes if node.op == "group"]) == 8
+
+
+def test_parts_of_one_value_are_one_operand() -> None:
+    net = Net()
+    x = net.conv(net.x, 16)
+    first, second = net.slice(x, 0, 8), net.slice(x, 8, 8)
+    y = net.concat(first, second, net.conv(second, 8))
+    assert joins(net.graph(net.end(y))) == [3]
+
+
+def test_an_output_is_made_in_place() -> None:
+    net = Net()
+    graph = net.graph(net.concat(*(net.b.emit("softmax", net.x, axis=axis, log=False) for axis in (2, 3))))
+    assert joins(graph) == [2]
+
+
+NEAR: dict[str, Any] = {
+    "inside a block": lambda net: net.concat(net.chain(1, 12), net.chain(2)),
+    "another axis": lambda net: net.concat(net.chain(1, 16), net.chain(2, 16), axis=2),
+    "the same value twice": lambda net: (lambda y: net.concat(y, y))(net.conv(net.x, 8)),
+    "parts in another order": lambda net: (lambda y: net.concat(net.slice(y, 8, 8), net.slice(y, 0, 8)))(net.conv(net.x, 16)),
+    "a part alone": lambda net: net.concat(net.slice(net.chain(1, 16), 8, 8), net.chain(2)),
+}
+
+
+@pytest.mark.parametrize("case", NEAR)
+def test_what_does_not_lie_together_is_copied(case: str) -> None:
+    net = Net()
+    assert joins(net.graph(net.end(NEAR[case](net)))) == []
+
+
+def test_a_value_lies_in_one_result_only() -> None:
+    net = Net()
+    x, y, z = map(net.chain, (1, 2, 3))
+    assert joins(net.graph(*(net.end(net.concat(x, other)) for other in (y, z)))) == [2]
+
+
+def test_an_output_that_is_an_operand_keeps_its_memory() -> None:
+    net = Net()
+    x, y = (net.b.emit("softmax", net.x, axis=axis, log=False) for axis in (2, 3))
+    assert joins(net.graph(net.end(net.concat(x, y)), x)) == []
+
+
+def test_a_result_does_not_wait_where_that_takes_more_memory() -> None:
+    """The skip of a deep network: its half of the result would be taken from the beginning."""
+    net = Net()
+    skip = net.conv(net.x, 8)
+    x = net.b.emit("reduce", skip, kind="max", axes=(2, 3), keepdims=True)
+    wide = net.conv(net.conv(x, 2000), 8)
+    large = net.b.emit("expand", wide, shape=(1, 8, 4, 4))
+    for _ in range(2):
+        large = net.conv(large, 8)
+    assert joins(net.graph(net.end(net.concat(skip, large)))) == []
+
+
+def test_symbolic_sizes_are_made_in_place() -> None:
+    net = Net(sym("h"), sym("w"))
+    graph = net.graph(net.end(net.concat(net.chain(1), net.chain(2))))
+    assert joins(graph) == [2]
+    given_ = feeds(graph)
+    (want,), (got,) = interpret(graph, given_).values(), run_natively(graph, given_).values()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def broken(graph: Graph, change: Any) -> Graph:
+    """A planned graph in which the last operand of its join lies elsewhere."""
+    join = next(node for node in graph.nodes if node.op == "join")
+    moved = join.present_inputs[-1]
+    nodes: Sequence[Node] = [
+        replace(node, attrs={**node.attrs, "offset": change(node.attrs["offset"])}) if moved in node.outputs else node for node in graph.nodes
+    ]
+    return graph.with_(nodes=tuple(nodes))
+
+
+def test_the_verifier_knows_where_operands_must_lie() -> None:
+    net = Net()
+    graph = planned(net.graph(net.end(net.concat(net.chain(1), net.chain(2)))))
+    verify_graph(broken(graph, lambda offset: offset), Stage.PLANNED)
+    with pytest.raises(InternalError, match=r"not at their places|overlaps|outside the arena"):
+        verify_graph(broken(graph, lambda offset: offset + 64), Stage.PLANNED)
+
+
+@st.composite
+def networks(draw: Any) -> Graph:
+    """Convolutions and softmaxes whose results are put together, cut and put together again."""
+    net = Net()
+    pool = [net.x, net.conv(net.x, 8)]
+    for _ in range(draw(st.integers(2, 9))):
+        x = draw(st.sampled_from(pool[-4:]))
+        width = channels(x)
+        match draw(st.sampled_from(("conv", "conv", "concat", "concat", "cut", "relu", "softmax"))):
+            case "conv":
+                pool.append(net.conv(x, draw(st.sampled_from((8, 16, 12)))))
+            case "concat":
+                others = draw(st.lists(st.sampled_from(pool), min_size=1, max_size=2))
+                pool.append(net.concat(x, *others))
+            case "cut":
+                cut = min(width, 8 * draw(st.integers(1, 3)))
+                parts = [net.slice(x, 0, cut), *([net.slice(x, cut, width - cut)] if cut < width else [])]
+                pool += [*parts, net.concat(*parts, draw(st.sampled_from(pool)))]
+            case "relu":
+                pool.append(net.b.emit("add", net.b.emit("relu", x), x))
+            case "softmax":
+                pool.append(net.b.emit("softmax", x, axis=3, log=False))
+    unread = [v for v in pool[1:] if not any(v in node.inputs for node in net.b.nodes)]
+    return net.graph(*unread[:4])
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks())
+def test_any_network_gives_what_it_did(graph: Graph) -> None:
+    before, _ = optimize(graph, TARGET, opt_level=0)
+    after = planned(graph)
+    verify_graph(after, Stage.PLANNED)
+    check_same(before, after, 1e-4)
+
+
+@settings(max_examples=12, deadline=None)
+@given(networks())
+def test_native_code_writes_where_the_result_lies(graph: Graph) -> None:
+    given_ = feeds(graph)
+    want = interpret(graph, given_)
+    optimize(graph, native(), verify=True)
+    for name, array in run_natively(graph, given_).items():
+        np.testing.assert_allclose(array, want[name], rtol=0, atol=1e-5 * max(1.0, float(np.abs(want[name]).max(initial=0))))
