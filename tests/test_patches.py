@@ -32,7 +32,10 @@ from passes.graph.patch import PatchByPatch
 from tests.graph_cases import check_same, f32, networks
 
 TARGET = resolve("x86-64-v3")
-IN_PARTS = {"concat", "conv", "expand", "matmul", "normalize", "pad", "pool", "reduce", "reshape", "resize_nearest", "slice", "softmax", "transpose"}
+IN_PARTS = {
+    *("concat", "conv", "expand", "matmul", "normalize", "pad", "pool", "reduce", "reshape", "resize_nearest", "shuffle_channels", "slice"),
+    *("softmax", "transpose"),
+}
 """The ops of which boxes can be computed, beside all elementwise ones."""
 
 
@@ -62,6 +65,18 @@ def test_parts_are_what_the_whole_has_there(sample: Sample) -> None:
             (got,) = lookup(node.op).evaluate(pieces, part.attrs)
             assert got.shape == sizes(box)
             assert_same(got, want[(*slices(box), ...)])
+
+
+def test_parts_of_shuffled_channels() -> None:
+    op, x, rng = lookup("shuffle_channels"), np.arange(2 * 12 * 3 * 4).reshape(2, 12, 3, 4), np.random.default_rng(0)
+    attrs = {"group": 3, "start": 1, "size": 10}
+    (want,) = op.evaluate([x], attrs)
+    for _ in range(20):
+        box = random_box(rng, want.shape)
+        part = op.part([f32(*x.shape)], attrs, box)
+        assert part is not None
+        (got,) = op.evaluate([x[(*slices(part.boxes[0]), ...)]], part.attrs)
+        np.testing.assert_array_equal(got, want[(*slices(box), ...)])
 
 
 def test_these_ops_are_computed_in_parts() -> None:
