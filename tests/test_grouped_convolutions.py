@@ -129,6 +129,21 @@ def test_bottlenecks_of_many_groups_stay_in_blocks(target: Target) -> None:
     check()
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_upsampling_by_groups_stays_in_blocks(target: Target) -> None:
+    """What a transposed convolution becomes: one with more channels, whose phases are interleaved."""
+
+    @settings(max_examples=6, deadline=None)
+    @given(st.sampled_from([(1, 13), (1, 16), (12, 1), (3, 5), (4, 8)]), st.sampled_from([(2, 2), (1, 3), (4, 4)]))
+    def check(groups: tuple[int, int], strides: tuple[int, int]) -> None:
+        (group, width), phases = groups, strides[0] * strides[1]
+        net = Network(3)
+        y = net.conv(net.conv(net.x, group * 4), group * width * phases, group, 3)
+        check_blocked(net, net.conv(net.b.emit("interleave", y, group=group, strides=strides), 7), target)
+
+    check()
+
+
 def recovered(net: Network, *results: Value) -> list[str]:
     """The operators after recovery, which computes the same."""
     graph = net.b.graph(results)

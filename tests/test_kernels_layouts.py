@@ -104,6 +104,15 @@ def test_two_groups_are_shuffled_as_vectors() -> None:
     assert len(body) == 2  # every other block is alike
 
 
+def test_lanes_before_the_last_ones_are_not_taken_for_padding() -> None:
+    """Every block is two pieces, of which the second is the output's end in the last one alone."""
+    first, second = normals((1, 3)), normals((1, 16), 1)
+    regions = (Region((0, 0), (1, 3), 0, (sym("i0"), sym("i1"))), Region((0, 3), (1, 16), 1, (sym("i0"), sym("i1"))))
+    tensors = [(first, BLOCK), (second, BLOCK)]
+    work = workload("injective", {"regions": regions}, tensors, TensorType(F32, (1, 19), BLOCK))
+    check(run(work, tensors), np.concatenate([first, second], 1), rtol=0)
+
+
 def operations(body: tuple[Stmt, ...]) -> list[str]:
     found = []
     for stmt in body:
@@ -152,17 +161,17 @@ def test_resampling_reads_nothing_outside() -> None:
 @given(st.data(), layouts, layouts)
 def test_interleaved_channels(data: Any, source: int, result: int) -> None:
     strides = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=2)))
-    channels = data.draw(st.sampled_from((1, 3, 8, 16)))
-    x = normals((data.draw(st.integers(1, 2)), channels * int(np.prod(strides)), *(data.draw(st.integers(1, 6)) for _ in strides)))
+    group, width = data.draw(st.sampled_from(((1, 1), (1, 3), (1, 8), (1, 20), (1, 16), (3, 1), (2, 5), (20, 1), (3, 8))))
+    x = normals((data.draw(st.integers(1, 2)), group * width * int(np.prod(strides)), *(data.draw(st.integers(1, 6)) for _ in strides)))
     op, type_ = lookup("interleave"), TensorType(F32, x.shape)
-    (expected,) = op.evaluate([x], {"strides": strides})
-    regions = op.regions([type_], {"strides": strides})
+    (expected,) = op.evaluate([x], {"group": group, "strides": strides})
+    regions = op.regions([type_], {"group": group, "strides": strides})
     check(run(workload("injective", {"regions": regions}, [(x, source)], TensorType(F32, expected.shape, result)), [(x, source)]), expected, rtol=0)
 
 
 def test_whole_blocks_are_interleaved_as_vectors() -> None:
     x = normals((1, 64, 5, 5))
-    regions = lookup("interleave").regions([TensorType(F32, x.shape)], {"strides": (2, 2)})
+    regions = lookup("interleave").regions([TensorType(F32, x.shape)], {"group": 1, "strides": (2, 2)})
     work = workload("injective", {"regions": regions}, [(x, BLOCK)], TensorType(F32, (1, 16, 10, 10), BLOCK))
     ops = operations(family("injective").build(work, family("injective").heuristic(work, TARGET), TARGET, "kernel").body)
     assert "insert" not in ops

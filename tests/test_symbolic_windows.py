@@ -70,9 +70,11 @@ g (float[n, c, height, width] x) => (float[n, o, height, width] y) {
 """
 
 TRANSPOSED = """
-g (float[n, 8, height, width] x) => (float[n, 12, p, q] y, float[n, 6, r, s] z) {
+g (float[n, 8, height, width] x) => (float[n, 12, p, q] y, float[n, 6, r, s] z, float[n, 8, t, u] d, float[n, 6, v, ww] g) {
   y = ConvTranspose<kernel_shape = [2, 2], strides = [2, 2]>(x, w1, b1)
   z = ConvTranspose<kernel_shape = [3, 4], strides = [2, 3], pads = [1, 0, 1, 2], output_padding = [1, 0]>(x, w2)
+  d = ConvTranspose<kernel_shape = [4, 4], strides = [2, 2], pads = [1, 1, 1, 1], group = 8>(x, w3)
+  g = ConvTranspose<kernel_shape = [3, 3], strides = [2, 1], group = 2>(x, w4)
 }
 """
 
@@ -125,7 +127,7 @@ def _channels() -> bytes:
 
 @cache
 def _transposed() -> bytes:
-    return model_of(TRANSPOSED, 17, w1=wave(8, 12, 2, 2), b1=wave(12), w2=wave(8, 6, 3, 4))
+    return model_of(TRANSPOSED, 17, w1=wave(8, 12, 2, 2), b1=wave(12), w2=wave(8, 6, 3, 4), w3=wave(8, 1, 4, 4), w4=wave(8, 3, 3, 3))
 
 
 @cache

@@ -37,8 +37,8 @@ _MOST_VECTORS_IN_A_PERIOD = 8
 class Box:
     """Part of the output, at physical coordinates ``offset``, as axes to walk.
 
-    The anchor's element is ``inputs[source]`` at flat ``index``, in the axes' symbols; without a source it is ``fill``. ``ends``: the last
-    channel walked is the output's last, so that the lanes after it are padding.
+    The anchor's element is ``inputs[source]`` at flat ``index``, in the axes' symbols; without a source it is ``fill``. ``ends``: every
+    channel after those walked in a block is padding.
     """
 
     offset: tuple[Dim, ...]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 from compiler.ir.graph import Region
-from compiler.ir.intexpr import Dim, evaluate, floordiv, mod, substitute, sym, symbols
+from compiler.ir.intexpr import Dim, evaluate, floordiv, mod, substitute, sym
+from compiler.ir.regions import phases
 from compiler.ir.types import TensorType
 from compiler.kernels.base import physical_strides
 from compiler.kernels.boxes import Box
@@ -55,26 +56,33 @@ def region_boxes(region: Region, source: TensorType | None, output: TensorType) 
 
 
 def _permuted_boxes(region: Region, source: TensorType, output: TensorType) -> list[Box] | None:
-    """The boxes of a region of a blocked output whose channels are its source's in any order; None where that, or where it begins, is not known."""
-    (batch, channels, *spatial), (first, offset, *place) = region.extent, region.offset
-    follows = [k for k, index in enumerate(region.index) if "i1" in symbols(index)]
-    alone = follows == [1] and {*symbols(region.index[1])} == {"i1"}
-    if not alone or output.block == 1 or not isinstance(channels, int) or not isinstance(offset, int):
+    """The boxes of a region of a blocked output whose channels are its source's in another order.
+
+    None where the order, or where the region begins, is not known.
+    """
+    found = phases(region) if output.block != 1 else None
+    if found is None:
         return None
-    order = [evaluate(region.index[1], {"i1": channel}) for channel in range(channels)]
-    cuts = sorted({0, *range(-offset % output.block, channels, output.block), channels})
-    pieces = [range(a, b) for a, b in pairwise(cuts)]
     boxes = []
-    for alike, step in _alike([[order[channel] for channel in piece] for piece in pieces], source.block):
-        start, width = pieces[alike.start].start, len(pieces[alike.start])
-        channel = substitute(region.index[1], {"i1": sym(_lane(1)) + start})
-        block = floordiv(channel, source.block) + sym("i1") * (step // source.block)
-        index = _flat((region.index[0], block, *region.index[2:], mod(channel, source.block)), source)
-        around = [Axis(extent, k, symbol=f"i{k}") for k, extent in enumerate(spatial, 2)]
-        axes = (Axis(batch, 0, symbol="i0"), Axis(len(alike), 1, alike.step, "i1"), *around, Axis(width, output.rank, symbol=_lane(1)))
-        number, lane = divmod(offset + start, output.block)
-        ends = offset + pieces[alike[-1]].stop == output.shape[1]
-        boxes.append(Box((first, number, *place, lane), axes, region.source, index, region.fill, ends=ends))
+    for phase in found:
+        (batch, channels, *spatial), (first, offset, *place) = phase.region.extent, phase.region.offset
+        if not isinstance(channels, int) or not isinstance(offset, int):
+            return None
+        image, number, *position = phase.region.index
+        around = [Axis(extent, k, phase.steps[k], f"i{k}") for k, extent in enumerate(spatial, 2)]
+        order = [evaluate(number, {"i1": channel}) for channel in range(channels)]
+        cuts = sorted({0, *range(-offset % output.block, channels, output.block), channels})
+        pieces = [range(a, b) for a, b in pairwise(cuts)]
+        for alike, step in _alike([[order[channel] for channel in piece] for piece in pieces], source.block):
+            start, width = pieces[alike.start].start, len(pieces[alike.start])
+            channel = substitute(number, {"i1": sym(_lane(1)) + start})
+            block = floordiv(channel, source.block) + sym("i1") * (step // source.block)
+            index = _flat((image, block, *position, mod(channel, source.block)), source)
+            along = Axis(batch, 0, phase.steps[0], "i0"), Axis(len(alike), 1, alike.step, "i1")
+            corner = (first, *divmod(offset + start, output.block))
+            ends = len(alike) == 1 and offset + start + width == output.shape[1]
+            axes = (*along, *around, Axis(width, output.rank, symbol=_lane(1)))
+            boxes.append(Box((*corner[:2], *place, corner[2]), axes, region.source, index, region.fill, ends=ends))
     return boxes
 
 
@@ -136,7 +144,7 @@ def _box(region: Region, output: TensorType, index: Dim, runs: Mapping[int, _Run
             axes.append(Axis(run.count, 1, symbol=f"i{k}"))
             lanes.append(Axis(run.width, len(offset), symbol=_lane(k)))
             offset[1] = number
-            ends = first + (run.count - 1) * block + run.width == output.shape[1]
+            ends = run.count == 1 and first + run.width == output.shape[1]
         else:
             axes += [Axis(run.count, k, block, f"i{k}"), Axis(run.width, k, symbol=_lane(k))]
             offset[k] = first

@@ -206,21 +206,12 @@ def _by_phases(
     positions = tuple(slice(0, extent, dilation) for extent, dilation in zip(extents, dilations, strict=True))
     dense[(slice(None), slice(None), *positions)] = weights
     split = dense.reshape(group, inputs, outputs, *(n for pair in zip(counts, strides, strict=True) for n in pair))
-    # Whole channels one after the other, phase by phase, can stay in blocks; those of several groups must stay with their group.
-    by_phase = tuple(4 + 2 * a for a in range(axes))
-    order = (0, *((*by_phase, 2) if group == 1 else (2, *by_phase)), 1, *(3 + 2 * a for a in range(axes)))
+    order = (0, *(4 + 2 * a for a in range(axes)), 2, 1, *(3 + 2 * a for a in range(axes)))
     phases = np.flip(split.transpose(order), tuple(range(3 + axes, 3 + 2 * axes)))
     filters = np.ascontiguousarray(phases).reshape(group * outputs * prod(strides), inputs, *counts)
     borders = tuple(count - 1 for count in counts) * 2
     result = context.emit("conv", x, context.const(filters), strides=(1,) * axes, pads=borders, dilations=(1,) * axes, group=group)
-    if prod(strides) == 1:
-        return result
-    if group == 1:
-        return context.emit("interleave", result, strides=tuple(strides))
-    batch, _, *spatial_dims = result.type.shape
-    result = reshape(context, result, (batch, group * outputs, *strides, *spatial_dims))
-    result = transpose(context, result, (0, 1, *(n for a in range(axes) for n in (2 + axes + a, 2 + a))))
-    return reshape(context, result, (batch, group * outputs, *(dim * stride for dim, stride in zip(spatial_dims, strides, strict=True))))
+    return result if prod(strides) == 1 else context.emit("interleave", result, group=group, strides=tuple(strides))
 
 
 def _by_zero_stuffing(context: FormContext, x: Value, w: Value, group: int, strides: Sequence[int], dilations: Sequence[int]) -> Value:

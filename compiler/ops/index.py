@@ -9,8 +9,9 @@ import numpy as np
 from compiler.errors import UnsupportedForm
 from compiler.ir.box import Box, Part, sizes
 from compiler.ir.graph import Array, Region, Value
-from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod, symbols
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
+from compiler.ir.regions import phases
 from compiler.ir.run_time import is_natural, is_negative, natural, wrapped
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
@@ -54,7 +55,8 @@ def _ints(*values: int) -> Array:
 
 
 class IndexMap(Op):
-    """An op whose meaning is its regions; the layouts are free where channels are walked one by one from a place that is known, or permuted."""
+    """An op whose meaning is its regions. Its layouts are free where channels are walked one by one from a place that is known; where they are
+    its operand's in another order, operand and result are both in blocks, or both row-major."""
 
     families = ("injective",)
     takes_strings = True
@@ -62,20 +64,23 @@ class IndexMap(Op):
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         types = [t for t in inputs if t is not None]
         regions = self.regions(types, attrs) if all(t.rank >= 2 for t in types) else None
-        return Layouts.ANY if regions is not None and all(_walks_channels(region, block) for region in regions) else Layouts.PLAIN
+        if regions is None or not all(_has_known_channels(region) for region in regions):
+            return Layouts.PLAIN
+        if all(_walks_channels(region, block) for region in regions):
+            return Layouts.ANY
+        return Layouts.SAME if len(types) == 1 and all(phases(region) is not None for region in regions) else Layouts.PLAIN
+
+
+def _has_known_channels(region: Region) -> bool:
+    """Whether it is known where a region's channels begin and end."""
+    return len(region.extent) > 1 and isinstance(region.extent[1], int) and isinstance(region.offset[1], int)
 
 
 def _walks_channels(region: Region, block: int) -> bool:
-    """Whether a region's channels, and the axis along which it reads its source's, begin at known places in a block, and end at known ones.
-
-    Or else its channels are its source's in another order.
-    """
+    """Whether the axis along which a region reads its source's channels begins at a known place in a block, and ends at a known one."""
     known_axes = [k for k, extent in enumerate(region.extent) if isinstance(extent, int)]
-    if 1 not in known_axes or not isinstance(region.offset[1], int):
-        return False
     channel = 0 if region.source is None else region.index[1]
-    walked = isinstance(channel, int) or any(isinstance(mod(channel - axis_symbol(k), block), int) for k in known_axes)
-    return walked or {*symbols(channel)} == {*symbols(axis_symbol(1))}
+    return isinstance(channel, int) or any(isinstance(mod(channel - axis_symbol(k), block), int) for k in known_axes)
 
 
 @register
@@ -128,7 +133,7 @@ def _depth_to_space(context: FormContext) -> Value:
         raise UnsupportedForm(f"{inner} channels are not a multiple of blocksize² = {size * size}")
     inner //= size * size
     if context.attrs.get("mode", "DCR") == "DCR":
-        return context.emit("interleave", x, strides=(size, size))
+        return context.emit("interleave", x, group=1, strides=(size, size))
     spread = transpose(context, reshape(context, x, (batch, inner, size, size, height, width)), (0, 1, 4, 2, 5, 3))
     return reshape(context, spread, (batch, inner, height * size, width * size))
 
