@@ -70,6 +70,8 @@ class BoxWriter:
             return
         steps = [coefficient(box.index, axis.symbol) for axis in box.axes]
         axes = collapse([self._with_strides(axis, step) for axis, step in zip(box.axes, steps, strict=True)])
+        if axes and axes[-1].step != 1:  # lanes are stored side by side
+            axes = (*axes, Axis(1, len(box.offset) - 1, symbol="one", strides=(0,) * len(axes[-1].strides)))
         kept = {axis.symbol for axis in axes}
         gone = {axis.symbol: 0 for axis in box.axes if axis.symbol not in kept}
         box = self._interleaved(replace(box, axes=axes, index=substitute(box.index, gone)))
@@ -91,7 +93,7 @@ class BoxWriter:
         if len(box.axes) < 2 or box.source is None:
             return box
         *rest, outer, last = box.axes
-        if not isinstance(last.extent, int):
+        if not isinstance(last.extent, int) or last.extent == 1:
             return box
         lanes = vector_lanes(self._target, self._dtypes, outer.extent * last.extent)
         vectors = lcm(lanes, last.extent) // lanes
