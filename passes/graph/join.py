@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from compiler.ir.control import type_symbols
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.intexpr import Dim
 from compiler.ir.verify import Stage, held_offsets
 from passes.analysis.liveness import Place, memory_places
 from passes.base import PassResult, register_pass
@@ -62,17 +61,10 @@ def _joins(graph: Graph) -> Iterator[tuple[Node, Node]]:
 
 
 def _parts(join: Node, places: Mapping[Value, Place]) -> set[Value]:
-    """The values whose memory a join holds, each of them whole, perhaps by several views side by side; none where it cannot."""
-    begins: dict[Value, Dim] = {}
-    nbytes: dict[Value, Dim] = {}
-    for value, offset in zip(join.present_inputs, held_offsets(join), strict=True):
-        place = places[value]
-        begin = offset - place.offset
-        if begins.setdefault(place.root, begin) != begin:
-            return set()
-        nbytes[place.root] = nbytes.get(place.root, 0) + value.type.nbytes
-    distinct = len({(place.root, place.offset) for place in map(places.__getitem__, join.present_inputs)}) == len(join.present_inputs)
-    return set(begins) if distinct and all(root.type.nbytes == size for root, size in nbytes.items()) else set()
+    """The values whose memory a join holds, each of them whole and once; none where it cannot."""
+    parts = {places[value].root for value in join.present_inputs}
+    whole = all(places[value].root.type.nbytes == value.type.nbytes for value in join.present_inputs)
+    return parts if whole and len(parts) == len(join.inputs) else set()
 
 
 def _join(node: Node) -> Node | None:
