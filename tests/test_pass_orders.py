@@ -10,6 +10,7 @@ from pass_orders import compare, order
 from zoo_models import needs_zoo
 
 from compiler.ir.graph import Graph
+from compiler.ir.printer import print_graph
 from passes.base import PassManager
 
 
@@ -18,6 +19,18 @@ from passes.base import PassManager
 def test_random_graphs(graph: Graph, seed: int) -> None:
     after, _ = PassManager(order(seed), verify=True).run(graph)
     check_same(graph, after, 1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks(), st.integers(0, 10**6))
+def test_a_pass_says_whether_it_changes_a_graph_and_leaves_what_it_made(graph: Graph, seed: int) -> None:
+    for step in order(seed):
+        result = step.run(graph)
+        assert result.changed == (print_graph(result.graph) != print_graph(graph)), step.name
+        again = step.run(result.graph)
+        assert not again.changed, (step.name, again.notes)
+        assert print_graph(again.graph) == print_graph(result.graph), step.name
+        graph = result.graph
 
 
 @needs_zoo
