@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -56,20 +55,17 @@ def _sweep(graph: Graph) -> tuple[Graph, list[RuleEvent]]:
     events: list[RuleEvent] = []
 
     def rule(node: Node, builder: GraphBuilder) -> Value | None:
-        for name, found in _offers(node, builder, alone):
+        for each in (*lookup(node.op).simplifications, *BROADCASTING):
+            found = each(node, builder)
             if found is not None:
-                events.append(RuleEvent(name, node.name or node.output.name))
+                events.append(RuleEvent(rule_name(each), node.name or node.output.name))
                 return found
-        return None
+        joined = _flattened(node, builder, alone)
+        if joined is not None:
+            events.append(RuleEvent(NESTED_CONCAT, node.name or node.output.name))
+        return joined
 
     return rewrite(graph, rule)[0], events
-
-
-def _offers(node: Node, builder: GraphBuilder, alone: set[Value]) -> Iterator[tuple[str, Value | None]]:
-    """What each rule would put in the place of a node."""
-    for rule in (*lookup(node.op).simplifications, *BROADCASTING):
-        yield rule_name(rule), rule(node, builder)
-    yield NESTED_CONCAT, _flattened(node, builder, alone)
 
 
 NESTED_CONCAT = "nested-concat"
@@ -104,10 +100,8 @@ def needless_expand(node: Node, builder: GraphBuilder) -> Value | None:
 
 def early_expand(node: Node, builder: GraphBuilder) -> Value | None:
     """An elementwise node all of whose operands repeat what they hold: of fewer elements, and what comes of it expanded."""
-    if not is_elementwise(node) or node.op == "identity":
-        return None
-    sources = [None if v is None else _before_expand(v, 0, builder) or v for v in node.inputs]
-    if tuple(sources) == node.inputs:
+    sources = tuple(None if v is None else _before_expand(v, 0, builder) or v for v in node.inputs)
+    if sources == node.inputs or not is_elementwise(node) or node.op == "identity":
         return None
     narrow = builder.emit(node.op, *sources, name=node.name, **node.attrs)
     return builder.emit("expand", narrow, name=node.name, shape=node.output.type.shape)
@@ -115,7 +109,7 @@ def early_expand(node: Node, builder: GraphBuilder) -> Value | None:
 
 def repeated_constant(node: Node, builder: GraphBuilder) -> Value | None:
     """A constant that holds the same all along an axis that other operands have, too: once there."""
-    if not is_elementwise(node):
+    if not any(value in builder.constants for value in node.present_inputs) or not is_elementwise(node):
         return None
     op, types = lookup(node.op), [None if v is None else v.type for v in node.inputs]
     narrow: dict[int, Array] = {}
@@ -132,16 +126,18 @@ def repeated_constant(node: Node, builder: GraphBuilder) -> Value | None:
 
 def _narrowed(array: Array) -> Array:
     """The array with 1 in the place of each axis along which its elements have the same bits; itself where there is none."""
-    for axis, size in enumerate(array.shape):
-        if size > 1:
+    for axis, size in enumerate(array.shape if array.size else ()):
+        origin = [0] * array.ndim
+        beside = [*origin[:axis], min(1, size - 1), *origin[axis + 1 :]]
+        # Most differ at once.
+        if size > 1 and _same_bits(array[tuple(origin)], array[tuple(beside)]):
             first = array.take([0], axis)
-            # Most differ from the second at once.
-            if _same_bits(first, array.take([1], axis)) and _same_bits(np.broadcast_to(first, array.shape), array):
+            if _same_bits(np.broadcast_to(first, array.shape), array):
                 array = first
     return array
 
 
-def _same_bits(left: Array, right: Array) -> bool:
+def _same_bits(left: Array | np.generic, right: Array | np.generic) -> bool:
     return left.tobytes() == right.tobytes()
 
 
