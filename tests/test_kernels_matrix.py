@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from kernel_cases import run_everywhere
 
 from compiler.ir.intexpr import evaluate
 from compiler.ir.loop import For, Let, Stmt
+from compiler.ir.loop_text import print_function
 from compiler.ir.scalar import Arg, Const, Scalar, call
 from compiler.ir.types import DType, TensorType
 from compiler.kernels.base import Family, Operand, Workload, family
@@ -128,6 +131,41 @@ def test_convolution_families_agree_with_float64(kind: str, target: Target) -> N
         check_conv(kind, case, target)
 
     check()
+
+
+LONG: list[tuple[str, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]] = [
+    ("direct_conv", (1, 3, 120), (20, 3, 100), (1,), (0, 0), (1,), 1),
+    ("direct_conv", (1, 3, 50), (9, 3, 61), (1,), (30, 30), (1,), 1),
+    ("direct_conv", (2, 10, 50), (6, 5, 40), (2,), (30, 7), (2,), 2),
+    ("direct_conv", (1, 6, 3, 40), (6, 2, 2, 34), (1, 3), (0, 20, 1, 9), (1, 1), 3),
+    ("depthwise_conv", (1, 9, 150), (9, 1, 100), (1,), (0, 0), (1,), 9),
+    ("depthwise_conv", (2, 9, 90), (9, 1, 70), (2,), (40, 13), (1,), 9),
+    ("depthwise_conv", (1, 8, 14, 12), (8, 1, 31, 31), (1, 1), (15, 15, 15, 15), (1, 1), 8),
+]
+"""Windows of many taps: x, weights, strides, pads, dilations, group."""
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case[0]}-{'x'.join(map(str, case[2][2:]))}")
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_long_windows_take_loops(case: tuple[str, *tuple[Any, ...]], target: Target) -> None:
+    kind, *values = case
+    sizes = dict(zip(("x", "w", "strides", "pads", "dilations", "group"), values, strict=True))
+    for plain, threads in ((True, 1), (False, 3)):
+        check_conv(kind, {**sizes, "threads": threads, "epilogue": "clip", "plain_input": plain, "pick": 1, "seed": 0}, target)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+@pytest.mark.parametrize(("kind", "group"), [("direct_conv", 1), ("direct_conv", 8), ("depthwise_conv", 32)])
+@pytest.mark.parametrize(("taps", "pad"), [((1000,), 0), ((1000,), 500), ((31, 31), 15), ((5, 200), 2)])
+def test_code_does_not_grow_with_the_window(kind: str, group: int, taps: tuple[int, ...], pad: int, target: Target) -> None:
+    x = TensorType(FLOAT, (1, 32, 3000) if len(taps) == 1 else (1, 32, 300, 300), target.lanes)
+    out = TensorType(FLOAT, (*x.static_shape[:2], *(n + 2 * pad - k + 1 for n, k in zip(x.static_shape[2:], taps, strict=True))), target.lanes)
+    ones = (1,) * len(taps)
+    params = (("strides", ones), ("pads", (pad,) * (2 * len(taps))), ("dilations", ones), ("group", group))
+    inputs = (Operand(x), Operand(TensorType(FLOAT, (32, 32 // group, *taps)), constant=True))
+    chosen, workload = family(kind), Workload(kind, params, inputs, out, out, Arg(0, FLOAT))
+    function = chosen.build(workload, chosen.heuristic(workload, target), target, "kernel")
+    assert print_function(function).count("\n") < 20_000
 
 
 GROUPS = [(32, 4, 4), (12, 2, 2), (5, 3, 3), (24, 1, 2), (4, 6, 1), (3, 20, 80), (3, 80, 20), (2, 24, 24), (3, 25, 17), (7, 12, 12), (9, 2, 40)]

@@ -2,13 +2,14 @@
 
 Borders cost nothing at run time: rows and columns are tiled at build time and each tile only has the taps that fall inside the input.
 Where sizes are known at run time only, tiles at the borders mask what they read.
-Kernels with many taps loop over their rows instead of unrolling them.
+Kernels with many taps loop over their rows instead of unrolling them, and over columns that a tile reads alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -19,8 +20,15 @@ from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype, pack_physical
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
 from compiler.kernels.loops import fewer, load_as
-from compiler.kernels.windows import Axis, Read, TileRun, mask, masked_read, spatial_axes, tile_runs
+from compiler.kernels.windows import UNROLLED_TAPS, Axis, Read, TileRun, mask, masked_read, spatial_axes, tap_bounds, tap_runs, tile_runs
 from compiler.target import Target
+
+_UNROLLED_STEPS = 20_000
+"""Multiply-accumulate steps of all kinds of tiles up to which each has code of its own: a second's worth of code generation."""
+
+
+_CLONED_TAPS = 64
+"""Taps along an axis up to which tiles at the borders have code of their own, for the taps that are inside, instead of masks."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,10 @@ def _axes(workload: Workload) -> tuple[Axis, Axis]:
     return (Axis(1, 1, 1, 1, 1, 0), axes[0]) if len(axes) == 1 else (axes[0], axes[1])
 
 
+_Sums = dict[tuple[int, int], Reg]
+"""The sums of a tile by row and column."""
+
+
 class _Writer:
     def __init__(self, workload: Workload, schedule: DepthwiseSchedule, target: Target, name: str) -> None:
         self._builder = LoopBuilder(name)
@@ -107,8 +119,14 @@ class _Writer:
         self._w: Buffer = w
         self._out: Buffer = out
         self._epilogue = Epilogue(self._builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
-        self._row_runs = tile_runs(self._rows, schedule.rows)
-        self._column_runs = tile_runs(self._columns, schedule.columns)
+        self._row_runs, self._column_runs = (
+            tile_runs(axis, largest, known=axis.kernel <= _CLONED_TAPS or not axis.cut)
+            for axis, largest in ((self._rows, schedule.rows), (self._columns, schedule.columns))
+        )
+        steps = _steps(self._row_runs) * _steps(self._column_runs)
+        self._in_loops = steps > _UNROLLED_STEPS or self._columns.kernel > UNROLLED_TAPS
+        if self._in_loops:
+            self._row_runs = [TileRun(0, self._rows.out, 1, ((),))]
         self._by_rows = schedule.parallel == "rows"
 
     def write(self) -> Function:
@@ -141,11 +159,44 @@ class _Writer:
                 self._tile(run, run.position(tile), columns, columns.position(x.var), image, taps)
 
     def _tile(self, rows: TileRun, y0: Dim, columns: TileRun, x0: Dim, image: Dim, taps: list[Reg] | None) -> None:
-        b, lanes, row_axis, column_axis = self._builder, self._lanes, self._rows, self._columns
+        lanes = self._lanes
         loads: dict[object, Reg] = {}
         type_ = VecType(DType.FLOAT32, lanes)
         places = {(r, c): self._place(image, y0 + r, x0 + c) for r in range(rows.size) for c in range(columns.size)}
         accs = {at: self._epilogue.initial(place, type_, loads) for at, place in places.items()}
+        if self._in_loops:
+            accs = self._walked(columns, y0, x0, image, accs)
+        else:
+            self._unrolled(rows, y0, columns, x0, image, taps, accs)
+        for at, place in places.items():
+            self._epilogue.store(self._out, accs[at], place, None, loads)
+
+    def _walked(self, columns: TileRun, y0: Dim, x0: Dim, image: Dim, accs: _Sums) -> _Sums:
+        """The sums of one row, with loops over the rows of taps that are inside and, where they are many, over the taps of each."""
+        b, lanes, rows, axis = self._builder, self._lanes, self._rows, self._columns
+        first, weights = rows.first(y0), self._channel(image) * self._taps
+        with b.loop("ky", *tap_bounds(rows, first), carried=list(accs.values())) as ky:
+            row, tap_row = (image * rows.size + first + ky.var * rows.dilation) * axis.size, weights + ky.var * axis.kernel
+
+            def tap(outputs: Sequence[int], kx: Dim, sums: list[Reg]) -> list[Reg]:
+                weight = b.load(self._w, (tap_row + kx) * lanes, lanes)
+                for c in outputs:
+                    read = self._reads(axis, columns, axis.first(x0 + c) + kx * axis.dilation, (0,))[0]
+                    value = mask(b, load_as(b, DType.FLOAT32, self._x, (row + read.place) * lanes, lanes), [read.inside])
+                    sums[c] = b.fma(value, weight, sums[c])
+                return sums
+
+            sums = list(ky.carried)
+            for taps in tap_runs(columns, axis.kernel):
+                outputs = [c for c in range(columns.size) if taps.first in columns.taps[c]]
+                if outputs:
+                    sums = taps.walk(b, sums, partial(tap, outputs))
+            ky.yield_(sums)
+        return dict(zip(accs, ky.results, strict=True))
+
+    def _unrolled(self, rows: TileRun, y0: Dim, columns: TileRun, x0: Dim, image: Dim, taps: list[Reg] | None, accs: _Sums) -> None:
+        """Add everything that goes to the sums, each input element read once."""
+        b, lanes, row_axis, column_axis = self._builder, self._lanes, self._rows, self._columns
         found = _uses(rows, columns, row_axis, column_axis)
         reads = [
             self._reads(axis, run, axis.first(start), sorted({at[n] for at in found}))
@@ -155,7 +206,7 @@ class _Writer:
         for (dy, dx), uses in found.items():
             row, column = reads[0][dy], reads[1][dx]
             index = ((image * row_axis.size + row.place) * column_axis.size + column.place) * lanes
-            value = mask(b, load_as(b, type_.dtype, self._x, index, lanes), [row.inside, column.inside])
+            value = mask(b, load_as(b, DType.FLOAT32, self._x, index, lanes), [row.inside, column.inside])
             for r, c, tap in uses:
                 if taps is not None:
                     weight = taps[tap]
@@ -164,8 +215,6 @@ class _Writer:
                 else:
                     weight = weights[tap] = self._tap(image, tap)
                 accs[r, c] = b.fma(value, weight, accs[r, c])
-        for at, place in places.items():
-            self._epilogue.store(self._out, accs[at], place, None, loads)
 
     def _reads(self, axis: Axis, run: TileRun, first: Dim, offsets: Sequence[int]) -> dict[int, Read]:
         """The positions that a tile reads, by how far they are from its first."""
@@ -176,6 +225,11 @@ class _Writer:
         batch: Dim = image // self._blocks if self._workload.output.shape[0] != 1 else 0
         spatial = (x,) if self._workload.output.rank == 3 else (y, x)
         return (batch, self._channel(image), *spatial, 0)
+
+
+def _steps(runs: Sequence[TileRun]) -> int:
+    """The taps of all outputs of a tile of each run."""
+    return sum(len(taps) for run in runs for taps in run.taps)
 
 
 def _uses(rows: TileRun, columns: TileRun, row_axis: Axis, column_axis: Axis) -> dict[tuple[int, int], list[tuple[int, int, int]]]:

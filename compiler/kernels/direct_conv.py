@@ -3,7 +3,7 @@
 A tile is a run of output pixels in one row by some vectors of output channels, accumulated in registers over all taps. Kernel rows
 loop over those inside the input; kernel columns are unrolled, each in a loop of its own (one basic block over several columns makes
 LLVM share broadcasts between taps and spill), with the left and right border tiles as clones that skip the taps outside, or mask
-them where the width is known at run time only.
+them where the width is known at run time only or the taps of a row are many. Many columns that are read alike are one loop.
 
 Each output channel takes as many multiply-accumulate steps as its group has input channels, whatever the size of the groups. A vector
 that lies in one group takes an input channel into every lane; in one of several groups each lane takes a channel of its own group, by a
@@ -26,7 +26,20 @@ from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis
 from compiler.kernels.conv_panels import Grouping, Panels, Periods
 from compiler.kernels.gemm import imbalance, register_rows, sections, supposed, worker_part
 from compiler.kernels.loops import load_as, unflatten
-from compiler.kernels.windows import Axis, Read, TileRun, mask, masked_read, spatial_axes, tap_bounds, tile_runs, window_pads
+from compiler.kernels.windows import (
+    UNROLLED_TAPS,
+    Axis,
+    Read,
+    TapRun,
+    TileRun,
+    mask,
+    masked_read,
+    spatial_axes,
+    tap_bounds,
+    tap_runs,
+    tile_runs,
+    window_pads,
+)
 from compiler.target import Target
 
 _UNROLL_STEPS = 32
@@ -200,8 +213,9 @@ class _Writer:
         self._epilogue = Epilogue(self._builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
         self._periods = shape.grouping.periods(schedule.vectors)
         self._small = schedule.unroll and shape.thin
-        self._columns = tile_runs(shape.columns, schedule.columns)
-        self._single_columns = tile_runs(shape.columns, schedule.single)
+        few = shape.columns.kernel <= UNROLLED_TAPS or not shape.columns.cut  # of many taps, each tile at a border reads others
+        self._columns = tile_runs(shape.columns, schedule.columns, known=few)
+        self._single_columns = tile_runs(shape.columns, schedule.single, known=few)
 
     def write(self) -> Function:
         b, shape = self._builder, self._shape
@@ -273,11 +287,9 @@ class _Writer:
         def at(chunk: Dim) -> Dim:
             return inputs + sum(shape.channel(first + chunk * shape.chunk))
 
-        for kx in range(shape.columns.kernel):
-            used = self._columns_read(run, x0, kx)
-            if not used:
-                continue
-            w_at = weights + kx * shape.channels * width
+        def tap(outputs: Sequence[int], kx: Dim, accs: list[Reg]) -> list[Reg]:
+            used = {c: self._read(run, x0, c, kx) for c in outputs}
+            w_at = weights + kx * (shape.channels * width)
             if self._small:
                 for block in range(blocks):
                     accs = self._steps(at(block), w_at + block * shape.chunk * width, used, size, shape.chunk, accs)
@@ -293,13 +305,16 @@ class _Writer:
                     x_at = at(blocks) + k.var * shape.channel_step
                     k.yield_(self._steps(x_at, w_rest + k.var * width, used, size, 1, list(k.carried)))
                 accs = list(k.results)
+            return accs
+
+        for taps in tap_runs(run, shape.columns.kernel):
+            outputs = [c for c in range(run.size) if taps.first in run.taps[c]]
+            if outputs:
+                accs = taps.walk(b, accs, partial(tap, outputs))
         return accs
 
-    def _columns_read(self, run: TileRun, x0: Dim, kx: int) -> dict[int, Read]:
-        """What the outputs of a tile read with tap kx of their row, of those for which it is inside the input or may be."""
-        return {c: self._read(run, x0, c, kx) for c in range(run.size) if kx in run.taps[c]}
-
-    def _read(self, run: TileRun, x0: Dim, c: int, kx: int) -> Read:
+    def _read(self, run: TileRun, x0: Dim, c: int, kx: Dim) -> Read:
+        """What output c of a tile reads with tap kx of its row."""
         axis = self._shape.columns
         place = axis.first(x0 + c) + kx * axis.dilation
         return masked_read(self._builder, axis, place, self._shape.lanes) if run.masked else Read(place)
@@ -321,22 +336,24 @@ class _Writer:
         shape, b = self._shape, self._builder
         depth = shape.channels if shape.grouping.aligned else gcd(shape.channels, shape.lanes)
         chunks = shape.channels // depth
-        for section in sections(shape.columns.kernel, _SHARED_TAPS):
-            for tile in range(section.count):
-                taps = range(section.start + tile * section.size, section.start + (tile + 1) * section.size)
-                used = _uses(shape.columns, run, taps)
-                reads = {offset: self._read(run, x0, *uses[0]) for offset, uses in used.items()}
-                with b.loop("k", 0, chunks, carried=accs) as k:
-                    sums, first = list(k.carried), k.var * depth if chunks > 1 else 0
-                    for channel in (first + step for step in range(depth)):
-                        right = {kx: b.load(self._w, weights + (channel + kx * shape.channels) * shape.lanes, shape.lanes) for kx in taps}
-                        channels = [(vectors.group + group) * shape.channels + channel for group in vectors.panels.groups]
-                        for offset, read in reads.items():
-                            left = mask(b, self._pick(inputs + read.place * shape.pixel, channels), [read.inside])
-                            for c, kx in used[offset]:
-                                sums[c] = b.fma(left, right[kx], sums[c])
-                    k.yield_(sums)
-                accs = list(k.results)
+
+        def together(used: Mapping[int, Sequence[tuple[int, int]]], size: int, first_tap: Dim, accs: list[Reg]) -> list[Reg]:
+            reads = {offset: self._read(run, x0, c, first_tap + tap) for offset, ((c, tap), *_) in used.items()}
+            with b.loop("k", 0, chunks, carried=accs) as k:
+                sums, first = list(k.carried), k.var * depth if chunks > 1 else 0
+                for channel in (first + step for step in range(depth)):
+                    places = [weights + (channel + (first_tap + tap) * shape.channels) * shape.lanes for tap in range(size)]
+                    right = [b.load(self._w, place, shape.lanes) for place in places]
+                    channels = [(vectors.group + group) * shape.channels + channel for group in vectors.panels.groups]
+                    for offset, read in reads.items():
+                        left = mask(b, self._pick(inputs + read.place * shape.pixel, channels), [read.inside])
+                        for c, tap in used[offset]:
+                            sums[c] = b.fma(left, right[tap], sums[c])
+                k.yield_(sums)
+            return list(k.results)
+
+        for taps in tap_runs(run, shape.columns.kernel, _SHARED_TAPS):
+            accs = taps.walk(b, accs, partial(together, _uses(shape.columns, run, taps), taps.size))
         return accs
 
     def _pick(self, pixel: Dim, channels: Sequence[Dim]) -> Reg:
@@ -368,13 +385,13 @@ class _Writer:
         return (n, channel_block, *(*row, x)[5 - rank :], 0)
 
 
-def _uses(axis: Axis, run: TileRun, taps: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
-    """For each input column of a tile, by how far it is from the first: the outputs it goes to and by which of ``taps``."""
+def _uses(axis: Axis, run: TileRun, taps: TapRun) -> dict[int, list[tuple[int, int]]]:
+    """For each input column of a tile, by how far it is from the first: the outputs it goes to and by which of the first ``taps.size`` taps."""
     found: dict[int, list[tuple[int, int]]] = {}
     for c, inside in enumerate(run.taps):
-        for kx in taps:
-            if kx in inside:
-                found.setdefault(c * axis.stride + kx * axis.dilation, []).append((c, kx))
+        for tap in range(taps.size):
+            if taps.first + tap in inside:
+                found.setdefault(c * axis.stride + tap * axis.dilation, []).append((c, tap))
     return dict(sorted(found.items()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compiler.errors import InternalError
@@ -13,6 +13,9 @@ from compiler.ir.types import DType
 from compiler.kernels.base import Workload
 from compiler.kernels.gemm import sections
 from compiler.kernels.loops import power_of_two
+
+UNROLLED_TAPS = 16
+"""Taps along an axis up to which each has code of its own; more are walked by loops."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def tile_runs(axis: Axis, largest: int, *, known: bool = True) -> list[TileRun]:
     Where sizes are known at run time only, or not to be made use of: whole tiles, those at the borders masked, and what is left in powers of two.
     """
     if not known or not (isinstance(axis.out, int) and axis.is_static):
-        return _run_time_tiles(axis, largest)
+        return [run for run in _run_time_tiles(axis, largest) if run.count != 0]
     runs: list[TileRun] = []
     for section in sections(axis.out, largest):
         tile = 0
@@ -116,6 +119,40 @@ def _run_time_tiles(axis: Axis, largest: int) -> list[TileRun]:
         start, rest = start + floordiv(rest, size) * size, mod(rest, size)
         size //= 2
     return runs
+
+
+@dataclass(frozen=True)
+class TapRun:
+    """``count`` times ``size`` neighbouring taps, from ``first`` on, which are read by the same outputs of a tile each time."""
+
+    first: int
+    count: int
+    size: int
+
+    def walk(self, b: LoopBuilder, accs: list[Reg], body: Callable[[Dim, list[Reg]], list[Reg]]) -> list[Reg]:
+        """The sums after all its taps; ``body`` gives those after ``size`` taps from a position on."""
+        if self.count == 1:
+            return body(self.first, accs)
+        with b.loop("t", 0, self.count, carried=accs) as t:
+            t.yield_(body(t.var * self.size + self.first, list(t.carried)))
+        return list(t.results)
+
+
+def tap_runs(run: TileRun, kernel: int, size: int = 1) -> list[TapRun]:
+    """The taps of a tile, at most ``size`` at a time: one run each, or those that are alike in one where they are many."""
+    single = [TapRun(section.start + tile * section.size, 1, section.size) for section in sections(kernel, size) for tile in range(section.count)]
+    if kernel <= UNROLLED_TAPS:
+        return single
+    bounds = [(taps[0], taps[-1]) if taps else (kernel, -1) for taps in run.taps]
+    found: list[tuple[list[list[bool]], TapRun]] = []
+    for taps in single:
+        readers = [[low <= tap <= high for low, high in bounds] for tap in range(taps.first, taps.first + taps.size)]
+        if found and found[-1][0] == readers:
+            last = found[-1][1]
+            found[-1] = readers, TapRun(last.first, last.count + 1, last.size)
+        else:
+            found.append((readers, taps))
+    return [taps for _, taps in found]
 
 
 def static_taps(axis: Axis, position: int) -> tuple[int, ...]:
