@@ -118,6 +118,7 @@ def test_an_order_is_never_worse(graph: Graph, effort: int) -> None:
     check_same(graph, after.graph, 1e-4)
     assert bound(after.graph) <= bound(before)
     assert OrderNodes(effort).run(before).graph.nodes == after.graph.nodes
+    assert not OrderNodes(effort).run(after.graph).changed
 
 
 def test_large_results_of_branches_do_not_wait_for_each_other() -> None:

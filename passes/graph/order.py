@@ -22,7 +22,8 @@ class OrderNodes:
 
     A beam search over the sets of nodes that can be done first: two orders of one set lead on alike, so only the one with the lower peak is
     kept, and ``effort`` bounds the steps tried. A node that neither raises the peak nor leaves more alive than before is done at once, which
-    no other order improves on. Control nodes stay between the groups they stand between. Symbolic sizes count as typical ones.
+    no other order improves on. Where an order is found, the search begins anew from it. Control nodes stay between the groups they stand
+    between. Symbolic sizes count as typical ones.
     """
 
     effort: int = 30_000
@@ -30,15 +31,17 @@ class OrderNodes:
     stage: ClassVar[Stage] = Stage.GROUPED
 
     def run(self, graph: Graph) -> PassResult:
-        problem = _Problem.of(graph)
-        given = problem.peak(range(len(problem.steps)))
-        if given <= max((problem.needed(number) for number in range(len(problem.steps))), default=0):
-            return PassResult(graph, changed=False)
-        order = problem.search(given, max(1, min(_WIDEST, self.effort // len(problem.steps))))
-        if order is None:
-            return PassResult(graph, changed=False)
-        nodes = _with_views(graph, [problem.steps[number].node for number in order])
-        return PassResult(graph.with_(nodes=nodes), changed=True, notes=(f"{given} bytes at once before, {problem.peak(order)} after",))
+        peaks: list[int] = []
+        while True:
+            problem = _Problem.of(graph)
+            peaks.append(problem.peak(range(len(problem.steps))))
+            least = max((problem.needed(number) for number in range(len(problem.steps))), default=0)
+            width = max(1, min(_WIDEST, self.effort // max(1, len(problem.steps))))
+            order = problem.search(peaks[-1], width) if peaks[-1] > least else None
+            if order is None:
+                notes = (f"{peaks[0]} bytes at once before, {peaks[-1]} after",) if len(peaks) > 1 else ()
+                return PassResult(graph, len(peaks) > 1, notes)
+            graph = graph.with_(nodes=_with_views(graph, [problem.steps[number].node for number in order]))
 
 
 @dataclass(frozen=True)
