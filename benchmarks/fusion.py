@@ -73,6 +73,7 @@ def kernels(graph: Graph) -> int:
 def runtime_nodes(model: onnx.ModelProto, feeds: Feeds) -> int | None:
     """Nodes of ONNX Runtime's optimised graph for inputs of these shapes, subgraphs included; None where it cannot run the model."""
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
     bound = onnx.ModelProto()
     bound.CopyFrom(model)
@@ -87,7 +88,7 @@ def runtime_nodes(model: onnx.ModelProto, feeds: Feeds) -> int | None:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         try:
             onnxruntime.InferenceSession(bound.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except onnxruntime.capi.onnxruntime_pybind11_state.OrtError:
+        except (refusals.Fail, refusals.InvalidArgument, refusals.InvalidGraph, refusals.NotImplemented, refusals.RuntimeException):
             return None
         return _nodes(onnx.load(options.optimized_model_filepath, load_external_data=False).graph)
 

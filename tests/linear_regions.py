@@ -180,6 +180,9 @@ class _Maker:
     def shuffled(self, x: Value) -> Value:
         axis, channels, shape = self.axis(x), self.channels(x), x.type.shape
         rows = self.draw(st.sampled_from([n for n in range(1, channels + 1) if channels % n == 0]))
+        if axis == 1 and self.draw(st.booleans()):
+            start = self.number(0, channels - 1)
+            return self.emit("shuffle_channels", x, group=rows, start=start, size=self.number(1, channels - start))
         table = self.emit("reshape", x, shape=(*shape[:axis], rows, channels // rows, *shape[axis + 1 :]))
         order = (*range(axis), axis + 1, axis, *range(axis + 2, x.type.rank + 1))
         return self.emit("reshape", self.emit("transpose", table, perm=order), shape=shape)

@@ -142,6 +142,9 @@ def test_zero_padding_and_shuffles_go_into_convolutions() -> None:
     r = Region(1, 8, 9, 9)
     table = r.builder.emit("transpose", r.builder.emit("reshape", r.x, shape=(1, 2, 4, 9, 9)), perm=(0, 2, 1, 3, 4))
     assert r.merged(r.conv(r.builder.emit("reshape", table, shape=(1, 8, 9, 9)), 8, 8, 3, 3)) == {"conv": 1}
+    r = Region(1, 8, 9, 9)
+    some = r.builder.emit("shuffle_channels", r.conv(r.x, 12, 4, 3, 3, group=2), group=3, start=2, size=8)
+    assert r.merged(r.conv(some, 8, 8, 1, 1)) == {"conv": 1}
 
 
 def test_symbolic_sizes_merge_where_the_algebra_does_not_need_them() -> None:

@@ -15,8 +15,10 @@ from recovery import ops, recovered
 
 import tensorsmith as ts
 from compiler.ir.builder import GraphBuilder
+from compiler.ir.graph import Graph, Value
 from compiler.ir.types import DType, TensorType
-from compiler.pipeline import canonical_passes
+from compiler.pipeline import canonical_passes, optimize
+from compiler.target import resolve
 from frontend.onnx.importer import import_model
 from passes.base import PassManager
 from passes.graph.recover import RecoverOps
@@ -87,6 +89,54 @@ def test_pools_that_do_not_count_zeros_and_other_transposes_and_casts_stay() -> 
         ("transposed-softmax", "the transposes do not undo each other"),
         ("widened", "from f16 to f64 is not there and back from what is computed in a wider type"),
     ]
+
+
+def pixels(channels: int, axes: int, stride: int, *, bias: tuple[int, ...] = (), dtype: DType = DType.FLOAT32, **changes: Any) -> Graph:
+    """A convolution whose channels become neighbours along every axis, read by another convolution."""
+    b, rng = GraphBuilder("g", folding=False), np.random.default_rng(0)
+
+    def conv(x: Value, outputs: int) -> Value:
+        weights = b.constant(rng.standard_normal((outputs, x.type.static_shape[1], *(3,) * axes)).astype(dtype.numpy))
+        return b.emit("conv", x, weights, strides=(1,) * axes, pads=(1,) * 2 * axes, dilations=(1,) * axes, group=1)
+
+    places = tuple(range(4, 4 + axes))
+    x = conv(b.input("x", TensorType(dtype, (1, 3, *places))), channels * stride**axes)
+    x = b.emit("add", x, b.constant(rng.standard_normal(bias or (x.type.static_shape[1], *(1,) * axes)).astype(dtype.numpy)), name="biased")
+    split = b.emit("reshape", x, shape=(1, channels, *(stride,) * axes, *places), name="split")
+    perm = changes.get("perm", (0, 1, *(k for axis in range(axes) for k in (2 + axes + axis, 2 + axis))))
+    spread = b.emit("transpose", split, perm=perm)
+    y = b.emit("reshape", spread, shape=changes.get("shape", (1, channels, *(place * stride for place in places))), name="y")
+    return b.graph([conv(y, 8)])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from((1, 3, 8, 16)), st.integers(1, 3), st.integers(1, 3))
+def test_pixel_shuffles_take_their_order_from_the_convolution(channels: int, axes: int, stride: int) -> None:
+    """The channels that become neighbours are given in whole blocks, which move as vectors; nothing is converted between the convolutions."""
+    graph = pixels(channels, axes, stride)
+    canonical, _ = PassManager(canonical_passes(3), verify=True).run(graph)
+    assert set(ops(canonical)) <= {"conv", "add", "interleave"}
+    check_same(graph, canonical, 1e-5)
+    planned, _ = optimize(graph, resolve("x86-64-v3"), verify=True)
+    check_same(graph, planned, 1e-5)
+    if channels % 8 == 0:
+        assert [node.op for node in planned.nodes if node.op == "group" and "to_layout" in ops(node.regions[0])] == ["group"], "the result's"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": DType.FLOAT16}, "only a convolution of constant weights, not in half precision, can take the order of the channels"),
+        ({"bias": (4, 5)}, "%const.1 is not one number for each channel"),
+        ({"perm": (0, 1, 4, 3, 5, 2)}, "it is not parts of the channels that become neighbouring elements"),
+        ({"shape": (1, 2, 10, 8)}, "it is not parts of the channels that become neighbouring elements"),
+        ({"shape": (1, 4, 8, 5)}, "%split does not split the channels alone"),
+    ],
+)
+def test_other_orders_of_pixels_stay(changes: dict[str, Any], reason: str) -> None:
+    result = recovered(pixels(2, 2, 2, **changes))
+    assert not result.changed
+    assert ("pixel-shuffle", reason) in [(event.rule, event.reason) for event in result.events]
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16])

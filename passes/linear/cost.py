@@ -30,7 +30,7 @@ _DEPTHWISE = 2
 _TYPICAL = 16
 """What a size is taken for that only a run knows."""
 
-_REARRANGING = frozenset({"concat", "slice", "pad", "reshape", "pool"})
+_REARRANGING = frozenset({"concat", "slice", "pad", "reshape", "shuffle_channels", "pool"})
 """Linear ops with kernels of their own that are no convolutions."""
 
 _PRODUCTS = frozenset({"conv", "matmul"})

@@ -167,11 +167,12 @@ class Select(LinearMap):
     rows: tuple[int, ...]
 
     def _compute(self) -> Array:
-        matrix = np.zeros((self.outputs, self.inputs))
+        return self.of_channels(np.eye(self.inputs)).reshape(self.outputs, self.inputs, *(1,) * len(self.windows))
+
+    def of_channels(self, array: Array) -> Array:
+        """The channels of ``array``, its first axis, that it selects."""
         rows = np.array(self.rows)
-        (kept,) = np.nonzero(rows >= 0)
-        matrix[kept, rows[kept]] = 1
-        return matrix.reshape(self.outputs, self.inputs, *(1,) * len(self.windows))
+        return np.where((rows >= 0).reshape(-1, *(1,) * (array.ndim - 1)), array[rows], 0)
 
 
 def select(rows: Sequence[int], inputs: int, axes: int) -> LinearMap:
@@ -216,6 +217,8 @@ class _Product(LinearMap):
         outer, inner = self.outer, self.inner
         if (scaled := self._scaled(np.dtype(np.float64))) is not None:
             return scaled
+        if isinstance(outer, Select):
+            return outer.of_channels(regrouped(inner, 1))
         group, middle = self.group, outer.inputs // self.group
         rows, columns = self.outputs // group, self.inputs // group
         first = regrouped(inner, group).reshape(group, middle, -1)
@@ -254,7 +257,7 @@ class _Product(LinearMap):
     @property
     def work(self) -> int:
         """Multiply-adds to compute the weights."""
-        if self.outer.is_diagonal or self.inner.is_diagonal:
+        if self.outer.is_diagonal or self.inner.is_diagonal or isinstance(self.outer, Select):
             return 0
         return self.outputs * (self.inputs // self.group) * (self.outer.inputs // self.group) * self.outer.taps * self.inner.taps
 

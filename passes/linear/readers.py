@@ -230,6 +230,17 @@ def _concat(at: _Place) -> Form | None:
     return Form(tuple(terms), kept=(at.node,))
 
 
+@_reads("shuffle_channels")
+def _shuffled(at: _Place) -> Form | None:
+    """Channels in another order, or some of them, where axis 1 holds the channels."""
+    (x,) = at.node.present_inputs
+    channels, group, start = at.domain.channels(x.type), at.node.attrs["group"], at.node.attrs["start"]
+    if at.domain.channel_axis(at.type) != 1 or channels is None or not isinstance(group, int) or not isinstance(start, int):
+        return None
+    order = np.arange(channels).reshape(group, -1).T.reshape(-1)
+    return at.of(x, select(order[start : start + at.channels].tolist(), channels, at.axes))
+
+
 @_reads("reshape")
 def _shuffle(at: _Place) -> Form | None:
     """The last node of a channel shuffle: the channels as a table of two axes, transposed."""

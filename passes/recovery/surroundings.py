@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Value
+from compiler.ir.intexpr import Dim
 from compiler.ir.types import compute_dtype
 from compiler.ops.support import attr_dims, attr_int, attr_ints
-from passes.pattern import Match, op, value
+from passes.pattern import Match, either, op, value
 from passes.rules import Rule
 
 _PADDED = op("pad", value("x"), mode="constant", name="padded")
@@ -111,10 +113,43 @@ def _shuffle_part(match: Match, builder: GraphBuilder) -> Value:
     return builder.emit("shuffle_channels", match["x"], name=match.root.name, **attrs)
 
 
+_MADE = op("conv", value("image"), value("weights"))
+_PIXELS = op("reshape", op("transpose", op("reshape", either(op("add", _MADE, value("bias")), _MADE, name="x"), name="split"), name="spread"))
+
+
+def _check_pixels(match: Match) -> str | None:
+    """``[N, C * P, *S]`` as ``[N, C, *strides, *S]``, each stride behind the axis it goes into: ``strides`` are what an axis becomes longer by."""
+    x, split, result = (v.type.shape for v in (match["x"], match["split"], match.root.output))
+    axes, dtype = len(x) - 2, match["x"].type.dtype
+    if match.builder.array(match["weights"]) is None or compute_dtype(dtype) is not dtype:
+        return "only a convolution of constant weights, not in half precision, can take the order of the channels"
+    if "bias" in match and (match.builder.array(match["bias"]) is None or not _is_along_channels(match["bias"].type.shape, len(x))):
+        return f"%{match['bias'].name} is not one number for each channel"
+    if len(split) != 2 + 2 * axes or len(result) != len(x) or (split[0], *split[2 + axes :]) != (x[0], *x[2:]) or result[:2] != split[:2]:
+        return f"%{match['split'].name} does not split the channels alone"
+    grown = tuple(size * stride for size, stride in zip(x[2:], split[2 : 2 + axes], strict=True))
+    perm = (0, 1, *(k for axis in range(axes) for k in (2 + axes + axis, 2 + axis)))
+    if attr_ints(match.node("spread").attrs, "perm") != perm or result[2:] != grown:
+        return "it is not parts of the channels that become neighbouring elements"
+    return None if all(isinstance(size, int) for size in split[1 : 2 + axes]) else "how many channels there are is known only to a run"
+
+
+def _is_along_channels(shape: Sequence[Dim], rank: int) -> bool:
+    return all(size == 1 for axis, size in enumerate(shape, rank - len(shape)) if axis != 1)
+
+
+def _interleaved(match: Match, builder: GraphBuilder) -> Value:
+    """The parts of the channels first, which the convolution can give at no cost, and channels are whole blocks of neighbours."""
+    x, split = match["x"], match["split"].type.shape
+    ordered = builder.emit("shuffle_channels", x, name=match.root.name, group=split[1], start=0, size=x.type.shape[1])
+    return builder.emit("interleave", ordered, name=match.root.name, strides=split[2 : len(x.type.shape)])
+
+
 RULES = (
     Rule("padded-conv", _CONV, _with_padding, _check_conv, shared=True),
     Rule("padded-pool", _POOL, _with_padding, _check_pool, shared=True),
     Rule("transposed-softmax", _SOFTMAX, _untransposed, _check_transposes),
+    Rule("pixel-shuffle", _PIXELS, _interleaved, _check_pixels),
     Rule("channel-shuffle", _SHUFFLED, _shuffle, _check_shuffle),
     Rule("part-of-shuffle", _PART_SHUFFLED, _shuffle_part, _check_part, shared=True),
     Rule("widened", _WIDENED, _narrow, _check_widened),
