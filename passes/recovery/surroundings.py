@@ -142,7 +142,7 @@ def _interleaved(match: Match, builder: GraphBuilder) -> Value:
     """The parts of the channels first, which the convolution can give at no cost, and channels are whole blocks of neighbours."""
     x, split = match["x"], match["split"].type.shape
     ordered = builder.emit("shuffle_channels", x, name=match.root.name, group=split[1], start=0, size=x.type.shape[1])
-    return builder.emit("interleave", ordered, name=match.root.name, strides=split[2 : len(x.type.shape)])
+    return builder.emit("interleave", ordered, name=match.root.name, strides=split[2 : len(x.type.shape)], group=1)
 
 
 RULES = (
