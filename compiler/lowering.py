@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import InternalError, UnsupportedError
-from compiler.ir.control import BRANCHING, CONTROL, If, Loop, names, planned_sizes
+from compiler.errors import InternalError
+from compiler.ir.control import If, Loop, names, planned_sizes
 from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, sym, symbols
 from compiler.ir.loop import Access, Function
+from compiler.ir.loop_chain import Link, chained
 from compiler.ir.program import (
     TEXTS,
     WORKERS,
@@ -36,7 +37,7 @@ from compiler.ir.types import DType, pack_physical
 from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, is_view
 from compiler.kernels.base import Family, TextMaker, Workload, family
 from compiler.target import Target
-from compiler.workloads import LoweredGroup, copied, lower_group
+from compiler.workloads import Made, Selected, copied, select
 from passes.analysis.liveness import memory_places, memory_roots
 from passes.graph.plan import direct_outputs
 from runtime.texts import Records
@@ -55,68 +56,17 @@ def heuristic(family_: Family, workload: Workload, target: Target) -> Any:
     return family_.heuristic(workload, target)
 
 
-@dataclass(frozen=True)
-class Selected:
-    """A group and the family that builds its kernel."""
-
-    family: Family
-    group: LoweredGroup
-
-
 def lower(graph: Graph, target: Target, threads: int, choose: Choose = heuristic) -> Program:
     """The program of a graph in the planned stage.
 
     Raises UnsupportedError, listing every such node, where no kernel family builds one.
     """
-    return _Writer(graph, target, threads, choose, _select(graph, target, threads)).program()
+    return _Writer(graph, target, threads, choose, select(graph, target, threads)).program()
 
 
 def workloads(graph: Graph, target: Target, threads: int) -> tuple[tuple[Family, Workload], ...]:
     """Each group's workload and the family that builds it, regions included, in the order of the text; raises as ``lower`` does."""
-    return tuple((found.family, found.group.workload) for found in _select(graph, target, threads).values())
-
-
-def _nodes(graph: Graph) -> Iterator[tuple[Graph, Node]]:
-    """Every node with the graph it stands in, those of branches and loops included."""
-    for node in graph.nodes:
-        yield graph, node
-        for region in node.regions if node.op in BRANCHING else ():
-            yield from _nodes(region)
-
-
-def _select(graph: Graph, target: Target, threads: int) -> dict[Node, Selected]:
-    found, missing = {}, []
-    for around, node in _nodes(graph):
-        if node.op == "group":
-            group = lower_group(node, around.constants, threads)
-            chosen = _family(group, target)
-            if chosen is None:
-                missing.append(_describe(node))
-            else:
-                found[node] = Selected(chosen, group)
-        elif node.op not in CONTROL and not is_view(node) and not held_offsets(node):
-            missing.append(_describe(node))
-    if missing:
-        raise UnsupportedError(
-            f"{len(missing)} node{'s' if len(missing) > 1 else ''} cannot be compiled: no kernel builds them",
-            where=f"model {graph.name}, target {target.name}",
-            hint="replace these nodes in the model, or ask for the operators in these forms",
-            items=tuple(missing),
-        )
-    return found
-
-
-def _family(group: LoweredGroup, target: Target) -> Family | None:
-    candidates = (family(name) for name in group.families)
-    return next((found for found in candidates if found.supports(group.workload, target)), None)
-
-
-def _describe(node: Node) -> str:
-    """A node that cannot be built: its name, ops, and the types it reads and makes."""
-    ops = [inner.op for region in node.regions for inner in region.nodes] if node.op == "group" else [node.op]
-    reads = ", ".join(str(v.type) for v in node.present_inputs)
-    made = ", ".join(str(v.type) for v in node.outputs)
-    return f"node {node.name or node.outputs[0].name}: {' + '.join(ops)} of {reads} to {made}"
+    return tuple((found.family, found.group.workload) for found in select(graph, target, threads).values())
 
 
 class _Level:
@@ -167,6 +117,16 @@ class _Level:
         """Where the arena of a node's regions begins."""
         offset = node.attrs.get("offset")
         return self._arena + (offset if isinstance(offset, int | IntExpr) else 0)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a part of a kernel is built from; ``made`` as in ``Link``."""
+
+    build: Build
+    workload: Workload
+    schedule: Any
+    made: Mapping[int, tuple[int, Dim]]
 
 
 @dataclass(frozen=True)
@@ -338,19 +298,24 @@ class _Writer:
 
     def _call(self, level: _Level, selected: Selected, to: Address, name: str) -> Iterator[Step]:
         chosen, group = selected.family, selected.group
-        workload = replace(group.workload, family=chosen.name)
-        schedule = self._choose(chosen, workload, self._target)
-        number = self._function(chosen.build, chosen.name, workload, schedule)
-        reads = self._reads(level, chosen, workload, schedule, group.reads)
-        types = [*(o.type for o in (*workload.inputs, *workload.operands)), workload.output]
+        reads: list[Address] = []
+        parts: list[_Part] = []
+        flops: Dim = 0
         nbytes: Dim = 0
-        for type_ in types:
-            nbytes = nbytes + type_.nbytes
-        flops, nbytes = self._measure(chosen.flops(workload)), self._measure(nbytes)
+        for each in (*selected.inner, selected):
+            workload = replace(each.group.workload, family=each.family.name)
+            schedule = self._choose(each.family, workload, self._target)
+            reads += self._reads(level, each.family, workload, schedule, each.group.reads)
+            parts.append(_Part(each.family.build, workload, schedule, each.group.made))
+            flops = flops + each.family.flops(workload)
+            for type_ in (*(o.type for o in (*workload.inputs, *workload.operands)), workload.output):
+                nbytes = nbytes + type_.nbytes
+        flops, nbytes = self._measure(flops), self._measure(nbytes)
         if isinstance(chosen, TextMaker):
-            sizes = self._function(chosen.build_sizes, f"{chosen.name}_sizes", workload, schedule)
+            sizes = self._function(f"{chosen.name}_sizes", [replace(parts[-1], build=chosen.build_sizes)])
             yield from self._kernel(sizes, (*reads, to), KernelCall(sizes, (), name, f"{chosen.name}_sizes", str(schedule), 0, nbytes))
             yield Allocate(self._texts(), sym(TEXTS), keep=True)
+        number = self._function(chosen.name, parts)
         call = KernelCall(number, (), name, chosen.name, str(schedule), flops, nbytes, divisions=group.divisions)
         yield from self._kernel(number, (*reads, to), call)
 
@@ -405,20 +370,24 @@ class _Writer:
             self._definitions.append(Define(found, amount))
         return sym(found)
 
-    def _function(self, build: Build, stem: str, workload: Workload, schedule: Any) -> int:
+    def _function(self, stem: str, parts: Sequence[_Part]) -> int:
+        """The function that does what parts do, one after another."""
         # By its text: -0.0 is equal to 0.0, and NaN not to itself.
-        name = f"{stem}_{hashlib.sha256(f'{workload!r} {schedule!r}'.encode()).hexdigest()[:12]}"
+        text = " then ".join(f"{part.workload!r} {part.schedule!r} {part.made}" for part in parts)
+        name = f"{stem}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         number = self._kernels.get(name)
         if number is None:
             number = self._kernels[name] = len(self._functions)
-            built = build(workload, schedule, self._target, name)
+            links = [Link(part.build(part.workload, part.schedule, self._target, name), part.made) for part in parts]
+            built = links[0].function if len(links) == 1 else chained(name, links)
             texts = (TEXTS,) if any(buffer.access is Access.TEXTS for buffer in built.buffers) else ()
-            self._functions.append(replace(built, params=(*workload.symbols, *texts)))
+            self._functions.append(replace(built, params=(*parts[-1].workload.symbols, *texts)))
         return number
 
-    def _reads(self, level: _Level, chosen: Family, workload: Workload, schedule: Any, reads: Sequence[Value]) -> list[Address]:
-        """Where each operand lies; constants are packed when this kernel reads them for the first time."""
-        constants = [level.graph.constants.get(v) for v in reads]
+    def _reads(self, level: _Level, chosen: Family, workload: Workload, schedule: Any, read: Sequence[Value | Made]) -> list[Address]:
+        """Where each operand lies that no inner group makes; constants are packed when this kernel reads them for the first time."""
+        reads = [None if isinstance(v, Made) else v for v in read]
+        constants = [None if v is None else level.graph.constants.get(v) for v in reads]
         keys = [None if c is None else (c, i, workload, schedule) for i, c in enumerate(constants)]
         if any(key is not None and key not in self._packed for key in keys):
             types = [operand.type for operand in (*workload.inputs, *workload.operands)]
@@ -429,7 +398,8 @@ class _Writer:
             for key, array in zip(keys, chosen.pack(workload, schedule, arrays), strict=True):
                 if key is not None and array is not None and key not in self._packed:
                     self._packed[key] = self._store(array)
-        return [self._address(level, v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in zip(reads, keys, strict=True)]
+        outside = [(v, key) for v, key in zip(reads, keys, strict=True) if v is not None]
+        return [self._address(level, v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in outside]
 
     def _stored(self, array: Array) -> Array:
         """A constant as it lies in memory: of strings, where their records are."""

@@ -18,6 +18,7 @@ from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.fold_reshapes import FoldReshapes
 from passes.graph.group import Group
 from passes.graph.hoist import HoistInvariants
+from passes.graph.inline_groups import InlineGroups
 from passes.graph.integer_products import IntegerProducts
 from passes.graph.join import JoinInPlace
 from passes.graph.layout import AssignLayout
@@ -83,7 +84,7 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
         AssignLayout(target.lanes),
         CopyOutputs(),
         Group(fuse=opt_level >= 1),
-        *((OrderNodes(), JoinInPlace()) if opt_level >= 1 else ()),
+        *((OrderNodes(), JoinInPlace(), InlineGroups()) if opt_level >= 1 else ()),
         PlanMemory(effort=400_000 if opt_level == 3 else 50_000),
     )
 

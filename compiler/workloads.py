@@ -1,41 +1,63 @@
-"""Groups as workloads: what a kernel family is asked to build for each."""
+"""Groups as workloads: what a kernel family is asked to build for each, and the family that does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from compiler.errors import InternalError
+from compiler.errors import InternalError, UnsupportedError
+from compiler.ir.control import BRANCHING, CONTROL
 from compiler.ir.graph import Constant, Graph, Node, Value
+from compiler.ir.intexpr import Dim, floordiv
 from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
-from compiler.ir.verify import is_elementwise
-from compiler.kernels.base import Operand, Prologue, Workload
+from compiler.ir.verify import held_offsets, inner_nodes, is_elementwise, is_view, view_offset
+from compiler.kernels.base import Family, Operand, Prologue, Workload, family
+from compiler.target import Target
+
+
+@dataclass(frozen=True)
+class Made:
+    """What inner group ``number`` of a group makes, from byte ``offset`` on."""
+
+    number: int
+    offset: Dim = 0
 
 
 @dataclass(frozen=True)
 class LoweredGroup:
-    """A group as a workload; ``reads`` are the group's operands behind ``workload.inputs`` and ``workload.operands``, in order.
+    """A group as a workload; ``reads`` are what lies behind ``workload.inputs`` and ``workload.operands``, in order: operands of the group,
+    or what those in ``inner``, which every worker computes first, one after another, make.
 
     ``divisions`` are the names of the nodes that divide integers, one for each different ``nonzero`` of the epilogue, in order.
     """
 
     workload: Workload
     families: tuple[str, ...]
-    reads: tuple[Value, ...]
+    reads: tuple[Value | Made, ...]
     divisions: tuple[str, ...] = ()
+    inner: tuple[LoweredGroup, ...] = ()
+
+    @property
+    def made(self) -> dict[int, tuple[int, Dim]]:
+        """Which of ``reads``, by number, inner groups make: the group's number, and the element of its result at which they begin."""
+        types = [operand.type for operand in (*self.workload.inputs, *self.workload.operands)]
+        pairs = enumerate(zip(self.reads, types, strict=True))
+        return {i: (read.number, floordiv(read.offset, type_.dtype.itemsize)) for i, (read, type_) in pairs if isinstance(read, Made)}
 
 
 def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -> LoweredGroup:
     """The workload of a group: its anchor's operands, or what they are computed from, are the inputs, what its epilogue reads the operands."""
     (region,) = node.regions
-    outer = dict(zip(region.inputs, node.present_inputs, strict=True))
-    held = {value: constants[outside] for value, outside in outer.items() if outside in constants}
+    sources: dict[Value, Value | Made] = dict(zip(region.inputs, node.present_inputs, strict=True))
+    held = {value: constants[outside] for value, outside in zip(region.inputs, node.present_inputs, strict=True) if outside in constants}
+    inner_groups, apart = _inner(region, sources, held), inner_nodes(region)
+    region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
     anchor = next((inner for inner in region.nodes if not is_elementwise(inner)), None)
     before = _ancestors(region, anchor)
     prologue, inputs = _prologue(region, anchor, before, held)
@@ -57,13 +79,13 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
         first = _computed(first)
         arrives[0] = Arg(0, first.dtype)
     if prologue is not None:
-        reads = [_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs]
+        operands = [_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs]
     else:
-        reads = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held) for v in inputs)]
+        operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held) for v in inputs)]
     workload = Workload(
         family="",
         params=_params(anchor),
-        inputs=tuple(reads),
+        inputs=tuple(operands),
         anchor=first,
         output=result,
         epilogue=widen(stored, arrives),
@@ -74,7 +96,23 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     dividing = {widened(divisor, arrives): epilogue.dividing[divisor] for divisor in reversed(divisors(stored))}
     divisions = tuple(dividing[divisor] for divisor in divisors(workload.epilogue))
     families = lookup((anchor or region.nodes[-1]).op).families
-    return LoweredGroup(_in_memory(workload), families, tuple(outer[v] for v in (*inputs, *epilogue.operands)), divisions)
+    reads = tuple(sources[v] for v in (*inputs, *epilogue.operands))
+    return LoweredGroup(_in_memory(workload), families, reads, divisions, inner_groups)
+
+
+def _inner(region: Graph, sources: dict[Value, Value | Made], held: Mapping[Value, Constant]) -> tuple[LoweredGroup, ...]:
+    """The inner groups of a group's region, in order; what they make, and views of it, is added to ``sources``."""
+    found: list[LoweredGroup] = []
+    for node in region.nodes:
+        source = sources.get(node.present_inputs[0]) if node.present_inputs else None
+        if node.op == "group":
+            lowered = lower_group(node, held, threads=1)
+            reads = (read if isinstance(read, Made) else sources[read] for read in lowered.reads)
+            sources[node.output] = Made(len(found))
+            found.append(replace(lowered, reads=tuple(reads)))
+        elif isinstance(source, Made) and (offset := view_offset(node)) is not None:
+            sources[node.output] = Made(source.number, source.offset + offset)
+    return tuple(found)
 
 
 class _Expression:
@@ -190,3 +228,58 @@ def copied(value: Value, constant: bool, threads: int) -> LoweredGroup:
     epilogue = Arg(1, type_.dtype)
     workload = Workload("", (), (), type_, type_, epilogue, (Operand(type_, constant),), threads)
     return LoweredGroup(workload, ("injective",), (value,))
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A group and the family that builds its kernel; ``inner`` are its inner groups."""
+
+    family: Family
+    group: LoweredGroup
+    inner: tuple[Selected, ...] = ()
+
+
+def select(graph: Graph, target: Target, threads: int) -> dict[Node, Selected]:
+    """Each group's families, regions included. Raises UnsupportedError, listing every such node, where none builds one."""
+    found, missing = {}, []
+    for around, node in _nodes(graph):
+        if node.op == "group":
+            chosen = _selected(lower_group(node, around.constants, threads), target)
+            if chosen is None:
+                missing.append(_describe(node))
+            else:
+                found[node] = chosen
+        elif node.op not in CONTROL and not is_view(node) and not held_offsets(node):
+            missing.append(_describe(node))
+    if missing:
+        raise UnsupportedError(
+            f"{len(missing)} node{'s' if len(missing) > 1 else ''} cannot be compiled: no kernel builds them",
+            where=f"model {graph.name}, target {target.name}",
+            hint="replace these nodes in the model, or ask for the operators in these forms",
+            items=tuple(missing),
+        )
+    return found
+
+
+def _selected(group: LoweredGroup, target: Target) -> Selected | None:
+    candidates = (family(name) for name in group.families)
+    chosen = next((found for found in candidates if found.supports(group.workload, target)), None)
+    inner = [_selected(made, target) for made in group.inner]
+    found = tuple(part for part in inner if part is not None)
+    return None if chosen is None or len(found) < len(inner) else Selected(chosen, group, found)
+
+
+def _nodes(graph: Graph) -> Iterator[tuple[Graph, Node]]:
+    """Every node with the graph it stands in, those of branches and loops included."""
+    for node in graph.nodes:
+        yield graph, node
+        for region in node.regions if node.op in BRANCHING else ():
+            yield from _nodes(region)
+
+
+def _describe(node: Node) -> str:
+    """A node that cannot be built: its name, ops, and the types it reads and makes."""
+    ops = [inner.op for region in node.regions for inner in region.nodes] if node.op == "group" else [node.op]
+    reads = ", ".join(str(v.type) for v in node.present_inputs)
+    made = ", ".join(str(v.type) for v in node.outputs)
+    return f"node {node.name or node.outputs[0].name}: {' + '.join(ops)} of {reads} to {made}"

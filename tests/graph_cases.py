@@ -14,6 +14,10 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.interp import interpret
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, TensorType
+from compiler.pipeline import passes_for
+from compiler.target import Target
+from passes.base import PassManager
+from passes.graph.inline_groups import InlineGroups
 
 CONV: dict[str, Any] = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
 
@@ -31,6 +35,12 @@ def feeds(graph: Graph) -> dict[str, Array]:
         shape = tuple(d if isinstance(d, int) else 3 for d in value.type.shape)
         found[value.name] = (rng.standard_normal(shape) * 3).astype(value.type.dtype.numpy)
     return found
+
+
+def kernels_apart(graph: Graph, target: Target) -> Graph:
+    """The planned graph, in which small groups are kernels of their own, as larger ones are."""
+    steps = tuple(step for step in passes_for(target) if not isinstance(step, InlineGroups))
+    return PassManager(steps, verify=True).run(graph)[0]
 
 
 def check_same(before: Graph, after: Graph, tolerance: float = 1e-6) -> None:

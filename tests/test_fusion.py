@@ -17,17 +17,17 @@ from compiler.ir.types import DType, TensorType, pack_physical, unpack_physical
 from compiler.lowering import lower
 from compiler.pipeline import optimize
 from compiler.target import resolve
-from tests.graph_cases import CONV, f32, networks
+from tests.graph_cases import CONV, f32, kernels_apart, networks
 from tests.test_lowering import check_program
 
 TARGET = resolve("x86-64-v3")
 
 
 def check(graph: Graph) -> Graph:
-    """The planned graph, after its program has been run beside the interpreter."""
-    planned = optimize(graph, TARGET, verify=True)[0]
-    check_program(graph, lower(planned, TARGET, threads=2), workers=2)
-    return planned
+    """The planned graph, after its program has been run beside the interpreter, with small kernels apart and inside of others."""
+    for planned in (optimize(graph, TARGET, verify=True)[0], apart := kernels_apart(graph, TARGET)):
+        check_program(graph, lower(planned, TARGET, threads=2), workers=2)
+    return apart
 
 
 def groups(graph: Graph) -> list[str]:
@@ -133,7 +133,7 @@ def test_reductions_compute_what_they_read(data: Any) -> None:
         value = b.emit(data.draw(st.sampled_from(("add", "mul", "maximum"))), value, part)
     kind = data.draw(st.sampled_from(("sum", "max", "min")))
     total = b.emit("reduce", value, kind=kind, axes=axes, keepdims=data.draw(st.booleans()))
-    planned = optimize(b.graph([b.emit("neg", total)]), TARGET, verify=True)[0]
+    planned = kernels_apart(b.graph([b.emit("neg", total)]), TARGET)
     # Kernels keep float16 wide between their nodes, as the interpreter does inside a group only.
     check_program(planned, lower(planned, TARGET, threads=2), workers=2, tolerance=1e-3)
     assert len(groups(planned)) == 1

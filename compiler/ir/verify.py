@@ -18,7 +18,8 @@ laid out, and inside groups later: the layouts of a node's operands and result a
 
 grouped: the nodes are groups, views, joins, whose operands are made where they lie in the result, and control flow. A group has one region, whose
 inputs and outputs have the types of the group's own; one output;
-and in the region at most one node that is not elementwise.
+and in the region at most one node that is not elementwise, apart from inner groups of known sizes, which have none in theirs, and views of what
+these make, of the same element type (``inner_nodes``).
 
 planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 (or where a join holds it) with the value
 inside the arena, or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node that
@@ -82,6 +83,15 @@ def held_offsets(node: Node) -> tuple[Dim, ...]:
     return () if found is None else tuple(offset * node.output.type.dtype.itemsize for offset in found)
 
 
+def inner_nodes(region: Graph) -> set[Node]:
+    """The inner groups of a group's region, and the views of what they make."""
+    found: set[Node] = set()
+    for node in region.nodes:
+        if node.op == "group" or (is_view(node) and region.producers.get(node.present_inputs[0]) in found):
+            found.add(node)
+    return found
+
+
 def is_elementwise(node: Node) -> bool:
     """Whether a node's op has a scalar expression for these operands."""
     args = [Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)]
@@ -94,6 +104,7 @@ class _Verifier:
         self._names: set[str] = set()
         self._defined: set[Value] = set()
         self._symbols: set[str] = set()
+        self._depth = 0
 
     def graph(self, graph: Graph) -> None:
         where = f"graph {graph.name} ({self._stage.value})"
@@ -158,7 +169,7 @@ class _Verifier:
         if self._stage is Stage.CANONICAL and node.op in ("group", "to_layout"):
             raise InternalError(f"{node.op} has no place in this stage", where=where)
         if node.op == "group":
-            if not grouped:
+            if not grouped and self._depth != 1:
                 raise InternalError("a group has no place here", where=where)
             self._group(node, symbols_, where)
             return
@@ -209,10 +220,19 @@ class _Verifier:
         free = next(captured(region), None)
         if free is not None:
             raise InternalError(f"the region reads %{free.name} from outside", where=where)
+        self._depth += 1
         self._scope(region, set(symbols_), f"{where}, region {region.name}", grouped=False)
-        anchors = [inner.op for inner in region.nodes if not is_elementwise(inner)]
+        self._depth -= 1
+        before = inner_nodes(region)
+        anchors = [inner.op for inner in region.nodes if inner not in before and not is_elementwise(inner)]
         if len(anchors) > 1:
             raise InternalError(f"the region has more than one anchor: {', '.join(anchors)}", where=where)
+        for inner in before:
+            types = [value.type for value in (*inner.present_inputs, inner.output)]
+            if not all(type_.is_static for type_ in types):
+                raise InternalError(f"%{inner.output.name} of an inner group is of a size that only a run knows", where=where)
+            if inner.op != "group" and types[0].dtype is not types[-1].dtype:
+                raise InternalError(f"%{inner.output.name} views what an inner group makes as another type", where=where)
 
 
 def _verify_layouts(node: Node, where: str) -> None:

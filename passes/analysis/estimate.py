@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 
 from compiler.ir.graph import Node
@@ -15,6 +16,10 @@ _UNKNOWN_DIM = 16
 _FUNCTIONS = ("exp", "log", "tanh", "sigmoid", "erf", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
 _COSTS = {"div": 4, "sqrt": 4, "mod": 16, "fmod": 16, "pow": 32, **dict.fromkeys(_FUNCTIONS, 16)}
 """What a scalar function costs that is more than one simple instruction."""
+
+
+_NORMALIZED = {"softmax": 24, "normalize": 5}
+"""What an element of a result costs that is one of many that are computed together."""
 
 
 def estimate(dim: Dim) -> int:
@@ -41,5 +46,18 @@ def element_work(node: Node) -> int:
             return prod(sizes[1][1:])
         case "matmul":
             return sizes[0][-1]
+        case "softmax" | "normalize":
+            return _NORMALIZED[node.op]
     elements = max(1, prod(node.outputs[0].type.static_shape))
     return max(1, work(node), *(prod(shape) // elements for shape in sizes))
+
+
+def group_work(nodes: Iterable[Node]) -> int:
+    """What the nodes of a group's region cost, those of inner groups included; 0 for those of a size that only a run knows."""
+    total = 0
+    for node in nodes:
+        if node.op == "group":
+            total += group_work(node.regions[0].nodes)
+        elif all(value.type.is_static for value in (*node.present_inputs, *node.outputs)):
+            total += element_work(node) * prod(node.outputs[0].type.static_shape)
+    return total

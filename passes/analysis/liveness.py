@@ -11,7 +11,7 @@ from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, evaluate, symbols
 from compiler.ir.op import lookup
 from compiler.ir.types import TensorType
-from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, is_elementwise, view_offset
+from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, inner_nodes, is_elementwise, view_offset
 
 _TYPICAL, _TYPICAL_STEP = 48, 16
 """The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
@@ -152,7 +152,8 @@ def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
     if node.op != "group":
         return ()
     (region,) = node.regions
-    anchors = {inner.op for inner in region.nodes if not _stores_once(inner)}
+    before = inner_nodes(region)
+    anchors = {inner.op for inner in region.nodes if inner not in before and not _stores_once(inner)}
     if not anchors <= _OVER_OPERAND:
         return ()
     result = region.outputs[0].type

@@ -1,0 +1,196 @@
+"""Small groups go into those that read them: every worker computes their results for itself, and none waits for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from compiler.ir.control import own_symbols
+from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.op import lookup
+from compiler.ir.scalar import divisors
+from compiler.ir.types import DType
+from compiler.ir.verify import Stage, inner_nodes, is_elementwise, is_view
+from passes.analysis.estimate import estimate, expression, group_work
+from passes.analysis.liveness import memory_roots
+from passes.base import PassResult, register_pass
+from passes.rewrite import builder_for, finish, substitute
+
+_KERNEL_WORK = 1 << 14
+"""What meeting the other workers costs, in simple instructions on one element: 0.2 microseconds or so."""
+
+_SHARE = 64
+"""The part of a kernel's own work that more work in front of it may be: with two workers its time grows by half as much, less the meeting."""
+
+_RESULT_BYTES = 1 << 14
+"""The largest result of an inner group: half of a first-level cache."""
+
+_KEPT_BYTES = 1 << 12
+"""The largest value that may have to live longer for it, where it is larger than the result."""
+
+_ANCHORS = frozenset({"conv", "matmul", "normalize", "pool", "reduce", "softmax", "to_layout"})
+"""Anchors, beside index maps, whose kernels report nothing."""
+
+
+@register_pass
+@dataclass(frozen=True)
+class InlineGroups:
+    """Takes groups whose whole work is less than a kernel costs, or than a part of their readers' own work, into all groups that read them.
+
+    ``%m = group(%x) {reduce}; %y = group(%x, %m) {sub}`` becomes ``%y = group(%x)`` with ``%m.1 = group(%x.1) {reduce}`` and the ``sub`` inside.
+    """
+
+    name: ClassVar[str] = "inline-groups"
+    stage: ClassVar[Stage] = Stage.GROUPED
+
+    def run(self, graph: Graph) -> PassResult:
+        inliner = _Inliner(graph)
+        for node in graph.nodes:
+            if node.op == "group":
+                inliner.place(node)
+        return inliner.result()
+
+
+class _Inliner:
+    """``_parts`` has the nodes of every group's region as nodes of the graph, ``_work`` what they cost, ``_extra`` what their inner groups do;
+    groups that are taken into their readers, and views of them, are ``_gone``. ``_origin`` has the value that one inside of a group is a copy of."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._builder = builder_for(graph)
+        self._roots = memory_roots(graph)
+        self._lasting = {*graph.inputs, *graph.constants, *(self._roots[v] for v in graph.outputs)}
+        self._parts = {node: _spread(node) for node in graph.nodes if node.op == "group"}
+        self._work = {node: group_work(part for part in parts if part.op != "group") for node, parts in self._parts.items()}
+        self._extra = {node: group_work(part for part in parts if part.op == "group") for node, parts in self._parts.items()}
+        self._origin: dict[Value, Value] = {part.output: part.output for parts in self._parts.values() for part in parts}
+        self._changed: set[Node] = set()
+        self._gone: set[Node] = set()
+
+    def place(self, node: Node) -> None:
+        """Take a group into its readers, if it may be and that pays."""
+        views, readers = self._readers(node.output) if _may_repeat(node) else ([], [])
+        if any(self._keeps(value, node, readers) for value in node.present_inputs):
+            return
+        whole = self._work[node] + self._extra[node]
+        if not readers or any(whole > max(_KERNEL_WORK // len(readers), self._work[reader] // _SHARE) for reader in readers):
+            return
+        for reader in readers:
+            self._take(node, views, reader)
+        self._changed.update(readers)
+        self._gone.update((node, *views))
+
+    def result(self) -> PassResult:
+        """The graph without the groups that are inside of others now."""
+        for node in self._graph.nodes:
+            if node not in self._gone:
+                changed = node in self._changed
+                self._builder.append(replace(self._closed(self._parts[node], node.output), name=node.name) if changed else node)
+        groups = sum(node.op == "group" for node in self._gone)
+        return PassResult(finish(self._builder, self._graph, self._graph.outputs), groups > 0, (f"{groups} groups in others",) if groups else ())
+
+    def _readers(self, value: Value) -> tuple[list[Node], list[Node]]:
+        """The views of a value, in order, and the groups that read it or one of them; no groups where anything else does."""
+        views: list[Node] = []
+        readers: dict[Node, None] = {}
+        pending = [value]
+        for current in pending:
+            for user in self._graph.users.get(current, ()):
+                if user.op == "group" and user.output.type.dtype is not DType.STRING:
+                    readers[user] = None
+                elif is_view(user) and user.present_inputs == (current,) and user.output.type.dtype is current.type.dtype and not own_symbols(user):
+                    views.append(user)
+                    pending.append(user.output)
+                else:
+                    return [], []
+        inside = not any(current in self._graph.outputs for current in pending)
+        return (views, [*readers]) if inside else ([], [])
+
+    def _keeps(self, value: Value, node: Node, readers: Sequence[Node]) -> bool:
+        """Whether a value of some size would live longer than it does now if readers read it in a group's place."""
+        root = self._roots[value]
+        if root in self._lasting or _fits(root, max(_KEPT_BYTES, estimate(node.output.type.nbytes))):
+            return False
+        return not all(any(self._roots[v] is root for v in reader.present_inputs) for reader in readers)
+
+    def _take(self, node: Node, views: Sequence[Node], reader: Node) -> None:
+        """Put a group and those views of its result that reader reads before what reader does."""
+        wanted = {value for part in self._parts[reader] for value in part.present_inputs}
+        needed: list[Node] = []
+        for view in reversed(views):
+            if view.output in wanted:
+                wanted.update(view.present_inputs)
+                needed.insert(0, view)
+        before, body = _split(self._parts[node])
+        inner, own = _split(self._parts[reader])
+        there = {self._origin[part.output]: part.output for part in inner}
+        twins: dict[Value, Value] = {}
+        for part in (*before, replace(self._closed(body, node.output), name=node.name), *needed):
+            origin = self._origin.get(part.output, part.output)
+            if origin in there:
+                twins[part.output] = there[origin]
+            else:
+                inner.append(self._copy(part, twins))
+                self._origin[inner[-1].output] = origin
+        self._parts[reader] = [*inner, *(substitute(part, twins) for part in own)]
+        self._extra[reader] = group_work(part for part in inner if part.op == "group")
+
+    def _copy(self, node: Node, twins: dict[Value, Value]) -> Node:
+        """node with values of its own for all that it makes, ``twins`` for what it reads; what it makes is added to them."""
+        for value in node.outputs:
+            twins[value] = Value(self._builder.unique(value.name), value.type)
+        regions = tuple(self._copy_region(region) for region in node.regions)
+        inputs = tuple(None if v is None else twins.get(v, v) for v in node.inputs)
+        return replace(node, inputs=inputs, outputs=tuple(twins[v] for v in node.outputs), regions=regions)
+
+    def _copy_region(self, region: Graph) -> Graph:
+        twins = {value: Value(self._builder.unique(value.name), value.type) for value in region.inputs}
+        nodes = tuple(self._copy(node, twins) for node in region.nodes)
+        return region.with_(inputs=tuple(twins[v] for v in region.inputs), outputs=tuple(twins[v] for v in region.outputs), nodes=nodes)
+
+    def _closed(self, nodes: Sequence[Node], output: Value) -> Node:
+        """Nodes as one group that makes output."""
+        made = {value for node in nodes for value in node.outputs}
+        outer = tuple(dict.fromkeys(v for node in nodes for v in node.present_inputs if v not in made))
+        twins = {v: Value(self._builder.unique(v.name), v.type) for v in (*outer, output)}
+        inner = tuple(substitute(node, twins) for node in nodes)
+        return Node("group", outer, (output,), {}, (Graph("body", tuple(twins[v] for v in outer), (twins[output],), inner),))
+
+
+def _spread(group: Node) -> list[Node]:
+    """The nodes of a group's region on the group's own operands and result."""
+    (region,) = group.regions
+    twins = {**dict(zip(region.inputs, group.present_inputs, strict=True)), region.outputs[0]: group.output}
+    return [substitute(node, twins) for node in region.nodes]
+
+
+def _split(nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+    """The inner groups among a group's nodes with the views of them, and the others."""
+    inner = inner_nodes(Graph("parts", (), (), tuple(nodes)))
+    return [node for node in nodes if node in inner], [node for node in nodes if node not in inner]
+
+
+def _may_repeat(group: Node) -> bool:
+    """Whether every worker may compute a group: it is of a known, small size, and reports nothing."""
+    (region,) = group.regions
+    inside = inner_nodes(region)
+    return _fits(group.output, _RESULT_BYTES) and all(node in inside or (_reports_nothing(node) and _is_known(node)) for node in region.nodes)
+
+
+def _fits(value: Value, nbytes: int) -> bool:
+    """Whether a value is sure to have at most so many bytes."""
+    return value.type.is_static and estimate(value.type.nbytes) <= nbytes
+
+
+def _reports_nothing(node: Node) -> bool:
+    if is_elementwise(node):
+        expr = expression(node)
+        return expr is not None and not any(True for _ in divisors(expr))
+    return node.op in _ANCHORS or lookup(node.op).regions([v.type for v in node.present_inputs], node.attrs) is not None
+
+
+def _is_known(node: Node) -> bool:
+    """Whether no size is one of a run's, and all are of numbers."""
+    types = [value.type for value in (*node.present_inputs, *node.outputs)]
+    return not own_symbols(node) and all(type_.is_static and type_.dtype is not DType.STRING for type_ in types)
