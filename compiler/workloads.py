@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,13 +59,15 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     inner_groups, apart = _inner(region, sources, held), inner_nodes(region)
     region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
     anchor = next((inner for inner in region.nodes if not is_elementwise(inner)), None)
-    before = _ancestors(region, anchor)
+    before = _ancestors(region, () if anchor is None else anchor.present_inputs)
+    behind = _ancestors(region, region.outputs, anchor)
     prologue, inputs = _prologue(region, anchor, before, held)
+    computed = 0 if prologue is None else prologue.reads
     epilogue = _Expression(held, 1)
     if anchor is not None:
         epilogue.elements[anchor.output] = Arg(0, anchor.output.type.dtype)
     for inner in region.nodes:
-        if inner is not anchor and inner not in before:
+        if inner in behind:
             epilogue.add(inner)
     result = region.outputs[0].type
     computes = anchor is not None and lookup(anchor.op).computes
@@ -78,10 +80,9 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     if computes:
         first = _computed(first)
         arrives[0] = Arg(0, first.dtype)
+    operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held) for v in inputs[computed:])]
     if prologue is not None:
-        operands = [_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs]
-    else:
-        operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held) for v in inputs)]
+        operands = [*(_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs[:computed]), *operands]
     workload = Workload(
         family="",
         params=_params(anchor),
@@ -151,14 +152,15 @@ class _Expression:
         return self.elements[value]
 
 
-def _ancestors(region: Graph, anchor: Node | None) -> set[Node]:
-    """The nodes of a group that compute what its anchor reads."""
+def _ancestors(region: Graph, values: Iterable[Value], last: Node | None = None) -> set[Node]:
+    """The nodes of a group that compute values, but for ``last`` and those before it."""
     found: set[Node] = set()
-    pending = [] if anchor is None else [anchor]
+    pending = [*values]
     while pending:
-        made = [region.producers[value] for value in pending.pop().present_inputs if value in region.producers]
-        pending += [node for node in made if node not in found]
-        found.update(made)
+        node = region.producers.get(pending.pop())
+        if node is not None and node is not last and node not in found:
+            found.add(node)
+            pending += node.present_inputs
     return found
 
 
@@ -172,7 +174,8 @@ def _prologue(region: Graph, anchor: Node | None, before: set[Node], held: Mappi
             found.add(inner)
     arrives = {i: Arg(i, _unless_coded(Operand(v.type, v in held)).type.dtype) for v, i in found.operands.items()}
     type_ = _computed(x.type)
-    return Prologue(type_, widen(cast(found.elements[x], type_.dtype), arrives)), [*found.operands]
+    element = widen(cast(found.elements[x], type_.dtype), arrives)
+    return Prologue(type_, element, len(found.operands)), [*found.operands, *anchor.present_inputs[1:]]
 
 
 def _has_no_zero(constant: Constant | None) -> bool:
@@ -187,7 +190,8 @@ def _in_memory(workload: Workload) -> Workload:
         anchor=workload.anchor.in_memory,
         output=workload.output.in_memory,
         epilogue=_on_memory(workload.epilogue),
-        prologue=workload.prologue and Prologue(workload.prologue.type.in_memory, _on_memory(workload.prologue.element)),
+        prologue=workload.prologue
+        and replace(workload.prologue, type=workload.prologue.type.in_memory, element=_on_memory(workload.prologue.element)),
         operands=tuple(replace(operand, type=operand.type.in_memory) for operand in workload.operands),
     )
 

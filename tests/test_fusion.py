@@ -112,7 +112,8 @@ def test_numbers_for_several_kernels_are_computed_in_each() -> None:
     span = b.emit("sqrt", b.emit("abs", b.emit("sub", high, low)))
     half = b.emit("mul", x, span)
     product = b.emit("matmul", half, b.constant(np.ones((8, 3), np.float32)))
-    assert groups(check(b.graph([b.emit("div", product, span)]))) == ["sub abs sqrt mul", "sub abs sqrt matmul div"]
+    other = b.emit("softmax", half, axis=1, log=False)
+    assert sorted(groups(check(b.graph([b.emit("div", product, span), other])))) == ["softmax", "sub abs sqrt matmul div", "sub abs sqrt mul"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,6 +138,54 @@ def test_reductions_compute_what_they_read(data: Any) -> None:
     # Kernels keep float16 wide between their nodes, as the interpreter does inside a group only.
     check_program(planned, lower(planned, TARGET, threads=2), workers=2, tolerance=1e-3)
     assert len(groups(planned)) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_products_compute_what_they_read(data: Any) -> None:
+    batch = data.draw(st.lists(st.sampled_from((1, 2, 3)), max_size=2))
+    rows, depth, columns = (data.draw(st.sampled_from((1, 2, 7, 16, 19))) for _ in range(3))
+    first = TensorType(data.draw(st.sampled_from((DType.FLOAT32, DType.FLOAT16))), (*batch, rows, depth))
+    shape, dtype = first.static_shape, first.dtype
+    b = GraphBuilder("g", folding=False)
+    value = b.input("x", first)
+    for number in range(data.draw(st.integers(1, 3))):
+        other = tuple(dim if data.draw(st.booleans()) else 1 for dim in shape)[data.draw(st.integers(0, len(shape) - 1)) :]
+        constant = np.arange(int(np.prod(other)), dtype=np.float32).reshape(other) % 3 - 1
+        part = b.constant(constant.astype(dtype.numpy)) if data.draw(st.booleans()) else b.input(f"y{number}", TensorType(dtype, other))
+        value = b.emit(data.draw(st.sampled_from(("add", "mul", "maximum"))), value, part)
+    outer = data.draw(st.sampled_from([(), (1,) * len(batch), tuple(batch), tuple(3 if dim == 1 else dim for dim in batch)]))
+    right = (*outer, depth, columns)
+    weights = b.constant((np.arange(np.prod(right)).reshape(right) % 5 - 2).astype(dtype.numpy))
+    product = b.emit("matmul", value, weights if data.draw(st.booleans()) else b.input("w", TensorType(dtype, right)))
+    planned = kernels_apart(b.graph([b.emit("neg", product)]), TARGET)
+    # Kernels keep float16 wide between their nodes, as the interpreter does inside a group only.
+    check_program(planned, lower(planned, TARGET, threads=data.draw(st.sampled_from((1, 2)))), workers=2, tolerance=1e-3)
+    assert len(groups(planned)) == 1
+
+
+def test_products_of_a_size_of_a_run_compute_what_they_read() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, y, scale = b.input("x", f32(2, sym("n"), sym("k"))), b.input("y", f32(sym("k"), 5)), b.input("s", f32(1, sym("n"), 1))
+    assert groups(check(b.graph([b.emit("matmul", b.emit("exp", b.emit("mul", x, scale)), y)]))) == ["mul exp matmul"]
+
+
+def test_what_is_read_before_a_product_and_behind_it_is_computed_in_both_places() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, low, high = b.input("x", f32(5, 8)), b.input("low", f32()), b.input("high", f32())
+    span = b.emit("sqrt", b.emit("abs", b.emit("sub", high, low)))
+    product = b.emit("matmul", b.emit("div", x, span), b.constant(np.ones((8, 8), np.float32)))
+    planned = check(b.graph([b.emit("mul", product, span)]))
+    assert groups(planned) == ["sub abs sqrt div matmul mul"]
+
+
+def test_a_product_does_not_write_over_what_its_prologue_reads() -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.emit("softmax", b.input("x", f32(40, 40)), axis=1, log=False)
+    product = b.emit("matmul", b.emit("tanh", x), b.constant(np.ones((40, 40), np.float32)))
+    planned = check(b.graph([b.emit("softmax", b.emit("exp", product), axis=1, log=False)]))
+    assert groups(planned) == ["softmax", "tanh matmul exp", "softmax"]
+    assert "in_place" not in planned.nodes[1].attrs
 
 
 def test_a_blocked_reduction_computes_what_it_reads() -> None:

@@ -171,7 +171,7 @@ class Op(ABC):
     takes_epilogue: ClassVar[bool] = True
     """Whether its kernels can apply elementwise nodes to each element they store; not where a result element is written more than once."""
     takes_prologue: ClassVar[bool] = False
-    """Whether its kernels can compute the elements of operand 0 as they read them, once each, from other tensors that broadcast to it."""
+    """Whether its kernels can compute the elements of operand 0 as they read them, from other tensors that broadcast to it."""
     computes: ClassVar[bool] = False
     """Whether its kernels do arithmetic: they read half-precision operands as float32, and that is what their epilogue sees."""
     broadcasts: ClassVar[int | None] = None

@@ -38,11 +38,12 @@ class Operand:
 class Prologue:
     """What an anchor reads that is computed as it is read: its type, and its element from ``Arg(i)``, the element of ``inputs[i]``.
 
-    The inputs broadcast to the type (numpy's rules, equal rank).
+    These are the first ``reads`` inputs. They broadcast to the type (numpy's rules, equal rank).
     """
 
     type: TensorType
     element: Scalar
+    reads: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Workload:
     ``params`` are the anchor op's attributes. ``epilogue`` gives the stored element from ``Arg(0)``, the anchor's result, and
     ``Arg(1 + i)``, the element of ``operands[i]``, whose shapes broadcast to the output's (numpy's rules, equal rank).
     ``anchor`` is the type of the anchor's own result: the output's shape and layout, perhaps another dtype. With a ``prologue``, which the op
-    must allow (``Op.takes_prologue``), ``inputs`` are what it is computed from.
+    must allow (``Op.takes_prologue``), ``inputs`` begin with what its first operand is computed from.
     """
 
     family: str
@@ -69,6 +70,11 @@ class Workload:
     def x(self) -> TensorType:
         """The type of what the anchor reads first."""
         return self.inputs[0].type if self.prologue is None else self.prologue.type
+
+    @property
+    def others(self) -> tuple[Operand, ...]:
+        """What the anchor reads beside its first operand."""
+        return self.inputs[1 if self.prologue is None else self.prologue.reads :]
 
     @cached_property
     def attrs(self) -> Mapping[str, Attr]:

@@ -17,7 +17,7 @@ import numpy as np
 from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, mod, product
 from compiler.ir.loop import Access, Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
-from compiler.ir.scalar import Array
+from compiler.ir.scalar import Array, Scalar
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue
 from compiler.kernels.loops import fewer, load_as, power_of_two, serial_nest, unflatten
@@ -56,12 +56,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A tensor that elements of a are computed from: what a step of each batch, of a row and of k adds to the index into it."""
+
+    batches: tuple[Dim, ...]
+    row: Dim
+    k: Dim
+
+
+@dataclass(frozen=True)
 class Gemm:
     """The shape and addressing of one multiplication, in elements.
 
     Element (m, k) of a is at ``m * a_row + (k // k_block) * a_block + (k % k_block) * a_lane``.
     ``b_row`` is the distance of two k of an unpacked b; None: b is packed. ``coordinates`` gives the physical output coordinates
-    of (batch indices, m, vector index).
+    of (batch indices, m, vector index). ``sources`` are what a is computed from, if it is.
     """
 
     batches: tuple[Batch, ...]
@@ -76,6 +85,7 @@ class Gemm:
     a_lane: Dim
     b_row: Dim | None
     coordinates: Callable[[Sequence[Dim], Dim, Dim], tuple[Dim, ...]]
+    sources: tuple[Source, ...] = ()
 
     @property
     def vectors(self) -> Dim:
@@ -191,7 +201,10 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
 
 
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
-    """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance."""
+    """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance.
+
+    Rows that are computed are outside and shared instead: they are computed once.
+    """
     roomy = target.vector_registers >= 32
     m, vectors = supposed(gemm.m), -(-supposed(gemm.n) // gemm.lanes)
     if m < 4:
@@ -206,10 +219,10 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
         "n": [s.count for s in sections(vectors, nv)],
         "batch": [batches] if batches > 1 else [],
     }
-    preference = ("batch", "n", "m") if isinstance(gemm.n, int) else ("batch", "m", "n")
+    preference = ("batch", "n", "m") if isinstance(gemm.n, int) and not gemm.sources else ("batch", "m", "n")
     parallel = min((p for p in preference if shares[p]), key=lambda p: round(imbalance(shares[p], threads), 1), default="m")
-    prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES
-    return GemmSchedule(mr, nv, "n", parallel, prefetch, gemm.lanes)
+    prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES and not gemm.sources
+    return GemmSchedule(mr, nv, "m" if gemm.sources else "n", parallel, prefetch, gemm.lanes)
 
 
 def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
@@ -255,15 +268,27 @@ class GemmWriter:
     """Writes the loops of one multiplication.
 
     When rows or vectors are shared, a parallel loop over ``threads`` chunks stands outside and each tile loop is cut to its chunk.
+    ``buffers`` are a (or, with a ``prologue``, which gives its element from theirs, what ``Gemm.sources`` are), b and the output.
     """
 
-    def __init__(self, builder: LoopBuilder, gemm: Gemm, schedule: GemmSchedule, threads: int, buffers: Sequence[Buffer], epilogue: Epilogue) -> None:
+    def __init__(
+        self,
+        builder: LoopBuilder,
+        gemm: Gemm,
+        schedule: GemmSchedule,
+        threads: int,
+        buffers: Sequence[Buffer],
+        epilogue: Epilogue,
+        prologue: Scalar | None = None,
+    ) -> None:
         self._builder = builder
         self._gemm = gemm
         self._schedule = schedule
         self._threads = threads
-        self._a, self._b, self._out = buffers
-        self._converts = self._a.dtype is not gemm.dtype and gemm.m * gemm.k != 0
+        *self._sources, self._b, self._out = buffers
+        self._a = self._sources[0]
+        self._prologue = prologue
+        self._converts = (prologue is not None or self._a.dtype is not gemm.dtype) and gemm.m * gemm.k != 0
         if self._converts:
             self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * fewer(schedule.mr, gemm.m), Access.SCRATCH)
         self._epilogue = epilogue
@@ -289,6 +314,8 @@ class GemmWriter:
         shared = chunk is not None and self._schedule.parallel == self._schedule.order
         for first in outer:
             with self._tile_loop(first, chunk if shared else None, outer.index(first)) as x:
+                if self._converts and self._schedule.order == "m":
+                    self._convert_rows(indices, x.var * first.size + first.start, first.size)
                 for second in inner:
                     with self._tile_loop(second, None if shared else chunk, inner.index(second)) as y:
                         (rows, row), (panels, panel) = ((first, x.var), (second, y.var))[:: 1 if self._schedule.order == "m" else -1]
@@ -315,7 +342,8 @@ class GemmWriter:
         lines, distance = self._prefetch_lines(rows, panels)
         blocks, rest = floordiv(gemm.k, gemm.k_block), mod(gemm.k, gemm.k_block)
         if self._converts:
-            self._convert_rows(a0, rows.size)
+            if self._schedule.order != "m":
+                self._convert_rows(indices, m0, rows.size)
             a0 = 0
         if blocks != 0:
             with b.loop("k", 0, blocks, carried=accs) as loop:
@@ -334,18 +362,16 @@ class GemmWriter:
             for v in range(panels.size):
                 self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], counts[v], loads)
 
-    def _convert_rows(self, a0: Dim, rows: int) -> None:
-        """Bring a tile's rows of a into scratch, row-major and in the type computed in: each element is converted once for all of its uses."""
+    def _convert_rows(self, indices: Sequence[Dim], m0: Dim, rows: int) -> None:
+        """Bring a tile's rows of a into scratch, row-major and in the type computed in: each element is made once for all of its uses there."""
         b, gemm = self._builder, self._gemm
-        contiguous = gemm.a_lane == 1 and gemm.a_block == gemm.k_block
+        contiguous = self._prologue is not None or (gemm.a_lane == 1 and gemm.a_block == gemm.k_block)
         step = gemm.lanes if contiguous else gemm.k_block
-        advance = step if contiguous else gemm.a_block
         whole, rest = floordiv(gemm.k, step), mod(gemm.k, step)
 
         def part(number: Dim, count: Dim) -> None:
             for r in range(rows):
-                value = b.load(self._a, a0 + r * gemm.a_row + number * advance, step, stride=gemm.a_lane, count=count)
-                b.store(self._rows_of_a, number * step + r * gemm.k, b.cast(value, gemm.dtype), count=count)
+                b.store(self._rows_of_a, number * step + r * gemm.k, self._made(indices, m0 + r, number, step, count), count=count)
 
         with b.loop("k", 0, whole) as loop:
             part(loop.var, step)
@@ -354,6 +380,23 @@ class GemmWriter:
         elif rest != 0:
             with b.if_less(0, rest):
                 part(whole, rest)
+
+    def _made(self, indices: Sequence[Dim], row: Dim, number: Dim, step: int, count: Dim) -> Reg:
+        """Elements of a row of a from ``number`` times ``step`` on, in the type computed in."""
+        b, gemm = self._builder, self._gemm
+        if self._prologue is None:
+            advance = step if gemm.a_lane == 1 and gemm.a_block == gemm.k_block else gemm.a_block
+            index = row * gemm.a_row + number * advance
+            for position, batch in zip(indices, gemm.batches, strict=True):
+                index = index + position * batch.a
+            return b.cast(b.load(self._a, index, step, stride=gemm.a_lane, count=count), gemm.dtype)
+        values = []
+        for buffer, source in zip(self._sources, gemm.sources, strict=True):
+            index = row * source.row + number * (source.k * step)
+            for position, batch_step in zip(indices, source.batches, strict=True):
+                index = index + position * batch_step
+            values.append(b.load(buffer, index, step, stride=source.k, count=count if source.k != 0 else None))
+        return b.scalar(self._prologue, values)
 
     def _count(self, panels: Tiles, vector: int, first: Dim) -> Dim | None:
         """Lanes in use when not all are: the last vector of a row-major output. ``first`` is the tile's first vector."""

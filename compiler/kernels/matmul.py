@@ -10,21 +10,25 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, register_family
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, flat_axis, register_family
+from compiler.kernels.loops import pack_plain
 from compiler.target import Target
 
 _DTYPES = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64, DType.UINT32, DType.UINT64)
 
 
 class MatMul:
-    """The family; its schedule is ``GemmSchedule``. A constant right operand is packed into panels, any other is read in place."""
+    """The family; its schedule is ``GemmSchedule``. A constant right operand is packed into panels, any other is read in place.
+
+    The left operand may be computed: tiles of rows, into scratch.
+    """
 
     name = "matmul"
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Row-major operands of one dtype, computed in 32 or 64 bits, row-major."""
-        a, b = workload.inputs[0].type, workload.inputs[1].type
-        types = (a, b, workload.output, workload.anchor)
+        a, (b,) = workload.x, (operand.type for operand in workload.others)
+        types = (*(operand.type for operand in workload.inputs), workload.output, workload.anchor)
         same = compute_dtype(a.dtype) is compute_dtype(b.dtype) is workload.anchor.dtype
         return same and workload.anchor.dtype in _DTYPES and all(t.block == 1 for t in types)
 
@@ -35,26 +39,27 @@ class MatMul:
         return g.space(_gemm(workload, _lanes(workload, target)), target, workload.threads)
 
     def pack(self, workload: Workload, schedule: g.GemmSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        b = constants[1]
-        packed: Array | None = None
+        packed, number = pack_plain(workload, constants), len(workload.inputs) - 1
+        b = constants[number]
         if b is not None:
-            packed = g.pack_panels(b if b.ndim > 1 else b[:, None], schedule.nv, schedule.lanes).reshape(-1)
-        return [constants[0], packed, *pack_operands(workload, constants[2:])]
+            packed[number] = g.pack_panels(b if b.ndim > 1 else b[:, None], schedule.nv, schedule.lanes).reshape(-1)
+        return packed
 
     def build(self, workload: Workload, schedule: g.GemmSchedule, target: Target, name: str) -> Function:
         builder, gemm = LoopBuilder(name), _gemm(workload, schedule.lanes)
-        b_type = workload.inputs[1].type
+        (right,) = workload.others
         sizes: dict[int, Dim] = {}
-        if workload.inputs[1].constant:
-            sizes[1] = product(b_type.shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
-        (a, b), operands, out = declare_buffers(builder, workload, sizes)
-        columns = 0 if b_type.rank == 1 else 1
+        if right.constant:
+            sizes[len(workload.inputs) - 1] = product(right.type.shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
+        inputs, operands, out = declare_buffers(builder, workload, sizes)
+        columns = 0 if right.type.rank == 1 else 1
         epilogue = Epilogue(builder, workload, operands, row_axes=range(workload.output.rank - columns))
-        g.GemmWriter(builder, gemm, schedule, workload.threads, (a, b, out), epilogue).write()
+        prologue = None if workload.prologue is None else workload.prologue.element
+        g.GemmWriter(builder, gemm, schedule, workload.threads, (*inputs, out), epilogue, prologue).write()
         return builder.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.anchor.elements * workload.inputs[0].type.shape[-1] * 2
+        return workload.anchor.elements * workload.x.shape[-1] * 2
 
 
 def _lanes(workload: Workload, target: Target) -> int:
@@ -62,17 +67,19 @@ def _lanes(workload: Workload, target: Target) -> int:
 
 
 def _gemm(workload: Workload, lanes: int) -> g.Gemm:
-    a, b, out = workload.inputs[0].type.shape, workload.inputs[1].type.shape, workload.output
+    (right,) = workload.others
+    a, b, out = workload.x.shape, right.type.shape, workload.output
     row_vector, column_vector = len(a) == 1, len(b) == 1
     a = (1, *a) if row_vector else a
     b = (*b, 1) if column_vector else b
     depth, columns = b[-2:]
     batch = _broadcast(a[:-2], b[:-2])
-    packed = workload.inputs[1].constant
+    packed = right.constant
     matrix = depth * (ceildiv(columns, lanes) * lanes if packed else columns)
     row_axes = range(out.rank if column_vector else out.rank - 1)
+    computed = [] if workload.prologue is None else [broadcast_strides(operand.type, workload.x) for operand in workload.inputs[:-1]]
     walk = flat_axis(workload, row_axes) if product(b[:-2]) == 1 and not row_vector else None
-    merged = walk is not None
+    merged = walk is not None and all(_row_step(strides, a) is not None for strides in computed)
     rows = a[-2] * (product(batch) if merged else 1)
     a_steps, b_steps = _steps(a[:-2], len(batch), a[-2] * depth), _steps(b[:-2], len(batch), matrix)
     batches = () if merged else tuple(g.Batch(*values) for values in zip(batch, a_steps, b_steps, strict=True))
@@ -85,7 +92,23 @@ def _gemm(workload: Workload, lanes: int) -> g.Gemm:
         return tuple(place) if column_vector else (*place, vector * lanes)
 
     b_row = None if packed else columns
-    return g.Gemm(batches, rows, columns, depth, lanes, workload.anchor.dtype, depth, 8, 8, 1, b_row, coordinates)
+    sources = tuple(_source(strides, a, len(batches), merged=merged) for strides in computed)
+    return g.Gemm(batches, rows, columns, depth, lanes, workload.anchor.dtype, depth, 8, 8, 1, b_row, coordinates, sources)
+
+
+def _source(strides: Sequence[Dim], shape: Sequence[Dim], batches: int, *, merged: bool) -> g.Source:
+    """How a tensor with these strides along the axes of a is walked."""
+    if merged:
+        return g.Source((), _row_step(strides, shape) or 0, strides[-1])
+    *outer, row, k = strides
+    return g.Source((*(0,) * (batches - len(outer)), *outer), row, k)
+
+
+def _row_step(strides: Sequence[Dim], shape: Sequence[Dim]) -> Dim | None:
+    """What a step from row to row adds to an index with these strides, all axes of shape but the last walked as one; None where it differs."""
+    long = [axis for axis, dim in enumerate(shape[:-1]) if dim != 1]
+    step = strides[long[-1]] if long else 0
+    return step if all(strides[axis] == step * product(shape[axis + 1 : -1]) for axis in long) else None
 
 
 def _broadcast(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -60,6 +60,7 @@ class MatMul(Op):
     )
 
     broadcasts = 2
+    takes_prologue = True
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         same_dtype(inputs)

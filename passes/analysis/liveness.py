@@ -147,6 +147,15 @@ def _stores_once(node: Node) -> bool:
     return lookup(node.op).regions([value.type for value in node.present_inputs], node.attrs) is not None
 
 
+def _behind(region: Graph) -> set[Node]:
+    """The elementwise nodes of a group's region whose results are not read for its anchor, nor by inner groups."""
+    before: set[Node] = set()
+    for node in reversed(region.nodes):
+        if node in before or not is_elementwise(node):
+            before.update(region.producers[value] for value in node.present_inputs if value in region.producers)
+    return {node for node in region.nodes if node not in before and is_elementwise(node)}
+
+
 def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
     """The operands over whose memory a group may write its result, if nothing reads it later."""
     if node.op != "group":
@@ -156,15 +165,16 @@ def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
     anchors = {inner.op for inner in region.nodes if inner not in before and not _stores_once(inner)}
     if not anchors <= _OVER_OPERAND:
         return ()
+    behind = _behind(region)
     result = region.outputs[0].type
     memory = [roots[value] for value in node.present_inputs]
     found = []
     for operand, (value, root) in enumerate(zip(region.inputs, memory, strict=True)):
         type_ = value.type
         same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
-        # The same memory must not also come in as another operand, nor be read elsewhere than at the element written.
+        # The same memory must not also come in as another operand, nor be read elsewhere than at the element written, as a prologue is.
         users = region.users.get(value, ())
-        fits = [user.op for user in users] == [*anchors] if anchors else all(map(is_elementwise, users))
+        fits = [user.op for user in users] == [*anchors] if anchors else all(user in behind for user in users)
         alone = memory.count(root) == 1 and fits
         if same and alone and root.type.nbytes == result.nbytes:
             found.append(operand)

@@ -129,9 +129,10 @@ class _Finder:
         anchor = next((node for node in own if node not in self._elementwise), None)
         if anchor is None or not lookup(anchor.op).takes_prologue:
             return None
-        (value,) = anchor.present_inputs
+        value, *others = anchor.present_inputs
         producer = self._graph.producers.get(value)
-        if producer not in self._elementwise or producer in taken or value in self._outputs or self._graph.users[value] != (anchor,):
+        alone = self._graph.users[value] == (anchor,) and value not in others and value not in self._outputs
+        if producer not in self._elementwise or producer in taken or not alone:
             return None
         found = self.find(producer, taken)
         every = found[0] | found[1]
