@@ -186,7 +186,7 @@ def _fits(value: Value, nbytes: int) -> bool:
 def _reports_nothing(node: Node) -> bool:
     if is_elementwise(node):
         expr = expression(node)
-        return expr is not None and not any(True for _ in divisors(expr))
+        return expr is not None and not divisors(expr)
     return node.op in _ANCHORS or lookup(node.op).regions([v.type for v in node.present_inputs], node.attrs) is not None
 
 
