@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -46,15 +46,15 @@ class InlineGroups:
 
     def run(self, graph: Graph) -> PassResult:
         inliner = _Inliner(graph)
-        for node in graph.nodes:
-            if node.op == "group":
-                inliner.place(node)
+        groups = [node for node in graph.nodes if node.op == "group"]
+        while sum(inliner.place(node) for node in groups):
+            pass
         return inliner.result()
 
 
 class _Inliner:
     """``_parts`` has the nodes of every group's region as nodes of the graph, ``_work`` what they cost, ``_extra`` what their inner groups do;
-    groups that are taken into their readers, and views of them, are ``_gone``. ``_origin`` has the value that one inside of a group is a copy of."""
+    groups that were taken into their readers have them in ``_hosts``. ``_origin`` has the value that one inside of a group is a copy of."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -66,28 +66,29 @@ class _Inliner:
         self._extra = {node: group_work(part for part in parts if part.op == "group") for node, parts in self._parts.items()}
         self._origin: dict[Value, Value] = {part.output: part.output for parts in self._parts.values() for part in parts}
         self._changed: set[Node] = set()
-        self._gone: set[Node] = set()
+        self._hosts: dict[Node, Sequence[Node]] = {}
 
-    def place(self, node: Node) -> None:
-        """Take a group into its readers, if it may be and that pays."""
-        views, readers = self._readers(node.output) if _may_repeat(node) else ([], [])
-        if any(self._keeps(value, node, readers) for value in node.present_inputs):
-            return
+    def place(self, node: Node) -> bool:
+        """Take a group into its readers, if it may be and that pays; whether it was."""
+        views, readers = self._readers(node.output) if node not in self._hosts and _may_repeat(node) else ([], [])
         whole = self._work[node] + self._extra[node]
         if not readers or any(whole > max(_KERNEL_WORK // len(readers), self._work[reader] // _SHARE) for reader in readers):
-            return
+            return False
+        if any(self._keeps(value, node, readers) for value in node.present_inputs):
+            return False
         for reader in readers:
             self._take(node, views, reader)
         self._changed.update(readers)
-        self._gone.update((node, *views))
+        self._hosts.update(dict.fromkeys((node, *views), readers))
+        return True
 
     def result(self) -> PassResult:
         """The graph without the groups that are inside of others now."""
         for node in self._graph.nodes:
-            if node not in self._gone:
+            if node not in self._hosts:
                 changed = node in self._changed
                 self._builder.append(replace(self._closed(self._parts[node], node.output), name=node.name) if changed else node)
-        groups = sum(node.op == "group" for node in self._gone)
+        groups = sum(node.op == "group" for node in self._hosts)
         return PassResult(finish(self._builder, self._graph, self._graph.outputs), groups > 0, (f"{groups} groups in others",) if groups else ())
 
     def _readers(self, value: Value) -> tuple[list[Node], list[Node]]:
@@ -98,7 +99,7 @@ class _Inliner:
         for current in pending:
             for user in self._graph.users.get(current, ()):
                 if user.op == "group" and user.output.type.dtype is not DType.STRING:
-                    readers[user] = None
+                    readers.update(dict.fromkeys(self._around(user)))
                 elif is_view(user) and user.present_inputs == (current,) and user.output.type.dtype is current.type.dtype and not own_symbols(user):
                     views.append(user)
                     pending.append(user.output)
@@ -107,12 +108,19 @@ class _Inliner:
         inside = not any(current in self._graph.outputs for current in pending)
         return (views, [*readers]) if inside else ([], [])
 
+    def _around(self, group: Node) -> Iterator[Node]:
+        """A group, or those it is inside of."""
+        for host in self._hosts.get(group, ()):
+            yield from self._around(host)
+        if group not in self._hosts:
+            yield group
+
     def _keeps(self, value: Value, node: Node, readers: Sequence[Node]) -> bool:
         """Whether a value of some size would live longer than it does now if readers read it in a group's place."""
         root = self._roots[value]
         if root in self._lasting or _fits(root, max(_KEPT_BYTES, estimate(node.output.type.nbytes))):
             return False
-        return not all(any(self._roots[v] is root for v in reader.present_inputs) for reader in readers)
+        return not all(any(self._roots.get(v) is root for part in self._parts[reader] for v in part.present_inputs) for reader in readers)
 
     def _take(self, node: Node, views: Sequence[Node], reader: Node) -> None:
         """Put a group and those views of its result that reader reads before what reader does."""
@@ -133,7 +141,7 @@ class _Inliner:
             else:
                 inner.append(self._copy(part, twins))
                 self._origin[inner[-1].output] = origin
-        self._parts[reader] = [*inner, *(substitute(part, twins) for part in own)]
+        self._parts[reader] = [*_in_order([substitute(part, twins) for part in inner]), *(substitute(part, twins) for part in own)]
         self._extra[reader] = group_work(part for part in inner if part.op == "group")
 
     def _copy(self, node: Node, twins: dict[Value, Value]) -> Node:
@@ -169,6 +177,23 @@ def _split(nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
     """The inner groups among a group's nodes with the views of them, and the others."""
     inner = inner_nodes(Graph("parts", (), (), tuple(nodes)))
     return [node for node in nodes if node in inner], [node for node in nodes if node not in inner]
+
+
+def _in_order(nodes: Sequence[Node]) -> list[Node]:
+    """Nodes, each behind those whose results it reads."""
+    makers = {node.output: node for node in nodes}
+    found: dict[Node, None] = {}
+
+    def place(node: Node) -> None:
+        for value in node.present_inputs:
+            if value in makers and makers[value] not in found:
+                place(makers[value])
+        found[node] = None
+
+    for node in nodes:
+        if node not in found:
+            place(node)
+    return [*found]
 
 
 def _may_repeat(group: Node) -> bool:
