@@ -98,12 +98,16 @@ def optimize(
     verify: bool = False,
     observer: Observer | None = None,
 ) -> tuple[Graph, tuple[PassReport, ...]]:
-    """The planned graph, ready for lowering, and what each pass did. Raises UserError where nothing meets ``memory_budget``."""
+    """The planned graph, ready for lowering, and what each pass did. Raises UserError where nothing meets ``memory_budget``.
+
+    With a budget small groups stay kernels: inside of others, every worker has their results to itself.
+    """
     steps = passes_for(target, opt_level)
     canonical = canonical_passes(opt_level)
     graph, reports = PassManager(canonical, verify, observer).run(graph)
     rest = steps[len(canonical) :]
     if memory_budget is not None:
+        rest = tuple(step for step in rest if not isinstance(step, InlineGroups))
         rest = (*budget_passes(graph, rest, memory_budget), *rest)
     graph, more = PassManager(rest, verify, observer).run(graph)
     return graph, (*reports, *more)
