@@ -34,7 +34,7 @@ from compiler.ir.program import (
 )
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, pack_physical
-from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, is_view
+from compiler.ir.verify import ARENA_ALIGNMENT
 from compiler.kernels.base import Family, TextMaker, Workload, family
 from compiler.target import Target
 from compiler.workloads import Made, Selected, copied, select

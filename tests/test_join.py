@@ -19,7 +19,7 @@ from compiler.ir.intexpr import sym
 from compiler.ir.verify import Stage, verify_graph
 from compiler.pipeline import optimize
 from compiler.target import native, resolve
-from tests.graph_cases import CONV, check_same, f32, feeds
+from tests.graph_cases import CONV, check_same, f32, feeds, kernels_apart
 from tests.test_memory import run_natively
 
 TARGET = resolve("x86-64-v3")
@@ -90,7 +90,7 @@ def test_dense_connections_share_one_memory() -> None:
         x = net.concat(x, net.conv(net.b.emit("relu", x), 8))
     graph = net.graph(net.end(x))
     assert joins(graph) == [2, 2, 2]
-    assert len([node for node in planned(graph).nodes if node.op == "group"]) == 8
+    assert len([node for node in kernels_apart(graph, TARGET).nodes if node.op == "group"]) == 8
 
 
 def test_neighbouring_parts_are_one_operand() -> None:

@@ -35,7 +35,7 @@ def grouped(graph: Graph) -> Graph:
     """The graph as it is when its groups are made."""
     steps = passes_for(TARGET)
     names = [step.name for step in steps]
-    return PassManager(steps[: names.index("inline-groups")]).run(graph)[0]
+    return PassManager(steps[: names.index("order-nodes")]).run(graph)[0]
 
 
 def bound(graph: Graph) -> int:
