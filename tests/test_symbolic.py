@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from symbolic_models import check, compiled, model_of
 
 from compiler.errors import UserError
+from compiler.ir.loop_verify import verify_function
+from compiler.lowering import lower
+from compiler.pipeline import optimize
+from compiler.target import resolve
 from frontend.onnx.importer import import_model
 
 ATTENTION = """
@@ -226,6 +231,26 @@ def test_dims_that_contradict_each_other_are_named() -> None:
 def test_symbols_stay_in_the_types() -> None:
     graph = import_model(_attention())
     assert [str(value.type) for value in graph.outputs] == ["f32[batch, seq, 48]", "f32[batch, past + seq, 48]"]
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_dims_may_be_called_what_loops_are_called(number: int) -> None:
+    """By the model, or by the importer: it calls what is counted ``n``, and so does the kernel that counts."""
+    text = """
+g (float[p, v, k] x) => (float[p, v, k] y, int64[r, j] found) {
+  y = Softmax<axis = 1>(x)
+  once = NonZero(x)
+  twice = NonZero(once)
+  found = NonZero(twice)
+}
+"""
+    model = model_of(re.sub(r"\b[pvk]\b", lambda dim: f"{dim[0]}{number}", text), 17)
+    planned, _ = optimize(import_model(model), resolve("native"))
+    program = lower(planned, resolve("native"), 1)
+    assert {name for function in program.functions for name in function.params} >= {f"{dim}{number}" for dim in "pvk"}
+    for function in program.functions:
+        verify_function(function)
+    check(model, {"x": np.random.default_rng(number).integers(-1, 2, (3, 7, 9)).astype(np.float32)}, 1)
 
 
 FLATTENED = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from compiler.errors import STATUS_WORDS
@@ -51,6 +51,7 @@ class LoopBuilder:
         self._blocks: list[list[Stmt]] = [[]]
         self._next_reg = 0
         self._next_var = 0
+        self._taken: set[str] = set()
 
     # -- buffers ------------------------------------------------------------------------------------------------
 
@@ -59,6 +60,10 @@ class LoopBuilder:
         buffer = Buffer(name, dtype, size, access)
         self._buffers.append(buffer)
         return buffer
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Names of symbols that are known from outside: no loop variable gets one of them."""
+        self._taken.update(names)
 
     def status(self) -> Buffer:
         """The buffer in which what cannot be done is reported, declared where it is asked for the first time."""
@@ -199,4 +204,6 @@ class LoopBuilder:
 
     def _fresh(self, stem: str) -> str:
         self._next_var += 1
+        while f"{stem}{self._next_var}" in self._taken:
+            self._next_var += 1
         return f"{stem}{self._next_var}"

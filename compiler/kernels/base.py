@@ -341,7 +341,11 @@ def _sum_with_anchor(expr: Scalar) -> Call | None:
 
 
 def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[int, Dim] | None = None) -> tuple[list[Buffer], list[Buffer], Buffer]:
-    """The buffers of a kernel in their fixed order: inputs, epilogue operands, output. ``packed`` gives sizes of packed inputs, by number."""
+    """The buffers of a kernel in their fixed order: inputs, epilogue operands, output. ``packed`` gives sizes of packed inputs, by number.
+
+    The names of its integer params are reserved.
+    """
+    builder.reserve(workload.symbols)
     sizes = packed or {}
     inputs = [
         builder.buffer(f"in{i}", operand.type.dtype, sizes.get(i, operand.type.elements), Access.READ) for i, operand in enumerate(workload.inputs)
