@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Node, Value
-from compiler.lowering import lower
+from compiler.lowering import lower, workloads
 from compiler.pipeline import optimize
 from compiler.target import Target, native, resolve
 from passes.base import PassManager
@@ -140,6 +140,27 @@ def test_upsampling_by_groups_stays_in_blocks(target: Target) -> None:
         net = Network(3)
         y = net.conv(net.conv(net.x, group * 4), group * width * phases, group, 3)
         check_blocked(net, net.conv(net.b.emit("interleave", y, group=group, strides=strides), 7), target)
+
+    check()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+def test_correlations_of_what_a_run_computes_stay_in_blocks(target: Target) -> None:
+    """One image's features as the filters for another's, channel by channel, as trackers do (arXiv:1812.11703, section 3.2), or all together."""
+
+    @settings(max_examples=6, deadline=None)
+    @given(st.integers(9, 20), st.booleans())
+    def check(width: int, dense: bool) -> None:
+        net = Network(5)
+        image = net.conv(net.x, width, kernel=3)
+        part = net.b.emit("slice", net.conv(net.x, width), starts=(0, 0, 1, 2), sizes=(1, width, 3, 3), steps=(1,) * 4)
+        shape, group = ((1, width, 3, 3), 1) if dense else ((width, 1, 3, 3), width)
+        filters = net.b.emit("reshape", part, shape=shape)
+        match = net.b.emit("conv", image, filters, **{**CONV, "group": group, "pads": (1,) * 4})
+        graph = net.b.graph([net.conv(match, 9)])
+        planned = optimize(graph, target, verify=True)[0]
+        check_program(graph, lower(planned, target, threads=2), workers=2)
+        assert "generic_conv" not in {chosen.name for chosen, _ in workloads(planned, target, 2)}
 
     check()
 

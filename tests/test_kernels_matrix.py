@@ -96,6 +96,7 @@ def convolutions(draw: st.DrawFn, kind: str, lanes: int) -> dict[str, object]:
         "threads": draw(st.integers(1, 3)),
         "epilogue": draw(st.sampled_from(["none", "bias", "clip", "all"])),
         "plain_input": draw(st.booleans()),
+        "constant": kind in ("pointwise_conv", "depthwise_conv") or draw(st.sampled_from([True, True, False])),
         "pick": draw(st.integers(0, 1000)),
         "seed": draw(st.integers(0, 1000)),
     }
@@ -110,7 +111,7 @@ def check_conv(kind: str, case: dict[str, object], target: Target) -> None:
     out = TensorType(FLOAT, y.shape, block)
     epilogue, operands = epilogue_of(case["epilogue"], out, block)
     params = tuple((name, case[name]) for name in ("strides", "pads", "dilations", "group"))
-    inputs = (Operand(TensorType(FLOAT, x.shape, x_block)), Operand(TensorType(FLOAT, w.shape), constant=True))
+    inputs = (Operand(TensorType(FLOAT, x.shape, x_block)), Operand(TensorType(FLOAT, w.shape), case["constant"]))
     workload = Workload(kind, params, inputs, out, out, epilogue, operands, case["threads"])
     chosen: Family = family(kind)
     assert chosen.supports(workload, target)

@@ -35,7 +35,7 @@ class Layouts(Enum):
     PLAIN = "plain"  # row-major everywhere
     SAME = "same"  # any layout, the same for the result and, if it is elementwise, every operand that does not only broadcast, else operand 0
     ANY = "any"  # any layout of each data operand and of the result
-    BLOCKED_OUT = "blocked-out"  # any layout of input 0, blocked result; the other inputs are plain constants
+    BLOCKED_OUT = "blocked-out"  # any layout of input 0, blocked result; the other inputs are row-major
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ them where the width is known at run time only or the taps of a row are many. Ma
 Each output channel takes as many multiply-accumulate steps as its group has input channels, whatever the size of the groups. A vector
 that lies in one group takes an input channel into every lane; in one of several groups each lane takes a channel of its own group, by a
 permutation of the pixel's block or from broadcasts. In tiles of one vector a kernel row's taps share what is so made of an input pixel.
+
+Weights of run time are brought into the order in which constant ones are packed, panel by panel, in scratch.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from math import gcd
 
-from compiler.ir.intexpr import Dim, floordiv, mod, product
-from compiler.ir.loop import Function, Reg, VecType
+from compiler.ir.intexpr import Dim, floordiv, minimum, mod, product
+from compiler.ir.loop import Access, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
@@ -72,15 +74,16 @@ class DirectSchedule:
 
 
 class DirectConv:
-    """The family: spatial rank 1 to 3, any groups, input blocked or row-major, output blocked, constant float32 weights."""
+    """The family: spatial rank 1 to 3, any groups, input blocked or row-major, output blocked, float weights of a known shape."""
 
     name = "direct_conv"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Everything but other dtypes, weights of run time and row-major outputs."""
-        x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        floats = compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32
-        return w.constant and floats and x.rank in (3, 4, 5) and out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes)
+        """Everything but other dtypes and row-major outputs."""
+        (x, w), out = (operand.type for operand in workload.inputs), workload.output
+        floats = compute_dtype(x.dtype) is compute_dtype(w.dtype) is DType.FLOAT32
+        blocked = out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes) and w.block == 1
+        return floats and w.is_static and x.rank in (3, 4, 5) and blocked
 
     def heuristic(self, workload: Workload, target: Target) -> DirectSchedule:
         shape = _Shape(workload)
@@ -208,10 +211,16 @@ class _Writer:
         self._shape = shape = _Shape(workload)
         self._threads = workload.threads
         self._parallel = schedule.parallel if workload.threads > 1 else "filters"
-        size = shape.grouping.total * shape.lanes * shape.channels * shape.kernel
-        (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, {1: size})
+        self._vector = shape.lanes * shape.channels * shape.kernel
+        self._packed = workload.inputs[1].constant
+        packed = {1: shape.grouping.total * self._vector} if self._packed else {}
+        (self._x, self._w), operands, self._out = declare_buffers(self._builder, workload, packed)
         self._epilogue = Epilogue(self._builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
         self._periods = shape.grouping.periods(schedule.vectors)
+        self._weights = self._w
+        if not self._packed:
+            largest = max((panels.size for _, panels in self._panels()), default=0)
+            self._weights = self._builder.buffer("panel", DType.FLOAT32, largest * self._vector, Access.SCRATCH)
         self._small = schedule.unroll and shape.thin
         few = shape.columns.kernel <= UNROLLED_TAPS or not shape.columns.cut  # of many taps, each tile at a border reads others
         self._columns = tile_runs(shape.columns, schedule.columns, known=few)
@@ -249,11 +258,25 @@ class _Writer:
         bounds = {axis: partial(worker_part, worker=part, threads=self._threads) for axis in (self._parallel,) if part is not None}
         whole: tuple[Dim, Dim] = (0, shape.rows.out)
         start, stop = bounds["rows"](shape.rows.out) if "rows" in bounds else whole
+        if not self._packed:
+            self._pack(vectors)
         with b.loop("z", 0, shape.planes.out) as z, b.loop("y", start, stop) as y:
             for number, run in enumerate(self._single_columns if self._shares(vectors.panels) else self._columns):
                 tiles: tuple[Dim, Dim] = bounds["columns"](run.count, number=number) if "columns" in bounds else (0, run.count)
                 with b.loop("x", *tiles) as x:
                     self._tile(vectors, (z.var, y.var), run, run.position(x.var))
+
+    def _pack(self, vectors: _Vectors) -> None:
+        """Bring the weights of one panel into scratch."""
+        b, shape, filters = self._builder, self._shape, self._workload.inputs[1].type.static_shape[0]
+        lanes, size, step = shape.lanes, vectors.panels.size, shape.channels * shape.kernel
+        with b.loop("t", 0, shape.kernel) as tap, b.loop("k", 0, shape.channels) as channel:
+            for v in range(size):
+                first = (vectors.first + v) * lanes
+                count = lanes if filters % lanes == 0 else minimum(lanes, filters - first)
+                at = first * step + channel.var * shape.kernel + tap.var
+                value = load_as(b, DType.FLOAT32, self._w, at, lanes, stride=step, count=count)
+                b.store(self._weights, ((tap.var * shape.channels + channel.var) * size + v) * lanes, value)
 
     def _tile(self, vectors: _Vectors, row: tuple[Dim, Dim], run: TileRun, x0: Dim) -> None:
         b, shape = self._builder, self._shape
@@ -264,7 +287,7 @@ class _Writer:
         start = [self._epilogue.initial(places[0][v], type_, loads) for v in range(size)]
         accs = [start[v] for _ in range(run.size) for v in range(size)]
         kernel_row = self._shared_row if self._shares(vectors.panels) else self._kernel_row
-        x_base, w_base = vectors.n * shape.batch_step, vectors.first * (lanes * shape.channels * shape.kernel)
+        x_base, w_base = vectors.n * shape.batch_step, vectors.first * self._vector if self._packed else 0
         first_plane, first_row = (axis.first(at) for at, axis in zip(row, (shape.planes, shape.rows), strict=True))
         with b.loop("kz", *tap_bounds(shape.planes, first_plane), carried=accs) as kz:
             plane = (first_plane + kz.var * shape.planes.dilation) * shape.rows.size
@@ -323,7 +346,7 @@ class _Writer:
         shape, b, lanes = self._shape, self._builder, self._shape.lanes
         accs = list(accs)
         for k in range(depth):
-            right = [b.load(self._w, w_at + (k * vectors + v) * lanes, lanes) for v in range(vectors)]
+            right = [b.load(self._weights, w_at + (k * vectors + v) * lanes, lanes) for v in range(vectors)]
             for c, read in used.items():
                 at = x_at + (k * shape.channel_step + read.place * shape.pixel)
                 left = mask(b, load_as(b, DType.FLOAT32, self._x, at, lanes, stride=0), [read.inside])
@@ -343,7 +366,7 @@ class _Writer:
                 sums, first = list(k.carried), k.var * depth if chunks > 1 else 0
                 for channel in (first + step for step in range(depth)):
                     places = [weights + (channel + (first_tap + tap) * shape.channels) * shape.lanes for tap in range(size)]
-                    right = [b.load(self._w, place, shape.lanes) for place in places]
+                    right = [b.load(self._weights, place, shape.lanes) for place in places]
                     channels = [(vectors.group + group) * shape.channels + channel for group in vectors.panels.groups]
                     for offset, read in reads.items():
                         left = mask(b, self._pick(inputs + read.place * shape.pixel, channels), [read.inside])

@@ -1,4 +1,4 @@
-"""Convolution of any rank, grouping and dtype, with weights known now or at run time: the family that is always there.
+"""Convolution of any rank, grouping and dtype, with weights known now or at run time: the family for what is not float32 in blocks.
 
 Row-major in and out. A vector holds neighbouring filters of one group at one output position; taps outside the input are cut off
 by the bounds of the tap loops. Constant weights are packed so that these filters lie side by side; others are read as they lie.

@@ -120,8 +120,9 @@ class Conv(Op):
         return [(first_type(inputs).shape[1], wanted)]
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
-        x = first_type(inputs)
-        return Layouts.BLOCKED_OUT if compute_dtype(x.dtype) is DType.FLOAT32 and x.rank in (3, 4, 5) else Layouts.PLAIN
+        x, w = first_type(inputs), given(inputs[1])
+        blocked = compute_dtype(x.dtype) is DType.FLOAT32 and x.rank in (3, 4, 5) and w.is_static
+        return Layouts.BLOCKED_OUT if blocked else Layouts.PLAIN
 
 
 def _with_bias(context: FormContext, result: Value) -> Value:

@@ -101,13 +101,12 @@ class _Cut:
         return {Layouts.SAME: number, Layouts.ANY: number, Layouts.BLOCKED_OUT: _BLOCKED}.get(self.kinds[number], _ROW_MAJOR)
 
     def _kind(self, node: Node) -> Layouts:
-        """``Op.layouts``, or PLAIN where weights or channels are not known now or a value on a free side could not be blocked."""
+        """``Op.layouts``, or PLAIN where channels are not known now or a value on a free side could not be blocked."""
         if node.regions:
             return Layouts.PLAIN
         kind = lookup(node.op).layouts([None if v is None else v.type for v in node.inputs], node.attrs, self.block)
         if kind is Layouts.BLOCKED_OUT:
-            x, *weights = node.present_inputs
-            return kind if _blockable(x.type) and all(v in self._graph.constants for v in weights) else Layouts.PLAIN
+            return kind if _blockable(node.present_inputs[0].type) else Layouts.PLAIN
         if kind is Layouts.PLAIN:
             return kind
         results = [v.type for v in node.outputs]
