@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 from symbolic_models import check, compiled, model_of, random, wave
 
 import tensorsmith as ts
@@ -28,7 +29,7 @@ MODES = [
     )
 ]
 ROI = """g (float[n, c, h, w] x, float[r, 4] rois, int64[r] i) => (float[r, c, 3, 2] y) {{
-    y = RoiAlign<output_height = 3, output_width = 2, sampling_ratio = 2, mode = "{}", spatial_scale = 0.5>(x, rois, i)
+    y = RoiAlign<output_height = 3, output_width = 2, sampling_ratio = {}, mode = "{}", spatial_scale = 0.5>(x, rois, i)
 }}"""
 POOL = """g (float[n, c, h, w] x) => (float[n, c, p, q] y) {
     a, i = MaxPool<kernel_shape = [2, 3], strides = [2, 3]>(x) y = MaxUnpool<kernel_shape = [2, 3], strides = [2, 3]>(a, i)
@@ -68,16 +69,39 @@ def test_grids_that_do_not_fit() -> None:
         module.run({"x": random(2, 2, 0, 4), "g0": random(2, 5, 5, 2)})
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @settings(max_examples=5, deadline=None)
-@given(n=st.integers(1, 3), h=sizes, w=sizes, r=st.integers(0, 5))
-def test_roi_align(mode: str, n: int, h: int, w: int, r: int) -> None:
+@given(n=st.integers(1, 3), h=sizes, w=sizes, r=st.integers(0, 5), opset=st.sampled_from([10, 16]))
+def test_roi_align(ratio: int, mode: str, n: int, h: int, w: int, r: int, opset: int) -> None:
     rois = np.sort(np.abs(random(r, 2, 2)) * 9, axis=1).reshape(r, 4)
-    check(model_of(ROI.format(mode), 16), {"x": random(n, 2, h, w), "rois": rois, "i": np.arange(r) % n}, 1)
+    check(model_of(ROI.format(ratio, mode), opset), {"x": random(n, 2, h, w), "rois": rois, "i": np.arange(r) % n}, 1)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_regions_whose_ends_are_swapped(mode: str) -> None:
+    """ONNX Runtime ends with an error, so that the standard's reference is asked."""
+    rois = np.float32([[3.7, 4.1, 0.5, 1.2], [0.5, 4.1, 3.7, 1.2], [3.7, 1.2, 0.5, 4.1], [1, 1, 1, 1], [0.5, 1.2, 3.7, 6.1]])
+    model, feeds = model_of(ROI.format(0, mode), 16), {"x": random(2, 2, 6, 5), "rois": 2 * rois, "i": np.array([1, 0, 1, 0, 0])}
+    (want,) = ReferenceEvaluator(model).run(None, feeds)
+    np.testing.assert_allclose(compiled(model, 1).run(feeds)["y"], want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_regions_that_are_none(mode: str) -> None:
+    """Each takes as many points as it needs itself, and reads nothing more: what lies beside is not a number."""
+    x = np.full((1, 1, 8, 8), np.nan, np.float32)
+    x[:, :, 2:5, 2:5] = 3
+    rois = np.float32([[5, 5, 9, 9], [np.nan, 0, 4, 4], [0, 0, np.inf, 4], [9, 9, 5, 5], [0, 0, 60, 2]])
+    y = compiled(model_of(ROI.format(0, mode), 16), 1).run({"x": x, "rois": rois, "i": np.zeros(5, np.int64)})["y"]
+    if mode == "avg":
+        np.testing.assert_allclose(y[0], 3, rtol=1e-6)
+    assert np.isfinite(y[0]).all()
+    np.testing.assert_array_equal(y[3], 0)
 
 
 def test_an_image_that_is_not_there() -> None:
-    module = compiled(model_of(ROI.format("avg"), 16), 1)
+    module = compiled(model_of(ROI.format(2, "avg"), 16), 1)
     with pytest.raises(UserError, match="index 2 is out of range for axis 0 of size 2"):
         module.run({"x": random(2, 2, 5, 5), "rois": np.abs(random(3, 4)), "i": np.array([0, 2, 1])})
 
