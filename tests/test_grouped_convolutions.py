@@ -16,7 +16,7 @@ from compiler.pipeline import optimize
 from compiler.target import Target, native, resolve
 from passes.base import PassManager
 from passes.graph.recover import RecoverOps
-from tests.graph_cases import CONV, check_same, f32
+from tests.graph_cases import CONV, check_same, f32, kernels_apart
 from tests.test_lowering import check_program
 
 HOST = native()
@@ -61,7 +61,7 @@ def channels(x: Value) -> int:
 def check_blocked(net: Network, result: Value, target: Target) -> None:
     """The program computes what the interpreter does, and no layout conversion stands between two convolutions."""
     graph = net.b.graph([net.b.emit("reduce", result, kind="sum", axes=(2, 3), keepdims=True)])
-    planned = optimize(graph, target, verify=True)[0]
+    planned = kernels_apart(graph, target)
     check_program(graph, lower(planned, target, threads=2), workers=2)
     behind: set[Node] = set()
     for node in planned.nodes:
@@ -158,9 +158,9 @@ def test_correlations_of_what_a_run_computes_stay_in_blocks(target: Target) -> N
         filters = net.b.emit("reshape", part, shape=shape)
         match = net.b.emit("conv", image, filters, **{**CONV, "group": group, "pads": (1,) * 4})
         graph = net.b.graph([net.conv(match, 9)])
-        planned = optimize(graph, target, verify=True)[0]
-        check_program(graph, lower(planned, target, threads=2), workers=2)
-        assert "generic_conv" not in {chosen.name for chosen, _ in workloads(planned, target, 2)}
+        for planned in (optimize(graph, target, verify=True)[0], apart := kernels_apart(graph, target)):
+            check_program(graph, lower(planned, target, threads=2), workers=2)
+        assert "generic_conv" not in {chosen.name for chosen, _ in workloads(apart, target, 2)}
 
     check()
 
