@@ -98,8 +98,8 @@ class _Level:
                         raise InternalError(f"overlaps {name}, which is still read", where=place)
                 live.append((step if value is None else last.get(value, step), begin, end, value))
                 highest = max(highest, end)
-            if node.outputs and node.output in self._parts:
-                self._join(node.output, place)
+            for value in self._parts.keys() & node.outputs:
+                self._join(value, place)
         return highest
 
     def _taken(self, node: Node, outside: set[Value], place: str) -> Iterator[tuple[int, int, Value | None]]:
