@@ -10,7 +10,7 @@ Exits with status 1 where a model has more kernels than ONNX Runtime has nodes, 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +21,12 @@ import typer
 
 from benchmarks.models import ROOT, load, zoo_names
 from compiler.ir.control import BRANCHING, Loop
-from compiler.ir.graph import Graph, Node
+from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.verify import is_view
 from compiler.pipeline import optimize
-from compiler.target import native
+from compiler.target import Target, native
 from frontend.onnx.importer import import_model
+from passes.graph.group import Group
 from passes.graph.plan import direct_outputs
 
 Feeds = Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]
@@ -53,11 +54,23 @@ class Count:
 def count(name: str) -> Count:
     """The model called name, sizes as in its inputs."""
     model, feeds = load(name)
-    planned, _ = optimize(import_model(model, {key: array.shape for key, array in feeds.items()}), native())
-    graphs = list(_graphs(planned))
-    conversions = [(graph, node) for graph in graphs for node in graph.nodes if _has(node, "to_layout")]
-    between = sum(_meets_conv(graph, node, back=True) and _meets_conv(graph, node, back=False) for graph, node in conversions)
-    return Count(name, sum(map(kernels, graphs)), runtime_nodes(model, feeds), len(conversions), between)
+    planned, grouped = stages(import_model(model, {key: array.shape for key, array in feeds.items()}), native())
+    found = [conversions(graph) for graph in _graphs(grouped)]
+    launched = sum(map(kernels, _graphs(planned)))
+    return Count(name, launched, runtime_nodes(model, feeds), sum(len(every) for every, _ in found), sum(len(inside) for _, inside in found))
+
+
+def stages(graph: Graph, target: Target) -> tuple[Graph, Graph]:
+    """A graph as planned, and with its groups as they are before small ones go into others, where no conversion is seen."""
+    seen: list[Graph] = []
+    planned, _ = optimize(graph, target, observer=lambda step, result, _: seen.append(result) if isinstance(step, Group) else None)
+    return planned, seen[-1]
+
+
+def conversions(graph: Graph) -> tuple[list[Node], list[Node]]:
+    """The layout conversions of one graph or region, and those between two convolutions."""
+    every = [node for node in graph.nodes if _has(node, "to_layout")]
+    return every, [node for node in every if _meets_conv(graph, node, back=True) and _meets_conv(graph, node, back=False)]
 
 
 def kernels(graph: Graph) -> int:
@@ -110,23 +123,29 @@ def _has(node: Node, *ops: str) -> bool:
 
 
 def _meets_conv(graph: Graph, node: Node, *, back: bool) -> bool:
-    """Whether the kernels before (or behind) a conversion come to a convolution with nothing but views and arithmetic between."""
-    pending, seen = [node], {node}
+    """Whether what a conversion reads comes from (or what its kernel makes comes to) a convolution with nothing but views and arithmetic between."""
+    pending, seen = _beside(graph, [_converted(node)] if back else node.outputs, back=back), {node}
     while pending:
         current = pending.pop()
-        for other in _neighbours(graph, current, back=back):
-            if _has(other, "conv"):
-                return True
-            if other not in seen and (is_view(other) or (other.op == "group" and _is_arithmetic(other))):
-                seen.add(other)
-                pending.append(other)
+        if _has(current, "conv"):
+            return True
+        if current not in seen and (is_view(current) or (current.op == "group" and _is_arithmetic(current))):
+            seen.add(current)
+            pending += _beside(graph, current.present_inputs if back else current.outputs, back=back)
     return False
 
 
-def _neighbours(graph: Graph, node: Node, *, back: bool) -> list[Node]:
+def _converted(group: Node) -> Value:
+    """What the layout conversion in a group reads."""
+    (region,) = group.regions
+    (inner,) = (node for node in region.nodes if node.op == "to_layout")
+    return group.present_inputs[region.inputs.index(inner.present_inputs[0])]
+
+
+def _beside(graph: Graph, values: Sequence[Value], *, back: bool) -> list[Node]:
     if back:
-        return [graph.producers[value] for value in node.present_inputs if value in graph.producers]
-    return [user for value in node.outputs for user in graph.users.get(value, ())]
+        return [graph.producers[value] for value in values if value in graph.producers]
+    return [user for value in values for user in graph.users.get(value, ())]
 
 
 def _is_arithmetic(group: Node) -> bool:

@@ -79,8 +79,8 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
     return (
         EqualizeRanks(),
         CommonSubexpressions(),
-        *((FoldReshapes(target.lanes),) if opt_level >= 1 else ()),
         EliminateDeadCode(),
+        *((FoldReshapes(target.lanes), EliminateDeadCode()) if opt_level >= 1 else ()),
         AssignLayout(target.lanes),
         CopyOutputs(),
         Group(fuse=opt_level >= 1),

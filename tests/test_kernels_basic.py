@@ -336,14 +336,32 @@ def test_reduce(data: st.DataObject, kind: str, dtype: DType) -> None:
 
 
 @quick
-@given(images, st.sampled_from(sorted(REDUCTIONS)), st.sampled_from([(2,), (3,), (2, 3)]), st.booleans())
+@given(images, st.sampled_from(sorted(REDUCTIONS)), st.sampled_from([(1,), (2,), (3,), (2, 3)]), st.booleans())
 def test_reduce_blocked(shape: tuple[int, ...], kind: str, axes: tuple[int, ...], keepdims: bool) -> None:
-    x, scale = normals(shape), normals((1, shape[1], 1, 1)[: 4 if keepdims else 4 - len(axes)], 1)
-    expected = REDUCTIONS[kind](x.astype(np.float64), axis=axes, keepdims=keepdims) * scale
+    keepdims = keepdims or axes == (1,)
+    x = normals(shape)
+    expected = REDUCTIONS[kind](x.astype(np.float64), axis=axes, keepdims=keepdims)
+    scale = normals((1, expected.shape[1], 1, 1)[: expected.ndim], 1)
+    expected = expected * scale
     output = TensorType(F32, expected.shape, BLOCK)
     epilogue, tensors = call("mul", Arg(0, F32), Arg(1, F32)), [(x, BLOCK), (scale, BLOCK)]
     work = workload("reduce", {"kind": kind, "axes": axes, "keepdims": keepdims}, tensors[:1], output, epilogue, tensors[1:])
     check(run(work, tensors), expected, atol=1e-5)
+
+
+@quick
+@given(images, st.sampled_from([1, BLOCK]), st.sampled_from([1, BLOCK]), st.booleans())
+def test_one_channel_for_all_is_read_in_any_layout(shape: tuple[int, ...], block: int, other: int, pooled: bool) -> None:
+    """By elementwise kernels and by epilogues."""
+    x, mask = normals(shape), normals((shape[0], 1, *shape[2:]), 1)
+    tensors = [(x, block), (mask, block if shape[1] == 1 else other)]
+    output = TensorType(F32, shape, block)
+    if pooled:
+        params = {"kind": "max", "kernel_shape": (1, 1), "strides": (1, 1), "pads": (0,) * 4, "dilations": (1, 1), "ceil_mode": False}
+        work = workload("pool", params, tensors[:1], output, call("mul", Arg(0, F32), Arg(1, F32)), tensors[1:])
+    else:
+        work = workload("injective", {}, [], output, call("mul", Arg(1, F32), Arg(2, F32)), tensors)
+    check(run(work, tensors), x * mask)
 
 
 @pytest.mark.parametrize("shape", [(100_000, 1), (1, 100_000), (100_000, 3)])

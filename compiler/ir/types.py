@@ -204,13 +204,14 @@ class TensorType:
         return f"{self.dtype.value}[{', '.join(map(str, self.shape))}]{layout}"
 
 
-def same_bytes(left: TensorType, right: TensorType) -> bool:
-    """Whether two layouts of one tensor are the same bytes: no padding lanes, and nothing between the channels of one position."""
-    if (left.dtype, left.shape) != (right.dtype, right.shape):
+def begins_with(whole: TensorType, part: TensorType) -> bool:
+    """Whether a tensor in one layout is what it is in another, perhaps with padding behind it: nothing stands between the channels of a position."""
+    if (whole.dtype, whole.shape) != (part.dtype, part.shape):
         return False
-    if left.block == right.block:
+    if whole.block == part.block:
         return True
-    return left.elements == right.elements and all(dim == 1 for dim in left.shape[2:])
+    padded = whole.block != 1 and part.block == 1 and whole.shape[0] == 1
+    return (whole.elements == part.elements or padded) and all(dim == 1 for dim in whole.shape[2:])
 
 
 def pack_physical(array: Array, block: int) -> Array:

@@ -38,7 +38,7 @@ from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, lookup
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
-from compiler.ir.types import TensorType, same_bytes
+from compiler.ir.types import TensorType, begins_with
 from compiler.ir.verify_plan import ARENA_ALIGNMENT as ARENA_ALIGNMENT
 from compiler.ir.verify_plan import Memory, verify_plan
 
@@ -68,7 +68,7 @@ def view_offset(node: Node) -> Dim | None:
     Views are the ops that say so for their operands, and changes of layout that move no byte.
     """
     if node.op == "to_layout":
-        return 0 if same_bytes(node.present_inputs[0].type, node.output.type) else None
+        return 0 if begins_with(node.present_inputs[0].type, node.output.type) else None
     if node.op == "group" or len(node.outputs) != 1:
         return None
     offset = lookup(node.op).view_offset([None if v is None else v.type for v in node.inputs], node.attrs, node.output.type)
@@ -262,6 +262,6 @@ def _verify_layouts(node: Node, where: str) -> None:
 
 
 def _one_channel(operand: TensorType, result: TensorType) -> bool:
-    """Whether a row-major operand gives one element to every lane of a blocked result."""
+    """Whether an operand gives one element to all channels of a result: in any layout where it has their axis, else row-major."""
     axis = 1 - (result.rank - operand.rank)
-    return operand.block == 1 and (axis < 0 or operand.shape[axis] == 1)
+    return axis == 1 and operand.shape[1] == 1 if operand.block != 1 else axis < 0 or operand.shape[axis] == 1

@@ -182,12 +182,16 @@ def physical_strides(type_: TensorType) -> tuple[Dim, ...]:
 def broadcast_strides(operand: TensorType, output: TensorType) -> tuple[Dim, ...]:
     """Strides of operand along each physical axis of output: 0 where it is broadcast.
 
-    An operand whose channel dim is 1 is read as row-major whatever the output's layout: its one channel serves every lane.
+    An operand whose channel dim is 1 is read as it is whatever the output's layout: its one channel serves every lane.
     """
     shape, strides = list(operand.physical_shape), list(physical_strides(operand))
     if output.block != 1 and operand.block == 1:
         shape.append(1)
         strides.append(1)
+    elif operand.block != 1 and operand.shape[1] == 1 != output.shape[1]:
+        shape[-1] = 1
+        if output.block == 1:
+            del shape[-1], strides[-1]
     padding = len(output.physical_shape) - len(shape)
     ones: list[Dim] = [1] * padding
     zeros: list[Dim] = [0] * padding

@@ -37,7 +37,7 @@ class Injective:
     name = "injective"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Operands in the output's layout, or row-major with one channel; an anchor that is an index mapping."""
+        """Operands in the output's layout, or with one channel; an anchor that is an index mapping."""
         mapped = not workload.inputs or "regions" in workload.attrs
         return mapped and all(_follows(o.type, workload.output) for o in workload.operands)
 
@@ -73,7 +73,8 @@ class Injective:
 
 
 def _follows(operand: TensorType, output: TensorType) -> bool:
-    one_channel = operand.block == 1 and (operand.rank < 2 or operand.rank < output.rank or operand.shape[1] == 1)
+    aligned = operand.rank == output.rank > 1
+    one_channel = operand.shape[1] == 1 if aligned else operand.block == 1
     return operand.block == output.block or one_channel
 
 

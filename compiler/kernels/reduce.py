@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compiler.ir.intexpr import Dim, floordiv, product
+from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, mod, product
 from compiler.ir.loop import Buffer, Function, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array, calls
@@ -41,11 +41,15 @@ class ReduceSchedule:
 
 @dataclass(frozen=True)
 class ReducedAxes:
-    """The axes of x after joining neighbours: those of the result, and those folded away. An axis has the strides of every input first."""
+    """The axes of x after joining neighbours: those of the result, and those folded away. An axis has the strides of every input first.
+
+    ``padded``: what is folded away are channels in blocks, the last of which has lanes that are not in use.
+    """
 
     kept: tuple[Axis, ...]
     reduced: tuple[Axis, ...]
     lanes_kept: bool
+    padded: bool
 
 
 def reduced_axes(workload: Workload, axes: Sequence[int]) -> ReducedAxes:
@@ -55,15 +59,17 @@ def reduced_axes(workload: Workload, axes: Sequence[int]) -> ReducedAxes:
     tables = [physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
     found = []
     place = 0
+    padded = x.block != 1 and 1 in axes and mod(x.shape[1], x.block) != 0
     for number, extent in enumerate(x.physical_shape):
-        folded = number in axes
+        folded = (1 if x.block != 1 and number == x.rank else number) in axes
         strides = (*(table[number] for table in walked), *(0 if folded else table[place] for table in tables))
-        found.append(Axis(extent, -1 if folded else place, strides=strides))
+        apart = (None if padded and number == 1 else 0,)
+        found.append(Axis(extent, -1 if folded else place, strides=(*strides, *apart)))
         place += not folded or x.rank == output.rank
     joined = collapse(found)
     reduced = tuple(axis for axis in joined if axis.output < 0)
     kept = tuple(axis for axis in joined if axis.output >= 0)
-    return ReducedAxes(kept, reduced or (Axis(1, -1, strides=(1,) * len(walked)),), bool(joined) and joined[-1].output >= 0)
+    return ReducedAxes(kept, reduced or (Axis(1, -1, strides=(1,) * len(walked)),), bool(joined) and joined[-1].output >= 0, padded)
 
 
 class Reduce:
@@ -72,9 +78,10 @@ class Reduce:
     name = "reduce"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """One layout; a blocked tensor keeps its channels and batch in place. What a prologue reads follows that layout."""
+        """One layout; a blocked tensor keeps its channels and batch in place, or channels alone are folded. What a prologue reads follows it."""
         x, output, axes = workload.x, workload.output, workload.ints("axes")
-        in_place = 1 not in axes and (0 not in axes or x.rank == output.rank)
+        kept = x.rank == output.rank
+        in_place = (1 not in axes and (0 not in axes or kept)) or (axes == (1,) and kept)
         return x.block == output.block and (x.block == 1 or in_place)
 
     def heuristic(self, workload: Workload, target: Target) -> ReduceSchedule:
@@ -160,6 +167,9 @@ class _ReduceWriter:
 
             def elements(at: Sequence[Dim], position: Dim, count: Dim) -> list[Reg]:
                 value = self._element(fold, [*indices, *at, position], last, lanes, count)
+                if self._loops.padded:
+                    x = self._workload.x
+                    count = minimum(lanes, maximum(x.shape[1] - (at[0] if at else 0) * x.block - position, 0))
                 return [mask_tail(self._b, value, count, fold.start(lanes))]
 
             rows = [[fold.start(lanes)]] * unroll

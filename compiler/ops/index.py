@@ -18,7 +18,6 @@ from compiler.ops.binary import same_dtype
 from compiler.ops.simplify_moves import (
     empty_operands,
     expanded_before,
-    joined_between,
     neighbours,
     order_kept,
     slice_inside_padding,
@@ -88,7 +87,7 @@ class Transpose(IndexMap):
     """The axes in the order of attribute ``perm``."""
 
     name = "transpose"
-    simplifications = (order_kept, transposed_twice, joined_between, expanded_before)
+    simplifications = (order_kept, transposed_twice, expanded_before)
     samples = (
         Sample("Transpose", (_X,), {"perm": [2, 0, 1]}),
         Sample("Transpose", (_X,)),

@@ -124,8 +124,10 @@ class Reduce(Op):
         return np.asarray(function(content.astype(object), axis=attr_ints(attrs, "axes"), keepdims=bool(attrs["keepdims"])), dtype=object)
 
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
-        outer = attr_ints(attrs, "axes")[:1]
-        return Layouts.SAME if first_type(inputs).rank >= 3 and attrs["keepdims"] and outer and outer[0] >= 2 else Layouts.PLAIN
+        """Channels in blocks where each stays, or all of them are folded: a result of one channel is read in any layout."""
+        axes = attr_ints(attrs, "axes")
+        blocks = first_type(inputs).rank >= 3 and attrs["keepdims"] and (axes == (1,) or (axes and axes[0] >= 2))
+        return Layouts.SAME if blocks else Layouts.PLAIN
 
 
 def _reduced_axes(context: FormContext, x: Value) -> tuple[int, ...] | None:

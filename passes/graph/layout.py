@@ -15,7 +15,7 @@ import networkx as nx
 
 from compiler.ir.graph import Graph, Node, Value, captured
 from compiler.ir.op import Layouts, lookup
-from compiler.ir.types import TensorType, same_bytes
+from compiler.ir.types import TensorType, begins_with
 from compiler.ir.verify import Stage, is_elementwise, is_view
 from passes.analysis.estimate import estimate
 from passes.base import PassResult, register_pass
@@ -81,9 +81,14 @@ class _Cut:
 
     def read_block(self, number: int, operand: int) -> int | None:
         """The layout node ``number`` reads its operand in; None: the one it is made in."""
-        if self.kinds[number] is Layouts.ANY:
+        if self._reads_any(number, operand):
             return None
         return self.block if self._read_side(number, operand) in self._blocked else 1
+
+    def _reads_any(self, number: int, operand: int) -> bool:
+        """Whether a node reads an operand as it is made."""
+        kind = self.kinds[number]
+        return kind is Layouts.ANY or (kind is Layouts.SAME and _is_free(self._graph.nodes[number], operand))
 
     def _read_side(self, number: int, operand: int) -> _Side:
         """The side on which a node reads an operand."""
@@ -120,9 +125,11 @@ class _Cut:
             self._sides[value] = self._result_side(number)
         for operand, read in enumerate(node.inputs):
             if read is not None and self.kinds[number] is Layouts.ANY:
-                cost = self._conversion(node.output.type) if is_view(node) else estimate(read.type.nbytes) // _MOVES
+                type_ = node.output.type
+                view = self._conversion(type_, type_.with_block(self.block))
+                cost = view if is_view(node) else estimate(read.type.nbytes) // _MOVES
                 self._add_move(self._sides.get(read, _ROW_MAJOR), number, cost)
-            elif read is not None:
+            elif read is not None and not self._reads_any(number, operand):
                 self._readers.setdefault(read, []).append(self._read_side(number, operand))
         for region in node.regions:
             for taken in captured(region):
@@ -137,14 +144,14 @@ class _Cut:
 
     def _add_conversion(self, value: Value, readers: list[_Side]) -> None:
         """One conversion for all who read on the other side: a node of its own stands between them and the value."""
-        side, cost = self._sides.get(value, _ROW_MAJOR), self._conversion(value.type)
+        side, blocked = self._sides.get(value, _ROW_MAJOR), value.type.with_block(self.block)
         if side != _BLOCKED:
-            self._add_edge((value, _BLOCKED), side, cost)
+            self._add_edge((value, _BLOCKED), side, self._conversion(value.type, blocked))
             for reader in readers:
                 if reader != _ROW_MAJOR:
                     self._network.add_edge(reader, (value, _BLOCKED))
         if side != _ROW_MAJOR:
-            self._add_edge(side, (value, _ROW_MAJOR), cost)
+            self._add_edge(side, (value, _ROW_MAJOR), self._conversion(blocked, value.type))
             for reader in readers:
                 if reader != _BLOCKED:
                     self._network.add_edge((value, _ROW_MAJOR), reader)
@@ -159,12 +166,11 @@ class _Cut:
         already = self._network.get_edge_data(source, sink, {"capacity": 0})["capacity"]
         self._network.add_edge(source, sink, capacity=already + cost)
 
-    def _conversion(self, type_: TensorType) -> int:
+    def _conversion(self, before: TensorType, after: TensorType) -> int:
         """Bytes read and written; a conversion that moves none is only a little worse than no conversion."""
-        if not _blockable(type_):
+        if not _blockable(before):
             return 0
-        blocked = type_.with_block(self.block)
-        return 1 if same_bytes(type_, blocked) else _CONVERSION_BYTES + estimate(type_.nbytes) + estimate(blocked.nbytes)
+        return 1 if begins_with(before, after) else _CONVERSION_BYTES + estimate(before.nbytes) + estimate(after.nbytes)
 
     def _padding(self, type_: TensorType) -> int:
         return estimate(type_.with_block(self.block).nbytes) - estimate(type_.nbytes)
@@ -226,9 +232,18 @@ def _blockable(type_: TensorType) -> bool:
 
 
 def _is_tied(node: Node, operand: int) -> bool:
-    """Whether a node reads an operand in the layout of its result; elementwise nodes read row-major what has one element for all channels."""
+    """Whether a node reads an operand in the layout of its result."""
     value = node.inputs[operand]
     if value is None or not is_elementwise(node):
         return operand == 0
-    axis = 1 - (node.outputs[0].type.rank - value.type.rank)
-    return axis >= 0 and value.type.shape[axis] != 1
+    result = node.outputs[0].type
+    axis = 1 - (result.rank - value.type.rank)
+    return axis >= 0 and (value.type.shape[axis] != 1 or result.shape[1] == 1)
+
+
+def _is_free(node: Node, operand: int) -> bool:
+    """Whether a node reads an operand in any layout: elementwise, one channel for all of the result's."""
+    value = node.inputs[operand]
+    if value is None or not is_elementwise(node) or value.type.rank != node.outputs[0].type.rank:
+        return False
+    return not _is_tied(node, operand)

@@ -98,8 +98,8 @@ _FLAT = op("reshape", op("normalize", op("reshape", value("x")), name="normal"))
 
 
 def _row_axes(match: Match) -> tuple[tuple[int, ...], int] | None:
-    """The axes of x over which its reshaped rows are normalised and the groups of the first of them; None where that cannot be told."""
-    normal, shape = match.node("normal"), match["x"].type.shape
+    """The axes of the result that are those of a row, and the groups of the first of them; None where that cannot be told."""
+    normal, shape = match.node("normal"), match.root.output.type.shape
     axes = attr_ints(normal.attrs, "axes")
     if axes != tuple(range(axes[0], normal.output.type.rank)):
         return None
@@ -114,17 +114,19 @@ def _row_axes(match: Match) -> tuple[tuple[int, ...], int] | None:
 
 
 def _check_flat(match: Match) -> str | None:
-    if match["x"].type.shape != match.root.output.type.shape:
-        return f"the result is not of the shape of %{match['x'].name}"
-    return f"no axis of %{match['x'].name} begins where a row does" if _row_axes(match) is None else None
+    shape = match.root.output.type.shape
+    if shape == match.node("normal").output.type.shape:
+        return "the result is not reshaped"
+    return f"no axis of {list(shape)} begins where a row does" if _row_axes(match) is None else None
 
 
 def _build_apart(match: Match, builder: GraphBuilder) -> Value:
-    found = _row_axes(match)
+    x, found, shape = match["x"], _row_axes(match), match.root.output.type.shape
     if found is None:
         raise InternalError("a match that its check refuses is built", where="passes.recovery")
     axes, groups = found
-    return builder.emit("normalize", match["x"], name=match.root.name, **{**match.node("normal").attrs, "axes": axes, "groups": groups})
+    apart = x if x.type.shape == shape else builder.emit("reshape", x, shape=shape, name=match.root.name)
+    return builder.emit("normalize", apart, name=match.root.name, **{**match.node("normal").attrs, "axes": axes, "groups": groups})
 
 
 _OF_CENTERED = op("normalize", op("sub", _X, _AVERAGE), center=False, name="normal")
