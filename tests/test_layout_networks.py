@@ -116,8 +116,9 @@ class Images:
         return self.emit("concat", self.conv(left, at), right, axis=1)
 
     def shuffled(self, x: Value) -> Value:
+        """Channels of groups exchanged, between two convolutions."""
         batch, channels, *spatial = x.type.static_shape
-        split = self.emit("reshape", x, shape=(batch, 2, channels // 2, *spatial))
+        split = self.emit("reshape", self.conv(x, channels), shape=(batch, 2, channels // 2, *spatial))
         return self.conv(self.emit("reshape", self.emit("transpose", split, perm=(0, 2, 1, 3, 4)), shape=x.type.shape))
 
     def attended(self, x: Value) -> Value:
