@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from compiler.ir.control import Loop
 from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.op import lookup
 from compiler.ir.verify import Stage
 from passes.base import PassResult, register_pass
 
@@ -35,7 +36,8 @@ def _appending(node: Node) -> Node:
     for position, value in enumerate(loop.next_values):
         made = body.producers[value]
         if position not in loop.appended and _adds(made, body.inputs[position]) and value not in body.users:
-            grown[made] = _tail(made)
+            tail = _tail(made)
+            grown.update({} if tail is None else {made: tail})
     if not grown:
         return node
     twins = {old.output: new.output for old, new in grown.items()}
@@ -45,12 +47,15 @@ def _appending(node: Node) -> Node:
     return replace(node, regions=(region,), attrs={**node.attrs, "appended": appended})
 
 
-def _tail(made: Node) -> Node:
-    """The node that makes what a ``concat`` puts behind its first operand."""
+def _tail(made: Node) -> Node | None:
+    """The node that makes what a ``concat`` puts behind its first operand; None where several operands tell less of their sizes than the first one."""
     rest, value = made.present_inputs[1:], made.output
     added = sum((v.type.shape[0] for v in rest), start=0)
     tail = Value(value.name, replace(value.type, shape=(added, *value.type.shape[1:])))
-    op, attrs = ("concat", made.attrs) if len(rest) > 1 else ("identity", {})
+    if len(rest) > 1:
+        known = lookup("concat").infer([v.type for v in rest], made.attrs) == (tail.type,)
+        return replace(made, inputs=rest, outputs=(tail,)) if known else None
+    op, attrs = ("identity", {}) if rest[0].type == tail.type else ("reshape", {"shape": tail.type.shape})
     return replace(made, op=op, inputs=rest, outputs=(tail,), attrs=attrs)
 
 
