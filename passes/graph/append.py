@@ -48,7 +48,7 @@ def _appending(node: Node) -> Node:
 
 
 def _tail(made: Node) -> Node | None:
-    """The node that makes what a ``concat`` puts behind its first operand; None where several operands tell less of their sizes than the first one."""
+    """The node that makes what a ``concat`` puts behind its first operand; None where several tell less of their sizes than it."""
     rest, value = made.present_inputs[1:], made.output
     added = sum((v.type.shape[0] for v in rest), start=0)
     tail = Value(value.name, replace(value.type, shape=(added, *value.type.shape[1:])))
