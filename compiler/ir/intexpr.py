@@ -43,12 +43,13 @@ Monomial = tuple[Atom, ...]
 class IntExpr:
     """A non-constant integer polynomial; build one with ``sym`` and arithmetic."""
 
-    __slots__ = ("_hash", "const", "terms")
+    __slots__ = ("_hash", "_text", "const", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...], const: int) -> None:
         self.terms = terms
         self.const = const
         self._hash: int | None = None
+        self._text: str | None = None
 
     def __hash__(self) -> int:
         if self._hash is None:
@@ -74,7 +75,7 @@ class IntExpr:
         merged: dict[Monomial, int] = {}
         for left, a in (*self.terms, ((), self.const)):
             for right, b in (*other.terms, ((), other.const)):
-                monomial = tuple(sorted(left + right, key=str))
+                monomial = tuple(sorted(left + right, key=str)) if left and right else left + right
                 merged[monomial] = merged.get(monomial, 0) + a * b
         const = merged.pop((), 0)
         return _make(merged, const)
@@ -104,6 +105,11 @@ class IntExpr:
         return mod(other, self)
 
     def __str__(self) -> str:
+        if self._text is None:
+            self._text = self._written()
+        return self._text
+
+    def _written(self) -> str:
         parts = []
         for monomial, coefficient in self.terms:
             factors = "*".join(map(str, monomial))
@@ -126,7 +132,8 @@ def _make(terms: Mapping[Monomial, int], const: int) -> Dim:
     kept = [(m, c) for m, c in terms.items() if c]
     if not kept:
         return const
-    kept.sort(key=lambda term: tuple(map(str, term[0])))
+    if len(kept) > 1:
+        kept.sort(key=lambda term: tuple(map(str, term[0])))
     return IntExpr(tuple(kept), const)
 
 
