@@ -6,11 +6,12 @@ A model that is in the cache touches none of them: what is imported at the top o
 from __future__ import annotations
 
 import contextlib
+import gc
 import operator
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -215,8 +216,9 @@ def build(graph: Graph, options: Options) -> Built:
     from backends.llvm.engine import compile_program
 
     target = resolve(options.target)
-    planned, reports, program = lowered(graph, target, options)
-    image = compile_program(program, target, available_cpus())
+    with _uncollected():
+        planned, reports, program = lowered(graph, target, options)
+        image = compile_program(program, target, available_cpus())
     manifest = artifact.Manifest(
         name=program.name,
         target=target.name,
@@ -240,6 +242,18 @@ def build(graph: Graph, options: Options) -> Built:
         texts=None if program.texts is None else artifact.Texts(program.texts.buffer, program.texts.offset, program.texts.nbytes),
     )
     return Built(manifest, image.code, program.weights, program.weights_bytes)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles of garbage: IR is many small objects with hardly any, and looking at them again and again takes 40 % of lowering."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -271,6 +272,20 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal((8, 256)).astype(np.float32) / 16
     want = np.maximum(1 / (1 + np.exp(-(np.tanh(x @ weights) @ weights))) @ weights, 0) @ weights
     np.testing.assert_allclose(ts.load(path).run({"x": x})["y"], want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("collected", [True, False])
+def test_garbage_is_collected_afterwards_as_before(collected: bool) -> None:
+    was = gc.isenabled()
+    try:
+        (gc.enable if collected else gc.disable)()
+        ts.compile(toy.small_model(), threads=1, input_shapes={"x": (1, 3, 8, 8)}, cache=False)
+        assert gc.isenabled() == collected
+        with pytest.raises(ts.UserError):
+            ts.compile(toy.small_model(), threads=1, memory_budget=1, input_shapes={"x": (1, 3, 8, 8)}, cache=False)
+        assert gc.isenabled() == collected
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def test_a_report_keeps_the_first_notes() -> None:
