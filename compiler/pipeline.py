@@ -10,6 +10,7 @@ from compiler.memory_budget import MemoryBudget, budget_passes
 from compiler.target import Target
 from passes.base import Observer, Pass, PassManager, PassReport
 from passes.graph.append import AppendInLoops
+from passes.graph.attention import FuseAttention
 from passes.graph.canonicalize import EqualizeRanks, GatherConstants
 from passes.graph.common_subexpressions import CommonSubexpressions
 from passes.graph.constant_fold import ConstantFold
@@ -69,8 +70,9 @@ def free_passes(opt_level: int) -> tuple[Pass, ...]:
             EliminateDeadCode(),
         )
     if opt_level >= 2:
-        late = (RecoverOps(), SinkViews(), MergeLinear(), SinkTransposes(), GatherConstants(), Simplify(), EliminateDeadCode())
-        clean = (*clean, *late)
+        late = (RecoverOps(), SinkViews(), MergeLinear(), SinkTransposes(), GatherConstants())
+        attention = (EliminateDeadCode(), FuseAttention(), Simplify(), EliminateDeadCode())
+        clean = (*clean, *late, *attention)
     return clean
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from compiler.ir.intexpr import Dim, floordiv
 from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
+from compiler.ir.strided import strided_reads, through
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
 from compiler.ir.verify import held_offsets, inner_nodes, is_elementwise, is_view, view_offset
 from compiler.kernels.base import Family, Operand, Prologue, Workload, family
@@ -58,8 +60,9 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     held = {value: constants[outside] for value, outside in zip(region.inputs, node.present_inputs, strict=True) if outside in constants}
     inner_groups, apart = _inner(region, sources, held), inner_nodes(region)
     region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
-    anchor = next((inner for inner in region.nodes if not is_elementwise(inner)), None)
-    before = _ancestors(region, () if anchor is None else anchor.present_inputs)
+    anchor = next((inner for inner in reversed(region.nodes) if not is_elementwise(inner)), None)
+    brought = {} if anchor is None else strided_reads(anchor, region.producers)
+    before = _ancestors(region, () if anchor is None else anchor.present_inputs) - set(chain(*brought.values()))
     behind = _ancestors(region, region.outputs, anchor)
     prologue, inputs = _prologue(region, anchor, before, held)
     computed = 0 if prologue is None else prologue.reads
@@ -80,7 +83,8 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     if computes:
         first = _computed(first)
         arrives[0] = Arg(0, first.dtype)
-    operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held) for v in inputs[computed:])]
+    views = {v: through(nodes) for v, nodes in brought.items()}
+    operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held, views.get(v)) for v in inputs[computed:])]
     if prologue is not None:
         operands = [*(_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs[:computed]), *operands]
     workload = Workload(
@@ -97,7 +101,8 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     dividing = {widened(divisor, arrives): epilogue.dividing[divisor] for divisor in reversed(divisors(stored))}
     divisions = tuple(dividing[divisor] for divisor in divisors(workload.epilogue))
     families = lookup((anchor or region.nodes[-1]).op).families
-    reads = tuple(sources[v] for v in (*inputs, *epilogue.operands))
+    starts = {v: nodes[0].present_inputs[0] for v, nodes in brought.items()}
+    reads = tuple(sources[starts.get(v, v)] for v in (*inputs, *epilogue.operands))
     return LoweredGroup(_in_memory(workload), families, reads, divisions, inner_groups)
 
 

@@ -33,8 +33,22 @@ from tests.graph_cases import check_same, f32, kernels_apart, networks
 
 TARGET = resolve("x86-64-v3")
 IN_PARTS = {
-    *("concat", "conv", "expand", "matmul", "normalize", "pad", "pool", "reduce", "reshape", "resize_nearest", "shuffle_channels", "slice"),
-    *("softmax", "transpose"),
+    *(
+        "attention",
+        "concat",
+        "conv",
+        "expand",
+        "matmul",
+        "normalize",
+        "pad",
+        "pool",
+        "reduce",
+        "reshape",
+        "resize_nearest",
+        "shuffle_channels",
+        "slice",
+    ),
+    *("shuffle_channels", "slice", "softmax", "transpose"),
 }
 """The ops of which boxes can be computed, beside all elementwise ones."""
 

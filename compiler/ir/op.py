@@ -27,6 +27,7 @@ from compiler.ir.types import DType, TensorType
 
 if TYPE_CHECKING:
     from compiler.ir.builder import GraphBuilder
+    from compiler.ir.strided import Strided
 
 
 class Layouts(Enum):
@@ -214,6 +215,10 @@ class Op(ABC):
     def held_offsets(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], result: TensorType) -> tuple[Dim, ...] | None:
         """For an op that does nothing where its operands are made in its result's memory: the element at which each lies; None: it is not one."""
         return None
+
+    def reads_strided(self, operand: int, view: Strided, inputs: Sequence[TensorType | None]) -> bool:
+        """Whether its kernels can read operand number ``operand`` where it lies, as such a view of another tensor's memory."""
+        return False
 
     def known_content(self, inputs: Sequence[TensorType | None], contents: Sequence[Array | None], attrs: Mapping[str, Attr]) -> Array | None:
         """The integers in the result, as an object array of dims, from the operands' types and those contents that are known."""

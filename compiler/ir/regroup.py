@@ -4,27 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compiler.ir.intexpr import Dim, product
-
-Shape = tuple[Dim, ...]
-
-
-def runs(before: Shape, after: Shape) -> list[tuple[Shape, slice]] | None:
-    """The shortest runs of dims of equal product, in order, as dims before and the axes after; None where symbolic dims hide them.
-
-    From ``[2, 12, 5]`` to ``[2, 3, 4, 5]``: ``[2]`` axis 0, ``[12]`` axes 1 and 2, ``[5]`` axis 3.
-    """
-    found: list[tuple[Shape, slice]] = []
-    i = j = 0
-    while i < len(before) or j < len(after):
-        ends = ((a, b) for a in range(i, len(before) + 1) for b in range(j, len(after) + 1) if (a, b) != (i, j))
-        ends = (end for end in sorted(ends, key=sum) if product(before[i : end[0]]) == product(after[j : end[1]]))
-        end = next(ends, None)
-        if end is None:
-            return None
-        found.append((before[i : end[0]], slice(j, end[1])))
-        i, j = end
-    return found
+from compiler.ir.intexpr import Dim
+from compiler.ir.strided import Shape as Shape
+from compiler.ir.strided import runs as runs
 
 
 def carried(operand: Shape, before: Shape, after: Shape) -> Shape | None:

@@ -18,7 +18,8 @@ laid out, and inside groups later: the layouts of a node's operands and result a
 
 grouped: the nodes are groups, views, joins, whose operands are made where they lie in the result, and control flow. A group has one region, whose
 inputs and outputs have the types of the group's own; one output;
-and in the region at most one node that is not elementwise, apart from inner groups of known sizes, which have none in theirs, and views of what
+and in the region at most one node that is not elementwise, its anchor, apart from nodes that bring what the anchor
+reads into order (``strided_reads``) and inner groups of known sizes, which have none in theirs, and views of what
 these make, of the same element type (``inner_nodes``).
 
 planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 (or where a join holds it) with the value
@@ -38,6 +39,7 @@ from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, lookup
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
+from compiler.ir.strided import strided_reads
 from compiler.ir.types import TensorType, begins_with
 from compiler.ir.verify_plan import ARENA_ALIGNMENT as ARENA_ALIGNMENT
 from compiler.ir.verify_plan import Memory, verify_plan
@@ -224,9 +226,11 @@ class _Verifier:
         self._scope(region, set(symbols_), f"{where}, region {region.name}", grouped=False)
         self._depth -= 1
         before = inner_nodes(region)
-        anchors = [inner.op for inner in region.nodes if inner not in before and not is_elementwise(inner)]
+        anchors = [inner for inner in region.nodes if inner not in before and not is_elementwise(inner)]
         if len(anchors) > 1:
-            raise InternalError(f"the region has more than one anchor: {', '.join(anchors)}", where=where)
+            brought = {inner for nodes in strided_reads(anchors[-1], region.producers).values() for inner in nodes}
+            if not brought.issuperset(anchors[:-1]):
+                raise InternalError(f"the region has more than one anchor: {', '.join(inner.op for inner in anchors)}", where=where)
         for inner in before:
             types = [value.type for value in (*inner.present_inputs, inner.output)]
             if not all(type_.is_static for type_ in types):

@@ -22,16 +22,31 @@ from compiler.ir.intexpr import Dim, IntExpr, mod, symbols
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Arg, Array, Call, Scalar, calls, divisors, leaves, rebuilt, unchecked
+from compiler.ir.strided import Strided
 from compiler.ir.types import DType, TensorType, pack_physical
 from compiler.target import Target
 
 
 @dataclass(frozen=True)
 class Operand:
-    """An input of a kernel; ``constant`` ones are packed at compile time."""
+    """An input of a kernel; ``constant`` ones are packed at compile time.
+
+    Where there is a ``view``, the elements lie so in what the kernel is given; otherwise as the type says.
+    """
 
     type: TensorType
     constant: bool = False
+    view: Strided | None = None
+
+    @property
+    def elements(self) -> Dim:
+        """Elements of the memory that it is in."""
+        return self.type.elements if self.view is None else self.view.elements
+
+    @property
+    def strided(self) -> Strided:
+        """Where the elements of a row-major operand lie."""
+        return Strided.row_major(self.type.shape) if self.view is None else self.view
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,7 @@ class Workload:
         """The names of every size that is known at run time only, sorted: the integer params of its kernel."""
         operands = (*self.inputs, *self.operands)
         dims = [dim for type_ in (*(o.type for o in operands), self.anchor, self.output) for dim in type_.shape]
+        dims += [dim for o in operands if o.view is not None for dim in (*o.view.strides, o.view.offset, o.view.elements)]
         return tuple(sorted({name for dim in dims for name in symbols(dim)} | set(attr_symbols(self.params))))
 
     @property
@@ -351,8 +367,6 @@ def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[in
     """
     builder.reserve(workload.symbols)
     sizes = packed or {}
-    inputs = [
-        builder.buffer(f"in{i}", operand.type.dtype, sizes.get(i, operand.type.elements), Access.READ) for i, operand in enumerate(workload.inputs)
-    ]
+    inputs = [builder.buffer(f"in{i}", operand.type.dtype, sizes.get(i, operand.elements), Access.READ) for i, operand in enumerate(workload.inputs)]
     operands = [builder.buffer(f"ep{i}", operand.type.dtype, operand.type.elements, Access.READ) for i, operand in enumerate(workload.operands)]
     return inputs, operands, builder.buffer("out", workload.output.dtype, workload.output.elements, Access.WRITE)

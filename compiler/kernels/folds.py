@@ -12,7 +12,7 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.types import DType, compute_dtype, integer_range
 from compiler.kernels.loops import Axis, used_lanes
 
-_LONGEST_FLOAT32_CHAIN = 32
+LONGEST_FLOAT32_CHAIN = 32
 """Additions in a row that keep a float32 sum within 1e-6 of the exact one even where every rounding errs in the same direction."""
 
 
@@ -49,7 +49,7 @@ def accumulator_dtype(kind: str, dtype: DType, chain: Dim) -> DType:
     """The type to fold in when each accumulator takes ``chain`` elements: wider where the rounding of a long sum would show."""
     if kind in ("max", "min") or not dtype.is_float or dtype is DType.FLOAT64:
         return compute_dtype(dtype)
-    short = isinstance(chain, int) and chain <= _LONGEST_FLOAT32_CHAIN
+    short = isinstance(chain, int) and chain <= LONGEST_FLOAT32_CHAIN
     return DType.FLOAT32 if short or kind != "sum" else DType.FLOAT64
 
 

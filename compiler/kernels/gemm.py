@@ -151,16 +151,16 @@ def row_tiles(total: Dim, largest: int) -> list[Tiles]:
     return found
 
 
-def _panel_tiles(gemm: Gemm, largest: int, *, padded: bool) -> list[Tiles]:
-    """Vectors of a row as tiles; where their number is known at run time only, whole ones and then vector by vector.
+def panel_tiles(n: Dim, lanes: int, largest: int, *, padded: bool) -> list[Tiles]:
+    """The vectors of a row of n elements as tiles; where their number is known at run time only, whole ones and then vector by vector.
 
     Without padding the last tile of a row that does not fill its last vector stands alone.
     """
-    if isinstance(gemm.n, int):
-        found = sections(-(-gemm.n // gemm.lanes), largest)
-        return _tiles(found if padded or gemm.n % gemm.lanes == 0 else split_last(found))
-    whole = floordiv(gemm.n, largest * gemm.lanes)
-    return [Tiles(0, whole, largest), Tiles(whole * largest, gemm.vectors - whole * largest, 1, ragged=True)]
+    if isinstance(n, int):
+        found = sections(-(-n // lanes), largest)
+        return _tiles(found if padded or n % lanes == 0 else split_last(found))
+    whole = floordiv(n, largest * lanes)
+    return [Tiles(0, whole, largest), Tiles(whole * largest, ceildiv(n, lanes) - whole * largest, 1, ragged=True)]
 
 
 def split_last(found: list[Section]) -> list[Section]:
@@ -293,7 +293,7 @@ class GemmWriter:
             self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * fewer(schedule.mr, gemm.m), Access.SCRATCH)
         self._epilogue = epilogue
         self._rows = row_tiles(gemm.m, schedule.mr)
-        self._panels = _panel_tiles(gemm, schedule.nv, padded=epilogue.padded)
+        self._panels = panel_tiles(gemm.n, gemm.lanes, schedule.nv, padded=epilogue.padded)
         self._tail = None if epilogue.padded or not isinstance(gemm.n, int) else gemm.n % gemm.lanes or None
 
     def write(self) -> None:

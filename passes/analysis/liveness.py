@@ -16,7 +16,7 @@ from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, inner_nodes, is_el
 _TYPICAL, _TYPICAL_STEP = 48, 16
 """The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
 
-_STORE_ONCE = frozenset({"conv", "gather", "matmul"})
+_STORE_ONCE = frozenset({"attention", "conv", "gather", "matmul"})
 """Anchors whose kernels touch an output element once, with its epilogue, as those of index maps do; others may keep intermediate results there."""
 
 _OVER_OPERAND = frozenset({"softmax"})

@@ -3,7 +3,8 @@
 A group is found from its sink backwards. It takes in elementwise producers of the sink's shape all of whose readers are inside, however
 they branch and meet again, and at most one anchor on the same terms. Because nothing inside is read outside, groups form no cycles.
 
-Where an anchor's kernels can compute what they read, so do the elementwise nodes that make it.
+Where an anchor's kernels can compute what they read, so do the elementwise nodes that make it. Where they can read it as it lies, through
+strides, the transposes, slices and reshapes that bring it into order stand in the group; one that all readers do without is not made.
 
 What a group then reads may be elementwise itself: smaller than the sink, or read by other groups, too. Where computing it again for every
 element costs less than a kernel of its own, the group takes a copy; a value that every reader computes for itself is not made at all.
@@ -22,6 +23,7 @@ from compiler.ir.control import CONTROL
 from compiler.ir.graph import Constant, Graph, Node, Value, reads
 from compiler.ir.op import lookup
 from compiler.ir.scalar import divisors
+from compiler.ir.strided import strided_reads
 from compiler.ir.verify import Stage, held_offsets, is_elementwise, is_view
 from passes.analysis.estimate import estimate, expression, work
 from passes.base import PassResult, register_pass
@@ -58,18 +60,19 @@ class Group:
         for node in reversed(graph.nodes):
             if node in gone:
                 continue
-            if not _is_work(node):
-                needed.update(reads(node))
-            elif self.fuse and finder.is_elementwise(node) and node.output not in needed:
+            if self.fuse and node.op not in CONTROL and needed.isdisjoint(node.outputs):
                 gone.add(node)
+            elif not _is_work(node):
+                needed.update(reads(node))
             else:
                 groups[node] = [node]
                 if self.fuse:
                     own, copies = finder.find(node, gone)
-                    groups[node] = finder.in_order({*own, *copies})
+                    groups[node] = finder.in_order({*own, *copies, *finder.brought(own, copies)})
                     gone.update(own)
                 needed.update(_read_outside(groups[node]))
-        builder, copied = builder_for(graph), {node for node, count in Counter(chain(*groups.values())).items() if count > 1}
+        builder, times = builder_for(graph), Counter(chain(*groups.values()))
+        copied = {node for node, count in times.items() if count > 1 or (is_view(node) and node not in gone)}
         for node in graph.nodes:
             if node in groups:
                 builder.append(_group_node(groups[node], copied, builder))
@@ -123,6 +126,20 @@ class _Finder:
                 budget -= cost
         found[sink] = own, copies
         return own, copies
+
+    def brought(self, own: set[Node], copies: set[Node]) -> set[Node]:
+        """The nodes that bring what the anchor among ``own`` reads into order, where its kernels can read it as it lies and no other node of the
+        group reads what they make."""
+        anchor = next((node for node in own if node not in self._elementwise), None)
+        if anchor is None:
+            return set()
+        found: set[Node] = set()
+        for nodes in strided_reads(anchor, self._graph.producers).values():
+            first = next((number for number, node in enumerate(nodes) if not is_view(node)), len(nodes))
+            users = {user for node in nodes[first:] for user in self._graph.users[node.output]}
+            if nodes[0].present_inputs[0] not in self._graph.constants and users.isdisjoint((own | copies) - {anchor}):
+                found.update(nodes[first:])
+        return found
 
     def _prologue(self, own: set[Node], taken: set[Node]) -> tuple[set[Node], set[Node]] | None:
         """The elementwise nodes that make what the anchor among ``own`` reads, as ``find`` gives them, where its kernels can compute it."""
@@ -238,5 +255,5 @@ def _group_node(nodes: list[Node], copied: set[Node], builder: GraphBuilder) -> 
     )
     constants: dict[Value, Constant] = {}
     region = Graph("body", tuple(twins[v] for v in outer), tuple(twins[v] for v in sink.outputs), inner, constants)
-    named = next((n for n in nodes if not is_elementwise(n)), sink)
+    named = next((n for n in reversed(nodes) if not is_elementwise(n)), sink)
     return Node("group", outer, sink.outputs, {}, (region,), named.name or sink.output.name)
