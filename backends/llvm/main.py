@@ -214,7 +214,7 @@ class _Main:
             case Space.OUTPUT:
                 base = self._slot(FIRST_TENSOR + len(self._program.inputs) + address.index)
             case Space.SCRATCH:
-                base = "%scratch"
+                base = "%scratch" if self._program.scratch_bytes != 0 else f"%slot{ARENA}"
             case Space.STATUS:
                 base = f"%slot{STATE}"
             case Space.TEXTS_END:

@@ -95,6 +95,7 @@ class Transpose(IndexMap):
         Sample("Transpose", (np.array(2.0, np.float32),)),
         Sample("DepthToSpace", (_IMAGE,), {"blocksize": 2}),
         Sample("DepthToSpace", (_IMAGE,), {"blocksize": 2, "mode": "CRD"}),
+        Sample("DepthToSpace", (_IMAGE[:, :0],), {"blocksize": 2}),
         Sample("SpaceToDepth", (_IMAGE.reshape(2, 2, 6, 4),), {"blocksize": 2}),
     )
 

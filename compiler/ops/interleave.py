@@ -45,7 +45,7 @@ class Interleave(IndexMap):
         phase: Dim = 0
         for a, stride in enumerate(strides):
             phase = phase * stride + mod(axis_symbol(2 + a), stride)
-        width = known(result.shape[1], "the channels") // attr_int(attrs, "group")
+        width = max(1, known(result.shape[1], "the channels") // attr_int(attrs, "group"))
         channel = (floordiv(axis_symbol(1), width) * prod(strides) + phase) * width + mod(axis_symbol(1), width)
         channel = channel if width != result.shape[1] else phase * width + axis_symbol(1)
         places = (floordiv(axis_symbol(2 + a), stride) for a, stride in enumerate(strides))

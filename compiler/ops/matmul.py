@@ -45,6 +45,7 @@ class MatMul(Op):
         Sample("Gemm", (_A[0], _B, _C)),
         Sample("Gemm", (_A[0], _B.T, _C), {"transB": 1, "alpha": 0.5, "beta": 2.0}, constant=(1, 2)),
         Sample("Gemm", (_A[0].T, _B), {"transA": 1}),
+        Sample("Gemm", (_A[0, :, :0], _B[:0], _C)),
         Sample("Gemm", (_A[0], _B, _C), {"broadcast": 1}, opset=6),
         Sample("Gemm", (_A[0], _B, np.array([[1], [2], [3]], np.float32))),
         Sample("Einsum", (_A, _B), {"equation": "bij,jk->bik"}),
