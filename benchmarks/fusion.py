@@ -149,7 +149,7 @@ def _beside(graph: Graph, values: Sequence[Value], *, back: bool) -> list[Node]:
 
 
 def _is_arithmetic(group: Node) -> bool:
-    return not any(inner.op in ("matmul", "softmax", "normalize", "reduce", "recurrence") for inner in group.regions[0].nodes)
+    return not any(inner.op in ("attention", "matmul", "softmax", "normalize", "reduce", "recurrence") for inner in group.regions[0].nodes)
 
 
 def table(counts: list[Count]) -> str:
