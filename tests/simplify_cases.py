@@ -300,14 +300,6 @@ MOVES = (
     ),
     Case(
         "transpose",
-        "joined-between",
-        lambda e: e("transpose", e("reshape", e("transpose", e.x, perm=(2, 0, 1)), shape=(8, 3)), perm=(1, 0)),
-        lambda e: e("reshape", e("transpose", e.x, perm=(1, 2, 0)), shape=(3, 8)),
-        lambda e: e("transpose", e("reshape", e("transpose", e.x, perm=(2, 0, 1)), shape=(2, 2, 6)), perm=(1, 0, 2)),
-        "it splits an axis, too",
-    ),
-    Case(
-        "transpose",
         "expanded-before",
         lambda e: e("transpose", e("expand", e("reshape", e.x, shape=(2, 1, 12)), shape=(2, 5, 12)), perm=(2, 1, 0)),
         lambda e: e("expand", e("transpose", e("reshape", e.x, shape=(2, 1, 12)), perm=(2, 1, 0)), shape=(12, 5, 2)),
