@@ -17,7 +17,7 @@ import numpy as np
 from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, mod, product
 from compiler.ir.loop import Access, Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
-from compiler.ir.scalar import Array, Scalar
+from compiler.ir.scalar import Arg, Array, Call, Scalar, parts
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue
 from compiler.kernels.loops import fewer, load_as, power_of_two, serial_nest, unflatten
@@ -29,6 +29,8 @@ _SUPPOSED = 64
 _PREFETCHING_TILES = 4
 """Tiles of rows from which fetching the next panel ahead pays: 2 to 3 % of a MobileNetV2. With fewer, the panels themselves are what is waited
 for, and fetching them ahead of the hardware costs 40 % (a language model on 4 or 12 tokens; AMD EPYC, Zen 4)."""
+_ROWS_BYTES = 1 << 18
+"""The most that rows which are computed take in scratch, all at once."""
 _SHORT_SUM, _SHORT_TILE = 32, 20
 """Steps of k up to which a tile's epilogue weighs against its sums, and the most accumulators of such a tile."""
 
@@ -203,7 +205,7 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance.
 
-    Rows that are computed are outside and shared instead: they are computed once.
+    Rows that are computed are shared rather than panels, and are outside where there are too many to be computed before: each is computed once.
     """
     roomy = target.vector_registers >= 32
     m, vectors = supposed(gemm.m), -(-supposed(gemm.n) // gemm.lanes)
@@ -221,8 +223,16 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     }
     preference = ("batch", "n", "m") if isinstance(gemm.n, int) and not gemm.sources else ("batch", "m", "n")
     parallel = min((p for p in preference if shares[p]), key=lambda p: round(imbalance(shares[p], threads), 1), default="m")
-    prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES and not gemm.sources
-    return GemmSchedule(mr, nv, "m" if gemm.sources else "n", parallel, prefetch, gemm.lanes)
+    prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES
+    if gemm.sources and not _rows_fit(gemm):
+        return GemmSchedule(mr, nv, "m", parallel, prefetch=False, lanes=gemm.lanes)
+    return GemmSchedule(mr, nv, "n", parallel, prefetch, gemm.lanes)
+
+
+def _rows_fit(gemm: Gemm) -> bool:
+    """Whether all rows of a that are computed stay in a cache of the second level beside what else it holds."""
+    elements = gemm.m * gemm.k
+    return isinstance(elements, int) and elements * gemm.dtype.itemsize <= _ROWS_BYTES
 
 
 def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
@@ -288,9 +298,12 @@ class GemmWriter:
         *self._sources, self._b, self._out = buffers
         self._a = self._sources[0]
         self._prologue = prologue
+        self._numbers: list[Reg] = []
         self._converts = (prologue is not None or self._a.dtype is not gemm.dtype) and gemm.m * gemm.k != 0
+        self._before = bool(gemm.sources) and schedule.order == "n" and _rows_fit(gemm)
         if self._converts:
-            self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * fewer(schedule.mr, gemm.m), Access.SCRATCH)
+            rows = gemm.m if self._before else fewer(schedule.mr, gemm.m)
+            self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * rows, Access.SCRATCH)
         self._epilogue = epilogue
         self._rows = row_tiles(gemm.m, schedule.mr)
         self._panels = panel_tiles(gemm.n, gemm.lanes, schedule.nv, padded=epilogue.padded)
@@ -298,6 +311,8 @@ class GemmWriter:
 
     def write(self) -> None:
         """Emit everything."""
+        if self._converts and self._prologue is not None:
+            self._prologue = self._hoisted(self._prologue)
         b, extents = self._builder, [batch.extent for batch in self._gemm.batches]
         if self._schedule.parallel == "batch":
             with b.loop("b", 0, product(extents), parallel=True) as batch:
@@ -312,10 +327,15 @@ class GemmWriter:
     def _tiles(self, indices: list[Dim], chunk: Dim | None) -> None:
         outer, inner = (self._rows, self._panels) if self._schedule.order == "m" else (self._panels, self._rows)
         shared = chunk is not None and self._schedule.parallel == self._schedule.order
+        if self._converts and self._before:
+            for number, section in enumerate(self._rows):
+                with self._tile_loop(section, chunk if self._schedule.parallel == "m" else None, number) as tile:
+                    row = tile.var * section.size + section.start
+                    self._convert_rows(indices, row, section.size, row)
         for first in outer:
             with self._tile_loop(first, chunk if shared else None, outer.index(first)) as x:
                 if self._converts and self._schedule.order == "m":
-                    self._convert_rows(indices, x.var * first.size + first.start, first.size)
+                    self._convert_rows(indices, x.var * first.size + first.start, first.size, 0)
                 for second in inner:
                     with self._tile_loop(second, None if shared else chunk, inner.index(second)) as y:
                         (rows, row), (panels, panel) = ((first, x.var), (second, y.var))[:: 1 if self._schedule.order == "m" else -1]
@@ -342,9 +362,9 @@ class GemmWriter:
         lines, distance = self._prefetch_lines(rows, panels)
         blocks, rest = floordiv(gemm.k, gemm.k_block), mod(gemm.k, gemm.k_block)
         if self._converts:
-            if self._schedule.order != "m":
-                self._convert_rows(indices, m0, rows.size)
-            a0 = 0
+            if self._schedule.order != "m" and not self._before:
+                self._convert_rows(indices, m0, rows.size, 0)
+            a0 = m0 * gemm.k if self._before else 0
         if blocks != 0:
             with b.loop("k", 0, blocks, carried=accs) as loop:
                 for line in range(lines):
@@ -362,8 +382,8 @@ class GemmWriter:
             for v in range(panels.size):
                 self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], counts[v], loads)
 
-    def _convert_rows(self, indices: Sequence[Dim], m0: Dim, rows: int) -> None:
-        """Bring a tile's rows of a into scratch, row-major and in the type computed in: each element is made once for all of its uses there."""
+    def _convert_rows(self, indices: Sequence[Dim], m0: Dim, rows: int, to: Dim) -> None:
+        """Bring rows of a to row ``to`` of scratch, row-major and in the type computed in: each element is made once for all of its uses there."""
         b, gemm = self._builder, self._gemm
         contiguous = self._prologue is not None or (gemm.a_lane == 1 and gemm.a_block == gemm.k_block)
         step = gemm.lanes if contiguous else gemm.k_block
@@ -371,7 +391,7 @@ class GemmWriter:
 
         def part(number: Dim, count: Dim) -> None:
             for r in range(rows):
-                b.store(self._rows_of_a, number * step + r * gemm.k, self._made(indices, m0 + r, number, step, count), count=count)
+                b.store(self._rows_of_a, number * step + (to + r) * gemm.k, self._made(indices, m0 + r, number, step, count), count=count)
 
         with b.loop("k", 0, whole) as loop:
             part(loop.var, step)
@@ -380,6 +400,30 @@ class GemmWriter:
         elif rest != 0:
             with b.if_less(0, rest):
                 part(whole, rest)
+
+    def _hoisted(self, expr: Scalar) -> Scalar:
+        """The prologue with operands, behind its own, for what is one number all over a: it is computed here, once."""
+        b, gemm = self._builder, self._gemm
+        numbers = {number for number, source in enumerate(gemm.sources) if not any(step != 0 for step in (*source.batches, source.row, source.k))}
+        same: set[Scalar] = set()
+        first: dict[Scalar, Scalar] = {}
+        for part in parts(expr):
+            if isinstance(part, Call):
+                varies = [arg for arg in part.args if arg not in same]
+                first.update({arg: arg for arg in part.args if varies and arg in same and isinstance(arg, Call)})
+                same.update(() if varies else (part,))
+            elif not isinstance(part, Arg) or part.index in numbers:
+                same.add(part)
+        loads = {number: b.load(self._sources[number], 0, gemm.lanes, stride=0) for number in sorted(numbers)}
+        unread = next(iter(loads.values()), None)
+        values = [loads.get(number, unread) for number in range(len(self._sources))]
+        self._numbers = b.scalars([*first], [value for value in values if value is not None])
+        for number, part in enumerate(first):
+            first[part] = Arg(len(self._sources) + number, part.dtype)
+        made: dict[Scalar, Scalar] = {}
+        for part in parts(expr):
+            made[part] = first.get(part) or (Call(part.fn, tuple(made[arg] for arg in part.args), part.dtype) if isinstance(part, Call) else part)
+        return made[expr]
 
     def _made(self, indices: Sequence[Dim], row: Dim, number: Dim, step: int, count: Dim) -> Reg:
         """Elements of a row of a from ``number`` times ``step`` on, in the type computed in."""
@@ -396,7 +440,7 @@ class GemmWriter:
             for position, batch_step in zip(indices, source.batches, strict=True):
                 index = index + position * batch_step
             values.append(b.load(buffer, index, step, stride=source.k, count=count if source.k != 0 else None))
-        return b.scalar(self._prologue, values)
+        return b.scalar(self._prologue, [*values, *self._numbers])
 
     def _count(self, panels: Tiles, vector: int, first: Dim) -> Dim | None:
         """Lanes in use when not all are: the last vector of a row-major output. ``first`` is the tile's first vector."""
