@@ -128,11 +128,17 @@ def test_what_the_epilogue_reads_too_is_brought_into_order() -> None:
     check(b.graph([b.emit("add", result, heads)]))
 
 
-def written(*, axis: int = 3, between: str = "", also: bool = False, mask: tuple[int, ...] = (), keys: int = 3) -> Graph:
+def written(*, axis: int = 3, between: str = "", also: bool = False, wide: bool = False, mask: tuple[int, ...] = (), keys: int = 3) -> Graph:
     """Attention of 3 heads in 2 batches, with something unusual about it."""
     b = GraphBuilder("g", folding=False)
-    query, key, value = b.input("q", f32(2, 3, 4, 5)), b.input("k", f32(2, keys, 5, 6)), b.input("v", f32(2, keys, 6, 5))
+    query, key, value = (
+        b.input("q", f32(2, 3, 4, 5)),
+        b.input("k", f32(2, keys, 5, 6)),
+        b.input("v", TensorType(DType.FLOAT64 if wide else DType.FLOAT32, (2, keys, 6, 5))),
+    )
     scores = b.emit("matmul", query, key, name="scores")
+    if wide:
+        scores = b.emit("cast", scores, to=DType.FLOAT64)
     if between:
         scores = b.emit(between, scores, **({"perm": (0, 1, 2, 3)} if between == "transpose" else {}))
     if mask:
@@ -150,6 +156,7 @@ def written(*, axis: int = 3, between: str = "", also: bool = False, mask: tuple
         (written(keys=1), None),
         (written(mask=(1, 2, 1, 4, 6)), None),
         (written(between="relu"), None),
+        (written(wide=True), "holds f64, and the keys f32"),
         (written(axis=2), "not a softmax along the last axis"),
         (written(also=True), "is not computed from a product element by element"),
         (written(between="transpose"), "is not computed from a product element by element"),

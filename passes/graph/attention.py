@@ -140,6 +140,8 @@ def _attention(root: Node, softmax: Node, weights: Value, value: Value, turned: 
     if not query.type.dtype.is_float or shape[-1] != key.type.shape[-1]:
         raise _UnfitError(f"%{producing.output.name} is not a product of floats with the rows of the softmax")
     key, value = _unexpanded(key, context), _unexpanded(value, context)
+    if value.type.dtype is not query.type.dtype:
+        raise _UnfitError(f"%{value.name} holds {value.type.dtype.value}, and the keys {query.type.dtype.value}")
     heads = _Heads.of(shape, producing, (key, value), weights, turned, context.graph.users.get(root.output, ()))
     wide = compute_dtype(query.type.dtype)
     score = widened(expr, {0: Arg(0, wide)})
