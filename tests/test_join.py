@@ -131,6 +131,7 @@ def test_an_output_that_is_an_operand_keeps_its_memory() -> None:
     net = Net()
     x, y = (net.b.emit("softmax", net.x, axis=axis, log=False) for axis in (2, 3))
     assert joins(net.graph(net.end(net.concat(x, y)), x)) == []
+    assert joins(net.graph(net.end(net.concat(x, y)), net.b.emit("reshape", x, shape=(8, 16)))) == []
 
 
 def test_a_result_does_not_wait_where_that_takes_more_memory() -> None:
@@ -180,7 +181,7 @@ def networks(draw: Any) -> Graph:
     for _ in range(draw(st.integers(2, 9))):
         x = draw(st.sampled_from(pool[-4:]))
         width = channels(x)
-        match draw(st.sampled_from(("conv", "conv", "concat", "concat", "cut", "relu", "softmax"))):
+        match draw(st.sampled_from(("conv", "conv", "concat", "concat", "cut", "relu", "softmax", "view"))):
             case "conv":
                 pool.append(net.conv(x, draw(st.sampled_from((8, 16, 12)))))
             case "concat":
@@ -190,6 +191,8 @@ def networks(draw: Any) -> Graph:
                 cut = min(width, 8 * draw(st.integers(1, 3)))
                 parts = [net.slice(x, 0, cut), *([net.slice(x, cut, width - cut)] if cut < width else [])]
                 pool += [*parts, net.concat(*parts, draw(st.sampled_from(pool)))]
+            case "view":
+                pool.append(net.b.emit("reshape", net.b.emit("reshape", x, shape=(width, 16)), shape=x.type.shape))
             case "relu":
                 pool.append(net.b.emit("add", net.b.emit("relu", x), x))
             case "softmax":

@@ -49,7 +49,7 @@ def _joins(graph: Graph) -> Iterator[tuple[Node, Node]]:
     places = memory_places(graph)
     sizes = {name for value in graph.inputs for name in type_symbols(value.type)}
     makers = {value for node in graph.nodes if node.op == "group" for value in node.outputs}
-    taken = set(graph.outputs)
+    taken = {places[value].root for value in graph.outputs}
     for node in graph.nodes:
         join = _join(node)
         if join is None or not sizes.issuperset(type_symbols(join.output.type)):
