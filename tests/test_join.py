@@ -218,3 +218,10 @@ def test_native_code_writes_where_the_result_lies(graph: Graph) -> None:
     optimize(graph, native(), verify=True)
     for name, array in run_natively(graph, given_).items():
         np.testing.assert_allclose(array, want[name], rtol=0, atol=1e-5 * max(1.0, float(np.abs(want[name]).max(initial=0))))
+
+
+def test_what_is_an_output_by_a_view_is_not_joined() -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.emit("relu", b.input("x", f32(2, 6)))
+    joined = b.emit("concat", b.emit("neg", x), x, axis=0)
+    assert joins(b.graph([b.emit("reshape", x, shape=(12,)), joined])) == []
