@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compiler.ir.control import type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.verify import Stage, held_offsets
 from passes.analysis.liveness import Place, memory_places
@@ -19,7 +18,8 @@ from passes.graph.plan import arena_bound
 class JoinInPlace:
     """Makes a ``join`` of a group that is a concatenation, where groups make its operands, each for it alone, and those lie together in the result.
 
-    It does so where no more memory is alive at once than before: a result that is begun early waits for what is made last.
+    Sizes must be known: those of a loop's values a run knows too late. It does so where no more memory is alive at once than before: a result
+    that is begun early waits for what is made last.
 
     ``%a = group(…); %b = group(…); %c = group(%a, %b) { concat }`` becomes ``%a = group(…); %b = group(…); %c = join(%a, %b)``.
     """
@@ -47,12 +47,11 @@ class JoinInPlace:
 def _joins(graph: Graph) -> Iterator[tuple[Node, Node]]:
     """Groups that can be joins, and the join of each."""
     places = memory_places(graph)
-    sizes = {name for value in graph.inputs for name in type_symbols(value.type)}
     makers = {value for node in graph.nodes if node.op == "group" for value in node.outputs}
     taken = {places[value].root for value in graph.outputs}
     for node in graph.nodes:
         join = _join(node)
-        if join is None or not sizes.issuperset(type_symbols(join.output.type)):
+        if join is None or not join.output.type.is_static:
             continue
         parts = _parts(join, places)
         if parts and taken.isdisjoint(parts) and makers.issuperset(parts):
