@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,14 @@ def channels(x: Value) -> int:
     found = x.type.shape[1]
     assert isinstance(found, int)
     return found
+
+
+def every(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph and of its regions."""
+    for node in graph.nodes:
+        yield node
+        for region in node.regions:
+            yield from every(region)
 
 
 class Net:
@@ -104,6 +112,21 @@ def test_an_output_is_made_in_place() -> None:
     net = Net()
     graph = net.graph(net.concat(*(net.b.emit("softmax", net.x, axis=axis, log=False) for axis in (2, 3))))
     assert joins(graph) == [2]
+
+
+def test_no_product_is_split_for_what_a_join_does() -> None:
+    net = Net(24, 24)
+    graph = planned(net.graph(net.conv(net.concat(*map(net.chain, (1, 2, 3))), 8)))
+    ops = [node.op for node in every(graph)]
+    assert (ops.count("join"), ops.count("conv")) == (1, 7)
+
+
+def test_a_sum_over_pixels_is_read_in_blocks_with_and_without_its_axes() -> None:
+    for keepdims in (False, True):
+        net = Net()
+        x = net.conv(net.conv(net.x, 16), 16)
+        graph = net.graph(net.conv(x, 8), net.b.emit("reduce", x, kind="sum", axes=(2, 3), keepdims=keepdims))
+        assert {node.present_inputs[0].type.block for node in every(planned(graph)) if node.op == "reduce"} == {8}
 
 
 NEAR: dict[str, Any] = {

@@ -126,8 +126,8 @@ class Reduce(Op):
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         """Channels in blocks where each stays, or all of them are folded: a result of one channel is read in any layout."""
         axes = attr_ints(attrs, "axes")
-        blocks = first_type(inputs).rank >= 3 and attrs["keepdims"] and (axes == (1,) or (axes and axes[0] >= 2))
-        return Layouts.SAME if blocks else Layouts.PLAIN
+        blocks = (attrs["keepdims"] and axes == (1,)) or (len(axes) > 0 and axes[0] >= 2)
+        return Layouts.SAME if blocks and first_type(inputs).rank >= 3 else Layouts.PLAIN
 
 
 def _reduced_axes(context: FormContext, x: Value) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from compiler.ir.graph import Graph, Value
+from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, evaluate, symbols
 from compiler.ir.op import lookup
 from compiler.ir.types import TensorType
@@ -72,14 +72,21 @@ class Costs:
         negated = len(light) == len(form.terms) and all(factor == -1 for factor in factors) and not form.bias.parts
         return sum(factor not in (1, -1) for factor in factors) + len(form.terms) + bool(form.bias.parts) - 1 + negated
 
-    @staticmethod
-    def _copy(form: Form, out: TensorType) -> float:
-        """Of nodes that rearrange. A slice, often a view, is free: no product is split for it."""
-        if form.kept[-1].op == "slice":
+    def _copy(self, form: Form, out: TensorType) -> float:
+        """Of nodes that rearrange. Slices, often views, and concatenations made in place are free: no product is split for them."""
+        last = form.kept[-1]
+        if last.op == "slice" or (last.op == "concat" and self._is_join(last)):
             return 0
         taps = max(term.map.taps for term in form.terms)
         read = sum(_nbytes(value.type) for value in {term.operand for term in form.terms})
         return _PER_BYTE * (read + _nbytes(out)) + _PER_KERNEL + _number(out.elements) * (taps - 1)
+
+    def _is_join(self, node: Node) -> bool:
+        """Whether the operands of a concatenation can be made where they lie in it: by kernels, for it alone, in whole vectors of channels."""
+        axis, values = node.attrs["axis"], node.present_inputs
+        before = node.output.type.shape[:axis] if isinstance(axis, int) else ()
+        apart = axis == 1 and any(_number(v.type.shape[1]) % _LANES for v in values[:-1])
+        return not apart and all(dim == 1 for dim in before) and all(v in self._takes_epilogue and self._is_own(v) for v in values)
 
     @staticmethod
     def _heavy(term: Term, out: TensorType) -> float:
