@@ -31,8 +31,8 @@ _CLONED_TAPS = 64
 """Taps along an axis up to which tiles at the borders have code of their own, for the taps that are inside, instead of masks."""
 
 _COLUMNS = 14
-"""Inputs that the outputs of a row in a tile are apart, at most; half as many where the taps are not all in registers. A tile of one long row
-reads memory as it lies: 56 x 56 x 144 in 79 us, in 86 us by 2 x 7 (AMD EPYC, Zen 4)."""
+"""Outputs of a row in a tile at most; half as many with strides, and where the taps are not all in registers. A tile of one long row reads
+memory as it lies: 56 x 56 x 144 in 79 us, in 86 us by 2 x 7 (AMD EPYC, Zen 4)."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class DepthwiseConv:
         rows, columns = _axes(workload)
         kept = min(rows.kernel * columns.kernel, target.vector_registers // 2)
         budget = max(1, target.vector_registers - kept - 2)
-        apart = _COLUMNS if kept == rows.kernel * columns.kernel else _COLUMNS // 2
-        tile_columns = fewer(min(budget, max(1, apart // columns.stride)), columns.out)
+        long = kept == rows.kernel * columns.kernel and columns.stride == 1
+        tile_columns = fewer(min(budget, _COLUMNS if long else _COLUMNS // 2), columns.out)
         tile_rows = max(1, fewer(min(2, budget // tile_columns), rows.out))
         batch = workload.output.shape[0]
         blocks = _blocks(workload) * (batch if isinstance(batch, int) else 1)
