@@ -58,6 +58,14 @@ def test_index_maps_of_rearranged_tensors(data: Any) -> None:
     check_arrays(run(work, [(x, source)]), want, rtol=0)
 
 
+def test_a_reshape_between_two_transposes_goes_to_one_of_them() -> None:
+    b = GraphBuilder("keys", folding=False)
+    x = b.input("x", f32(16, 24, 8))
+    heads = b.emit("reshape", b.emit("transpose", x, perm=(0, 2, 1)), shape=(4, 4, 8, 24))
+    graph = b.graph([b.emit("tanh", b.emit("transpose", heads, perm=(0, 1, 3, 2)))])
+    check_same(graph, PassManager(parse_passes(FOLD), verify=True).run(graph)[0])
+
+
 def in_windows(batch: int, channels: int, height: int, width: int, size: int, *, last: bool) -> Graph:
     """Convolutions on windows of an image as a batch, and back; with channels last in between, or not."""
     b = GraphBuilder("windows", folding=False)

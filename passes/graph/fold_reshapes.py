@@ -36,7 +36,12 @@ class FoldReshapes:
     def run(self, graph: Graph) -> PassResult:
         graph, joined = rewrite(graph, partial(_joined, single=single_use(graph)))
         graph = EliminateDeadCode().run(graph).graph if joined else graph  # the transposes that were joined read values, too
-        folded = {nodes[-1].output: len(nodes) for node in graph.nodes if node.op == "transpose" and (nodes := self._chain(graph, node))}
+        folded: dict[Value, int] = {}
+        taken: set[Node] = set()
+        for node in graph.nodes:
+            nodes = self._chain(graph, node, taken) if node.op == "transpose" else []
+            taken.update(nodes)
+            folded.update({nodes[-1].output: len(nodes)} if nodes else {})
 
         def rule(node: Node, builder: GraphBuilder) -> Value | None:
             nodes = [node]
@@ -50,8 +55,8 @@ class FoldReshapes:
         result, count = rewrite(graph, rule)
         return PassResult(result, joined + count > 0, (f"{joined} pairs, {count} transposes",) if joined + count else ())
 
-    def _chain(self, graph: Graph, node: Node) -> list[Node]:
-        """The nodes that become one with a transpose, in order; none where that would free nothing."""
+    def _chain(self, graph: Graph, node: Node, taken: set[Node]) -> list[Node]:
+        """The nodes that become one with a transpose, in order, none of them taken by another; none where that would free nothing."""
         if node.output.type.elements == 0:
             return []
         before, behind = graph.producers.get(node.present_inputs[0]), graph.users.get(node.output, ())
@@ -61,7 +66,8 @@ class FoldReshapes:
         for nodes in ([*first, node, *last], [*first, node], [node, *last]):
             types = [v.type for v in nodes[0].present_inputs]
             known = all(runs(each.present_inputs[0].type.shape, each.output.type.shape) for each in nodes if each is not node)
-            if len(nodes) > 1 and known and lookup("rearrange").layouts(types, _rearranged(nodes), self.block) is Layouts.ANY:
+            free = len(nodes) > 1 and known and taken.isdisjoint(nodes)
+            if free and lookup("rearrange").layouts(types, _rearranged(nodes), self.block) is Layouts.ANY:
                 return nodes
         return []
 
