@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.models import load, zoo_names
 from compiler.errors import UserError
 from compiler.memory_budget import MemoryBudget
-from compiler.pipeline import backend_passes, canonical_passes, optimize
+from compiler.pipeline import optimize, passes_for
 from compiler.target import native
 from frontend.onnx.importer import import_model
 from passes.base import PassManager
@@ -30,12 +30,12 @@ from passes.graph.order import OrderNodes
 from passes.graph.plan import PlanMemory
 
 OVER_BOUND, TIGHT_SHARE, PLANNING_S = 1.02, 0.95, 1.0
-"""The most that an arena may be over its bound, the share of models that reach it, and the seconds that ordering and planning may take."""
+"""The most that an arena may be over its bound, the share of models that reach it, and the seconds that ordering, joining and planning may take."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Bytes: the most alive at once in the given order and in the order found, and the arena; the seconds of ordering and planning."""
+    """Bytes: the most alive at once in the given order and in the order found, and the arena; the seconds of ordering, joining and planning."""
 
     given: int
     bound: int
@@ -50,13 +50,13 @@ class Figures:
 
 def measure(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Figures:
     """The figures of a model for the shapes of feeds. Raises UserError for a model that cannot be imported."""
-    target = native()
     graph = import_model(model, {name: array.shape for name, array in feeds.items()})
-    steps = tuple(step for step in (*canonical_passes(3), *backend_passes(target, 3)) if step.name not in (OrderNodes.name, PlanMemory.name))
-    graph, _ = PassManager(steps).run(graph)
+    steps = passes_for(native())
+    at = [step.name for step in steps].index(OrderNodes.name)
+    graph, _ = PassManager(steps[:at]).run(graph)
     given = PlanMemory(effort=0).run(graph).graph.attrs["arena_bound_bytes"]
     begin = time.process_time()
-    planned = PlanMemory().run(OrderNodes().run(graph).graph).graph.attrs
+    planned = PassManager(steps[at:]).run(graph)[0].attrs
     seconds = time.process_time() - begin
     bound, arena = planned["arena_bound_bytes"], planned["arena_bytes"]
     if not isinstance(given, int) or not isinstance(bound, int) or not isinstance(arena, int):

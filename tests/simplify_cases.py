@@ -92,8 +92,9 @@ def same(op: str, *dtypes: DType) -> Case:
 
 def doubled(op: str, rule: str, dtype: DType) -> Case:
     once: Maker = (lambda e: e.x) if rule == "undone" else (lambda e: e(op, e.x))
-    between: Maker = lambda e: e(op, e("add", e(op, e.x), e.y) if dtype is not BOOL else e("and", e(op, e.x), e.y))  # noqa: E731
-    return Case(op, rule, lambda e: e(op, e(op, e.x)), once, between, "something else stands between them", (dtype,))
+    other = "and" if dtype is BOOL else "add"
+    why = "something else stands between them"
+    return Case(op, rule, lambda e: e(op, e(op, e.x)), once, lambda e: e(op, e(other, e(op, e.x), e.y)), why, (dtype,))
 
 
 ARITHMETIC = (

@@ -17,8 +17,10 @@ from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
 from compiler.ir.verify import Stage, verify_graph
-from compiler.pipeline import optimize
+from compiler.pipeline import optimize, passes_for
 from compiler.target import native, resolve
+from passes.base import PassManager
+from passes.graph.order import OrderNodes
 from tests.graph_cases import CONV, check_same, f32, feeds, kernels_apart
 from tests.test_memory import run_natively
 
@@ -176,6 +178,16 @@ def test_results_of_sizes_that_a_run_knows_are_copied() -> None:
     given_ = feeds(graph)
     (want,), (got,) = interpret(graph, given_).values(), run_natively(graph, given_).values()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_a_graph_with_joins_keeps_its_order() -> None:
+    net = Net()
+    graph = net.graph(net.end(net.concat(net.chain(1), net.chain(2))))
+    names = [step.name for step in passes_for(TARGET)]
+    joined, _ = PassManager(passes_for(TARGET)[: names.index("plan-memory")]).run(graph)
+    assert "join" in [node.op for node in joined.nodes]
+    result = OrderNodes().run(joined)
+    assert (result.changed, result.graph.nodes) == (False, joined.nodes)
 
 
 def broken(graph: Graph, change: Any) -> Graph:

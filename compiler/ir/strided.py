@@ -29,13 +29,13 @@ class Strided:
     @classmethod
     def row_major(cls, shape: Shape) -> Strided:
         """All of a tensor's own memory, in order."""
-        return cls(shape, _row_major(shape, 1), 0, product(shape))
+        return cls(shape, row_major(shape), 0, product(shape))
 
     @property
     def is_row_major(self) -> bool:
         """Whether the elements lie one after another from the beginning of the memory on."""
         return self.offset == 0 and all(
-            dim == 1 or stride == want for dim, stride, want in zip(self.shape, self.strides, _row_major(self.shape, 1), strict=True)
+            dim == 1 or stride == want for dim, stride, want in zip(self.shape, self.strides, row_major(self.shape), strict=True)
         )
 
     def mapped(self, region: Region) -> Strided | None:
@@ -65,12 +65,13 @@ class Strided:
             inner = [(dim, stride) for dim, stride in zip(dims, self.strides[at : at + len(dims)], strict=True) if dim != 1]
             if any(outer[1] != below[0] * below[1] for outer, below in pairwise(inner)):
                 return None
-            strides += _row_major(shape[axes], inner[-1][1] if inner else 0)
+            strides += row_major(shape[axes], inner[-1][1] if inner else 0)
             at += len(dims)
         return None if found is None else Strided(shape, tuple(strides), self.offset, self.elements)
 
 
-def _row_major(shape: Shape, step: Dim) -> tuple[Dim, ...]:
+def row_major(shape: Shape, step: Dim = 1) -> tuple[Dim, ...]:
+    """The strides of elements that lie one after another, the last axis fastest, each ``step`` from the next."""
     strides: list[Dim] = []
     for dim in reversed(shape):
         strides.append(step)

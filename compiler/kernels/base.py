@@ -22,7 +22,7 @@ from compiler.ir.intexpr import Dim, IntExpr, mod, symbols
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Arg, Array, Call, Scalar, calls, divisors, leaves, rebuilt, unchecked
-from compiler.ir.strided import Strided
+from compiler.ir.strided import Strided, row_major
 from compiler.ir.types import DType, TensorType, pack_physical
 from compiler.target import Target
 
@@ -187,12 +187,7 @@ def family(name: str) -> Family:
 
 def physical_strides(type_: TensorType) -> tuple[Dim, ...]:
     """Element strides of ``type_.physical_shape``, row-major."""
-    strides: list[Dim] = []
-    step: Dim = 1
-    for dim in reversed(type_.physical_shape):
-        strides.append(step)
-        step = step * dim
-    return tuple(reversed(strides))
+    return row_major(type_.physical_shape)
 
 
 def broadcast_strides(operand: TensorType, output: TensorType) -> tuple[Dim, ...]:

@@ -8,6 +8,7 @@ from compiler.ir.intexpr import Dim, ceildiv, product
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
+from compiler.ir.strided import row_major
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, flat_axis, register_family
@@ -120,12 +121,8 @@ def _broadcast(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]
 
 def _steps(shape: tuple[Dim, ...], rank: int, matrix: Dim) -> list[Dim]:
     """What one step of each batch axis adds to an operand's index; 0 where it broadcasts."""
-    steps: list[Dim] = []
-    step = matrix
-    for dim in reversed(shape):
-        steps.append(0 if dim == 1 else step)
-        step = step * dim
-    return [*[0] * (rank - len(shape)), *reversed(steps)]
+    steps = (0 if dim == 1 else step for dim, step in zip(shape, row_major(shape, matrix), strict=True))
+    return [*[0] * (rank - len(shape)), *steps]
 
 
 register_family(MatMul())

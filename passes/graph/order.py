@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from compiler.ir.graph import Graph, Node, Value, reads
-from compiler.ir.verify import Stage, is_view
+from compiler.ir.verify import Stage, held_offsets, is_view
 from passes.analysis.liveness import aligned, estimated_bytes, memory_roots, overwritable, typical_sizes
 from passes.base import PassResult, register_pass
 
@@ -23,7 +23,7 @@ class OrderNodes:
     A beam search over the sets of nodes that can be done first: two orders of one set lead on alike, so only the one with the lower peak is
     kept, and ``effort`` bounds the steps tried. A node that neither raises the peak nor leaves more alive than before is done at once, which
     no other order improves on. Where an order is found, the search begins anew from it. Control nodes stay between the groups they stand
-    between. Symbolic sizes count as typical ones.
+    between. Symbolic sizes count as typical ones. A graph with joins keeps its order, which is the one they were made for.
     """
 
     effort: int = 30_000
@@ -31,6 +31,8 @@ class OrderNodes:
     stage: ClassVar[Stage] = Stage.GROUPED
 
     def run(self, graph: Graph) -> PassResult:
+        if any(held_offsets(node) for node in graph.nodes):
+            return PassResult(graph, changed=False)
         peaks: list[int] = []
         while True:
             problem = _Problem.of(graph)
