@@ -123,13 +123,13 @@ def _has(node: Node, *ops: str) -> bool:
 
 
 def _meets_conv(graph: Graph, node: Node, *, back: bool) -> bool:
-    """Whether what a conversion reads comes from (or what its kernel makes comes to) a convolution with nothing but views and arithmetic between."""
+    """Whether what a conversion reads comes from (or what its kernel makes comes to) a convolution with nothing between that moves channels."""
     pending, seen = _beside(graph, [_converted(node)] if back else node.outputs, back=back), {node}
     while pending:
         current = pending.pop()
         if _has(current, "conv"):
             return True
-        if current not in seen and (is_view(current) or (current.op == "group" and _is_arithmetic(current))):
+        if current not in seen and (is_view(current) or (current.op == "group" and _keeps_channels(current))):
             seen.add(current)
             pending += _beside(graph, current.present_inputs if back else current.outputs, back=back)
     return False
@@ -148,7 +148,8 @@ def _beside(graph: Graph, values: Sequence[Value], *, back: bool) -> list[Node]:
     return [user for value in values for user in graph.users.get(value, ())]
 
 
-def _is_arithmetic(group: Node) -> bool:
+def _keeps_channels(group: Node) -> bool:
+    """Whether a kernel is arithmetic, pooling or an index map."""
     return not any(inner.op in ("attention", "matmul", "softmax", "normalize", "reduce", "recurrence") for inner in group.regions[0].nodes)
 
 

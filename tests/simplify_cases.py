@@ -301,6 +301,14 @@ MOVES = (
     ),
     Case(
         "transpose",
+        "transposed-around",
+        lambda e: e("transpose", e("reshape", e("transpose", e.x, perm=(1, 0, 2)), shape=(3, 8)), perm=(1, 0)),
+        lambda e: e("reshape", e("transpose", e.x, perm=(0, 2, 1)), shape=(8, 3)),
+        lambda e: e("transpose", e("reshape", e("transpose", e.x, perm=(0, 2, 1)), shape=(2, 2, 6)), perm=(0, 2, 1)),
+        "the reshape splits an axis",
+    ),
+    Case(
+        "transpose",
         "expanded-before",
         lambda e: e("transpose", e("expand", e("reshape", e.x, shape=(2, 1, 12)), shape=(2, 5, 12)), perm=(2, 1, 0)),
         lambda e: e("expand", e("transpose", e("reshape", e.x, shape=(2, 1, 12)), perm=(2, 1, 0)), shape=(12, 5, 2)),

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from kernel_cases import run_everywhere
 
 import compiler.ops  # noqa: F401 - registers the operators
-from compiler.errors import UnsupportedForm
+from compiler.errors import UnsupportedForm, UserError
 from compiler.ir.box import slices
+from compiler.ir.builder import GraphBuilder
 from compiler.ir.op import lookup
+from compiler.ir.parser import parse_graph
+from compiler.ir.printer import print_graph
 from compiler.ir.scalar import Arg, Call, Const, Scalar
 from compiler.ir.types import DType, TensorType, compute_dtype
 from compiler.kernels.base import Operand, Workload, family
@@ -75,6 +78,21 @@ def test_parts_are_what_the_whole_has_there(data: st.DataObject, sizes: tuple[in
         return
     (got,) = lookup("attention").evaluate([x[slices(cut)] for x, cut in zip(arrays, part.boxes, strict=True)], part.attrs)
     np.testing.assert_allclose(got, want[slices(box)], rtol=1e-5, atol=1e-6)
+
+
+def test_scores_that_use_something_often_are_short_texts() -> None:
+    score: Scalar = Arg(0, F32)
+    for _ in range(40):
+        score = Call("mul", (score, score), F32)
+    b = GraphBuilder("g", folding=False)
+    operands = [b.input(name, TensorType(F32, (1, 1, 2, 2))) for name in "qkv"]
+    graph = b.graph([b.emit("attention", *operands, score=Call("add", (score, score), F32), perm=(0, 1, 2, 3))])
+    text = print_graph(graph)
+    assert len(text) < 3_000
+    assert print_graph(parse_graph(text)) == text
+    assert parse_graph(text).nodes[0].attrs == graph.nodes[0].attrs
+    with pytest.raises(UserError, match="expected #7 = and what it stands for before"):
+        parse_graph(text.replace("#7 =", "#70 ="))
 
 
 def test_operands_that_do_not_fit_are_refused() -> None:

@@ -178,6 +178,14 @@ def test_bench_finds_strings_that_differ(tmp_path: Path) -> None:
         assert difference(tmp_path, "other") == wanted
 
 
+def test_bench_finds_numbers_that_are_none(tmp_path: Path) -> None:
+    nan, inf = np.float32(np.nan), np.float32(np.inf)
+    save_arrays(tmp_path / "tensorsmith.npz", [np.float32([1]), np.float32([nan, inf, 2])])
+    for other, wanted in (([nan, inf, 2], 0.0), ([nan, inf, 4], 0.5), ([1, inf, 2], np.inf), ([nan, -inf, 2], np.inf), ([nan, inf], np.inf)):
+        save_arrays(tmp_path / "other.npz", [np.float32([1]), np.float32(other)])
+        assert difference(tmp_path, "other") == wanted
+
+
 SHAPE = ("--input-shape", "x=1x3x8x8")
 
 

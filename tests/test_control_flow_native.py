@@ -189,6 +189,41 @@ def test_carried_values_change_places(folder: Path, trips: int) -> None:
     _check(SWAPPED, folder, x=[1, 2, 3, 4], y=[5, 6, 7, 8], n=trips)
 
 
+VIEWED = """
+graph @viewed {
+  input %c: bool[]
+  input %x: f32[4, 6]
+  %a: f32[4, 6] = if(%c, %x) {symbols = []}
+    region @then {
+      input %p: f32[4, 6]
+      %q: f32[4, 6] = abs(%p)
+      return %q
+    }
+    region @else {
+      input %p: f32[4, 6]
+      %q: f32[4, 6] = neg(%p)
+      return %q
+    }
+  %b: f32[2, 12] = reshape(%a) {shape = [2, 12]}
+  %s: f32[2, 12] = softmax(%b) {axis = 1, log = false}
+  %l: f32[2, 12] = loop(none, %s) {trips = 3, iteration = "i", carried = 1, has_condition = false, symbols = [], count = "k"}
+    region @body {
+      input %p: f32[2, 12]
+      %q: f32[2, 12] = abs(%p)
+      return %q
+    }
+  %m: f32[3, 8] = reshape(%l) {shape = [3, 8]}
+  %y: f32[3, 8] = softmax(%m) {axis = 1, log = false}
+  return %y
+}
+"""
+
+
+def test_views_of_what_branches_and_loops_make(folder: Path) -> None:
+    for condition in (True, False):
+        _check(VIEWED, folder, x=np.linspace(-1, 1, 24).reshape(4, 6), c=condition)
+
+
 FILLED = """
 graph @filled {
   input %n: i64[2]

@@ -18,6 +18,7 @@ from compiler.ir.parser import parse_graph
 from compiler.ir.types import DType, TensorType
 from passes.base import PassManager
 from passes.graph.attention import FuseAttention
+from passes.graph.dead_code import EliminateDeadCode
 from tests.graph_cases import check_same, f32
 from tests.recovery import ops
 from tests.test_fusion import check, groups
@@ -128,13 +129,15 @@ def test_what_the_epilogue_reads_too_is_brought_into_order() -> None:
     check(b.graph([b.emit("add", result, heads)]))
 
 
-def written(*, axis: int = 3, between: str = "", also: bool = False, wide: bool = False, mask: tuple[int, ...] = (), keys: int = 3) -> Graph:
+def written(
+    *, axis: int = 3, between: str = "", also: bool = False, wide: bool = False, mask: tuple[int, ...] = (), keys: int = 3, cut: int = 1
+) -> Graph:
     """Attention of 3 heads in 2 batches, with something unusual about it."""
     b = GraphBuilder("g", folding=False)
     query, key, value = (
         b.input("q", f32(2, 3, 4, 5)),
         b.input("k", f32(2, keys, 5, 6)),
-        b.input("v", TensorType(DType.FLOAT64 if wide else DType.FLOAT32, (2, keys, 6, 5))),
+        b.input("v", TensorType(DType.FLOAT64 if wide else DType.FLOAT32, (2, keys, 6 // cut, 5))),
     )
     scores = b.emit("matmul", query, key, name="scores")
     if wide:
@@ -145,6 +148,8 @@ def written(*, axis: int = 3, between: str = "", also: bool = False, wide: bool 
         split = b.emit("reshape", scores, shape=(1, 2, 3, 4, 6))
         scores = b.emit("reshape", b.emit("add", split, b.input("m", f32(*mask))), shape=(2, 3, 4, 6))
     weights = b.emit("softmax", scores, axis=axis, log=False)
+    if cut > 1:
+        weights = b.emit("reshape", weights, shape=(2, 3, 4 * cut, 6 // cut))
     result = b.emit("matmul", weights, value, name="attended")
     return b.graph([result, scores] if also else [result])
 
@@ -160,6 +165,7 @@ def written(*, axis: int = 3, between: str = "", also: bool = False, wide: bool 
         (written(axis=2), "not a softmax along the last axis"),
         (written(also=True), "is not computed from a product element by element"),
         (written(between="transpose"), "is not computed from a product element by element"),
+        (written(cut=2), "has other rows or columns than the softmax"),
     ],
 )
 def test_near_misses_say_why(graph: Graph, reason: str | None) -> None:
@@ -169,6 +175,17 @@ def test_near_misses_say_why(graph: Graph, reason: str | None) -> None:
     (event,) = report.events
     assert event.node == "attended"
     assert event.reason is None if reason is None else reason in str(event.reason)
+
+
+def test_a_transpose_that_is_read_twice_is_made_once() -> None:
+    b = GraphBuilder("g", folding=False)
+    query, key, value = b.input("q", f32(2, 3, 4, 5)), b.input("k", f32(2, 3, 5, 6)), b.input("v", f32(2, 3, 6, 5))
+    attended = b.emit("matmul", b.emit("softmax", b.emit("matmul", query, key), axis=3, log=False), value)
+    turned = b.emit("transpose", attended, perm=(0, 2, 1, 3))
+    graph = b.graph([turned, b.emit("relu", b.emit("transpose", turned, perm=(0, 3, 1, 2)))])
+    after, _ = PassManager((FuseAttention(), EliminateDeadCode()), verify=True).run(graph)
+    check_same(graph, after, 1e-5)
+    assert ops(after).count("attention") == 1
 
 
 def test_sizes_that_only_a_run_knows() -> None:

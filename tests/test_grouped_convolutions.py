@@ -165,6 +165,13 @@ def test_correlations_of_what_a_run_computes_stay_in_blocks(target: Target) -> N
     check()
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(0, 4), (3, 0)])
+def test_no_channels_and_no_filters(channels: int, filters: int) -> None:
+    net = Network(channels)
+    check_same(graph := net.b.graph([net.conv(net.x, filters, kernel=3)]), planned := optimize(graph, HOST, verify=True)[0])
+    check_program(graph, lower(planned, HOST, threads=2), workers=2)
+
+
 def recovered(net: Network, *results: Value) -> list[str]:
     """The operators after recovery, which computes the same."""
     graph = net.b.graph(results)
@@ -186,6 +193,10 @@ def test_other_ways_to_move_channels_stay() -> None:
     swapped = net.b.emit("transpose", split, perm=(0, 2, 1, 3, 4))
     elsewhere = net.b.emit("reshape", swapped, shape=(1, 6, 12, 7))
     cut = net.b.emit("slice", net.shuffle(net.x, 2), starts=(0, 0, 0, 0), sizes=(1, 6, 6, 7), steps=(1, 2, 1, 1))
-    assert "shuffle_channels" not in recovered(net, turned)
-    assert "shuffle_channels" not in recovered(net, elsewhere)
+    for moved, reason in (
+        (turned, "it is not the two parts of the channels that are swapped"),
+        (elsewhere, f"%{elsewhere.name} has not the shape of %{net.x.name}"),
+    ):
+        assert ("channel-shuffle", reason) in [(event.rule, event.reason) for event in RecoverOps().run(net.b.graph([moved])).events]
+        assert "shuffle_channels" not in recovered(net, moved)
     assert recovered(net, cut) == ["shuffle_channels", "slice"]

@@ -149,7 +149,7 @@ def check_program(graph: Graph, program: Program, workers: int = 1, tolerance: f
     given_ = feeds(graph)
     expected, got = interpret(graph, given_), run_program(program, given_, workers)
     for name, array in expected.items():
-        np.testing.assert_allclose(got[name], array, rtol=0, atol=tolerance * max(1.0, float(np.abs(array).max())), err_msg=name)
+        np.testing.assert_allclose(got[name], array, rtol=0, atol=tolerance * max(1.0, float(np.abs(array).max(initial=0))), err_msg=name)
 
 
 def test_program_of_shared_kernels_is_right() -> None:

@@ -16,6 +16,7 @@ from recovery import ops, recovered
 import tensorsmith as ts
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Value
+from compiler.ir.intexpr import minimum, sym
 from compiler.ir.types import DType, TensorType
 from compiler.pipeline import canonical_passes, optimize
 from compiler.target import resolve
@@ -137,6 +138,26 @@ def test_other_orders_of_pixels_stay(changes: dict[str, Any], reason: str) -> No
     result = recovered(pixels(2, 2, 2, **changes))
     assert not result.changed
     assert ("pixel-shuffle", reason) in [(event.rule, event.reason) for event in result.events]
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"starts": (0, 3, 0, 0), "sizes": (1, 4, 4, 5), "steps": (1, 1, 1, 1)}, True),
+        ({"starts": (0, 0, 0, 4), "sizes": (1, 8, 4, 5), "steps": (1, 1, 1, -1)}, False),
+        ({"starts": (0, 0, 0, 0), "sizes": (1, 4, 4, 5), "steps": (1, 2, 1, 1)}, False),
+        ({"starts": (0, 0, 1, 0), "sizes": (1, 4, 3, 5), "steps": (1, 1, 1, 1)}, False),
+        ({"starts": (0, 0, 0, 0), "sizes": (1, minimum(8, sym("n")), 4, 5), "steps": (1, 1, 1, 1)}, False),
+    ],
+)
+def test_parts_of_shuffles(part: dict[str, Any], found: bool) -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.emit("shuffle_channels", b.input("x", f32(1, 8, 4, 5)), group=2, start=0, size=8)
+    b.input("beside", f32(sym("n")))
+    result = recovered(b.graph([b.emit("slice", x, name="y", **part)]))
+    assert (result.changed, ops(result.graph).count("slice")) == (found, not found)
+    reason = None if found else "it is not neighbouring channels, of a known number, as they are"
+    assert ("part-of-shuffle", reason) in [(event.rule, event.reason) for event in result.events]
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16])

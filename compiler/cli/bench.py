@@ -92,10 +92,13 @@ def difference(folder: Path, engine: str) -> float:
 def _distance(ours: Array, theirs: Array) -> float:
     import numpy as np
 
-    if "U" in (ours.dtype.kind, theirs.dtype.kind):
+    if ours.shape != theirs.shape or not {"U", "V"}.isdisjoint((ours.dtype.kind, theirs.dtype.kind)):  # texts, and bits of types that numpy lacks
         return 0.0 if np.array_equal(ours, theirs) else float("inf")
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-12))
+    a, b = (array.astype(np.float64) for array in (ours, theirs))
+    differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    if not np.isfinite([a[differ], b[differ]]).all():
+        return float("inf")
+    return float(np.abs(a[differ] - b[differ]).max(initial=0) / max(np.abs(b[np.isfinite(b)]).max(initial=0), 1e-12))
 
 
 def _table(title: str, timings: dict[str, list[Timing]], differences: dict[str, float]) -> Any:

@@ -31,6 +31,7 @@ _TOKENS = re.compile(
             ("at", rf"@(?:{BARE_NAME}|{_STRING})"),
             ("dim", r"<[^<>]*>"),
             ("arg", r"\$\d+"),
+            ("shared", r"#\d+"),
             ("number", r"-?(?:\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|inf\b|nan\b)"),
             ("word", r"[A-Za-z_][\w.]*"),
             ("mark", r"[(){}\[\]=:,]"),
@@ -102,6 +103,7 @@ class _Reader:
             line += match.group().count("\n")
             position = match.end()
         self._tokens += [("end", "the end of the text", line)] * 2
+        self._shared: dict[str, Scalar] = {}
         self._at = 0
         self.kind, self.token, self._line = self._tokens[0]
 
@@ -249,7 +251,7 @@ class _Reader:
                     self._expect(",")
             return tuple(items)
         following = self._tokens[min(self._at + 1, len(self._tokens) - 1)][1]
-        if self.kind == "arg" or following == ":":
+        if self.kind in ("arg", "shared") or following == ":":
             return self._scalar()
         if self.kind == "number":
             return _number(self._next())
@@ -273,6 +275,12 @@ class _Reader:
 
     def _scalar(self) -> Scalar:
         kind, token = self.kind, self._next()
+        if kind == "shared":
+            if self._accept("="):
+                self._shared[token] = self._scalar()
+            if token not in self._shared:
+                self.fail(f"{token} = and what it stands for before")
+            return self._shared[token]
         self._expect(":")
         dtype = _DTYPES.get(self.token)
         if dtype is None:

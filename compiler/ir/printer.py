@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -26,7 +27,7 @@ import numpy as np
 from compiler.errors import InternalError
 from compiler.ir.graph import Array, Attr, Constant, Graph, Node, Region, Value
 from compiler.ir.intexpr import IntExpr
-from compiler.ir.scalar import Arg, Call, Const, Scalar
+from compiler.ir.scalar import Arg, Call, Const, Scalar, parts
 from compiler.ir.types import DType
 
 INLINE_ELEMENTS = 16
@@ -128,14 +129,22 @@ def print_attr(attr: Attr) -> str:
 
 
 def print_scalar(expr: Scalar) -> str:
-    """A scalar expression, exactly: ``max:f32($0:f32, 0.0:f32)``."""
-    match expr:
-        case Arg():
-            return f"${expr.index}:{expr.dtype.value}"
-        case Const():
-            return f"{number(expr.value)}:{expr.dtype.value}"
-        case Call():
-            return f"{expr.fn}:{expr.dtype.value}({', '.join(map(print_scalar, expr.args))})"
+    """A scalar expression, exactly: ``max:f32($0:f32, 0.0:f32)``; what is used again is named once: ``add:f32(#0 = exp:f32($0:f32), #0)``."""
+    uses = Counter(arg for part in parts(expr) if isinstance(part, Call) for arg in part.args)
+    names: dict[Scalar, str] = {}
+
+    def text(part: Scalar) -> str:
+        match part:
+            case Arg():
+                return f"${part.index}:{part.dtype.value}"
+            case Const():
+                return f"{number(part.value)}:{part.dtype.value}"
+        if part in names:
+            return names[part]
+        name = names.setdefault(part, f"#{len(names)}") + " = " if uses[part] > 1 else ""
+        return f"{name}{part.fn}:{part.dtype.value}({', '.join(map(text, part.args))})"
+
+    return text(expr)
 
 
 def number(value: float | int | bool) -> str:

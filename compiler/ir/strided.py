@@ -31,13 +31,6 @@ class Strided:
         """All of a tensor's own memory, in order."""
         return cls(shape, row_major(shape), 0, product(shape))
 
-    @property
-    def is_row_major(self) -> bool:
-        """Whether the elements lie one after another from the beginning of the memory on."""
-        return self.offset == 0 and all(
-            dim == 1 or stride == want for dim, stride, want in zip(self.shape, self.strides, row_major(self.shape), strict=True)
-        )
-
     def mapped(self, region: Region) -> Strided | None:
         """What an index map of one box makes of it; None where its index is not a sum of multiples of the axes' positions."""
         names = [f"i{axis}" for axis in range(len(region.extent))]

@@ -20,7 +20,7 @@ from compiler.ir.scalar import Arg, Array, Call, Const
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import LONGEST_FLOAT32_CHAIN, Fold, accumulator_dtype, identity
-from compiler.kernels.gemm import panel_tiles, register_rows, row_tiles, sections, supposed
+from compiler.kernels.gemm import imbalance, panel_tiles, register_rows, row_tiles, sections, supposed
 from compiler.kernels.loops import Chunk, fewer, load_as, mask_tail, pack_plain, unflatten, used_lanes, vector_loop
 from compiler.kernels.products import Counts, Matrix, Products
 from compiler.target import Target
@@ -132,8 +132,7 @@ def _balanced(shape: _Shape, rows: int, most: int, tile: int, threads: int) -> i
     heads = _known_product((shape.batch, shape.groups))
     fewest = -(-max(1, rows) // most)
     for parts in range(fewest, max(fewest, rows // tile) + 1):
-        tasks = heads * parts
-        if -(-tasks // threads) * threads <= 1.1 * tasks:
+        if imbalance([heads * parts], threads) <= 1.1:
             return -(-max(1, rows) // parts)
     return -(-max(1, rows) // fewest)
 

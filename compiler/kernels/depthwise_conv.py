@@ -26,7 +26,6 @@ from compiler.target import Target
 _UNROLLED_STEPS = 20_000
 """Multiply-accumulate steps of all kinds of tiles up to which each has code of its own: a second's worth of code generation."""
 
-
 _CLONED_TAPS = 64
 """Taps along an axis up to which tiles at the borders have code of their own, for the taps that are inside, instead of masks."""
 

@@ -46,6 +46,8 @@ from compiler.target import Target
 
 _UNROLL_STEPS = 32
 """Multiply-accumulate steps (taps x channels) up to which one basic block is made of a whole kernel column."""
+_UNROLLED_COLUMNS = 6
+"""The most output pixels of a tile in such a block: LLVM loads the broadcasts of them all before it needs them."""
 _PERMUTED_STEPS = 96
 """Steps of all vectors of a period up to which each has code of its own, so that it is known at which lanes its input channels are."""
 _SHARED_TAPS = 3
@@ -54,8 +56,6 @@ _COLUMNS = 14
 """Output pixels of a tile at most, where the registers hold more."""
 _EVEN = 1.15
 """Time of the slowest worker over the ideal up to which there is no need of another way to share."""
-_UNROLLED_COLUMNS = 6
-"""The most output pixels of a tile in such a block: LLVM loads the broadcasts of them all before it needs them."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DirectConv:
     name = "direct_conv"
 
     def supports(self, workload: Workload, target: Target) -> bool:
-        """Everything but other dtypes and row-major outputs."""
+        """Float operands, weights of a known shape, spatial rank 1 to 3, and an output in blocks."""
         (x, w), out = (operand.type for operand in workload.inputs), workload.output
         floats = compute_dtype(x.dtype) is compute_dtype(w.dtype) is DType.FLOAT32
         blocked = out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes) and w.block == 1
@@ -129,9 +129,9 @@ class DirectConv:
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: DirectSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        weights, packed = constants[1], None
+        weights, packed, shape = constants[1], None, _Shape(workload)
         if weights is not None:
-            packed = _Shape(workload).grouping.pack(weights.reshape(*weights.shape[:2], -1), schedule.vectors)
+            packed = shape.grouping.pack(weights.reshape(*weights.shape[:2], shape.kernel), schedule.vectors)
         return [None, packed, *pack_operands(workload, constants[2:])]
 
     def build(self, workload: Workload, schedule: DirectSchedule, target: Target, name: str) -> Function:

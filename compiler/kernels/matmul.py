@@ -1,8 +1,8 @@
-"""Matrix multiplication of row-major tensors, numpy's semantics: batches broadcast, one-dimensional operands are a row or a column."""
+"""Matrix multiplication of row-major tensors, numpy's semantics: batches broadcast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from compiler.ir.intexpr import Dim, ceildiv, product
 from compiler.ir.loop import Function
@@ -43,7 +43,7 @@ class MatMul:
         packed, number = pack_plain(workload, constants), len(workload.inputs) - 1
         b = constants[number]
         if b is not None:
-            packed[number] = g.pack_panels(b if b.ndim > 1 else b[:, None], schedule.nv, schedule.lanes).reshape(-1)
+            packed[number] = g.pack_panels(b, schedule.nv, schedule.lanes).reshape(-1)
         return packed
 
     def build(self, workload: Workload, schedule: g.GemmSchedule, target: Target, name: str) -> Function:
@@ -53,8 +53,7 @@ class MatMul:
         if right.constant:
             sizes[len(workload.inputs) - 1] = product(right.type.shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
         inputs, operands, out = declare_buffers(builder, workload, sizes)
-        columns = 0 if right.type.rank == 1 else 1
-        epilogue = Epilogue(builder, workload, operands, row_axes=range(workload.output.rank - columns))
+        epilogue = Epilogue(builder, workload, operands, row_axes=range(workload.output.rank - 1))
         prologue = None if workload.prologue is None else workload.prologue.element
         g.GemmWriter(builder, gemm, schedule, workload.threads, (*inputs, out), epilogue, prologue).write()
         return builder.function()
@@ -70,27 +69,21 @@ def _lanes(workload: Workload, target: Target) -> int:
 def _gemm(workload: Workload, lanes: int) -> g.Gemm:
     (right,) = workload.others
     a, b, out = workload.x.shape, right.type.shape, workload.output
-    row_vector, column_vector = len(a) == 1, len(b) == 1
-    a = (1, *a) if row_vector else a
-    b = (*b, 1) if column_vector else b
     depth, columns = b[-2:]
     batch = _broadcast(a[:-2], b[:-2])
     packed = right.constant
     matrix = depth * (ceildiv(columns, lanes) * lanes if packed else columns)
-    row_axes = range(out.rank if column_vector else out.rank - 1)
+    row_axes = range(out.rank - 1)
     computed = [] if workload.prologue is None else [broadcast_strides(operand.type, workload.x) for operand in workload.inputs[:-1]]
-    walk = flat_axis(workload, row_axes) if product(b[:-2]) == 1 and not row_vector else None
+    walk = flat_axis(workload, row_axes) if product(b[:-2]) == 1 else None
     merged = walk is not None and all(_row_step(strides, a) is not None for strides in computed)
     rows = a[-2] * (product(batch) if merged else 1)
     a_steps, b_steps = _steps(a[:-2], len(batch), a[-2] * depth), _steps(b[:-2], len(batch), matrix)
     batches = () if merged else tuple(g.Batch(*values) for values in zip(batch, a_steps, b_steps, strict=True))
 
     def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
-        if merged:
-            place: list[Dim] = [m if axis == walk else 0 for axis in row_axes]
-        else:
-            place = list(indices) if row_vector else [*indices, m]
-        return tuple(place) if column_vector else (*place, vector * lanes)
+        place: Iterable[Dim] = (m if axis == walk else 0 for axis in row_axes) if merged else (*indices, m)
+        return (*place, vector * lanes)
 
     b_row = None if packed else columns
     sources = tuple(_source(strides, a, len(batches), merged=merged) for strides in computed)

@@ -51,8 +51,11 @@ class Normalize(RowFamily):
         b = LoopBuilder(name)
         (x,), operands, out = declare_buffers(b, workload)
         if workload.output.elements != 0:
-            write = write_groups if _has_mixed_blocks(workload) else _write_rows
-            write(b, workload, schedule, target, (x, out), Epilogue(b, workload, operands))
+            parts = b, workload, schedule, target, (x, out), Epilogue(b, workload, operands)
+            if _has_mixed_blocks(workload):
+                write_groups(*parts)
+            else:
+                _Writer(*parts).write()
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
@@ -114,12 +117,6 @@ def _rows(workload: Workload) -> _Rows:
 
 
 Spread = TypeVar("Spread", Center, Factors)
-
-
-def _write_rows(
-    b: LoopBuilder, workload: Workload, schedule: RowSchedule, target: Target, buffers: tuple[Buffer, Buffer], epilogue: Epilogue
-) -> None:
-    _Writer(b, workload, schedule, target, buffers, epilogue).write()
 
 
 class _Writer:

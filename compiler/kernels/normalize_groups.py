@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from math import lcm
 
 from compiler.errors import InternalError
-from compiler.ir.intexpr import Dim, floordiv, minimum, mod, product
+from compiler.ir.intexpr import Dim, floordiv, minimum, product
 from compiler.ir.loop import Access, Buffer, Reg
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.kernels.base import Epilogue, Workload
 from compiler.kernels.folds import Fold
-from compiler.kernels.loops import expression_dtypes, fewer, serial_nest, vector_lanes
+from compiler.kernels.loops import expression_dtypes, fewer, serial_nest, unflatten, vector_lanes
 from compiler.kernels.moments import Center, Factors, Moments, element_dtypes
 from compiler.kernels.rows import RowSchedule
 from compiler.target import Target
@@ -28,8 +28,7 @@ def write_groups(
     groups = _Groups(b, workload, schedule, target, buffers, epilogue)
     batch, sections = workload.output.shape[0], groups.sections
     with b.loop("p", 0, batch * sections, parallel=True) as loop:
-        image, section = (loop.var, 0) if sections == 1 else (floordiv(loop.var, sections), mod(loop.var, sections))
-        groups.write(image, section)
+        groups.write(*unflatten(loop.var, (batch, sections)))
 
 
 class _Groups:

@@ -23,6 +23,7 @@ from compiler.ops.simplify_moves import (
     slice_inside_padding,
     slice_of_operand,
     slice_of_slice,
+    transposed_around,
     transposed_twice,
     whole_taken,
 )
@@ -87,7 +88,7 @@ class Transpose(IndexMap):
     """The axes in the order of attribute ``perm``."""
 
     name = "transpose"
-    simplifications = (order_kept, transposed_twice, expanded_before)
+    simplifications = (order_kept, transposed_twice, transposed_around, expanded_before)
     samples = (
         Sample("Transpose", (_X,), {"perm": [2, 0, 1]}),
         Sample("Transpose", (_X,)),

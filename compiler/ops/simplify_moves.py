@@ -8,6 +8,7 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Node, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import lookup
+from compiler.ir.regroup import runs
 from compiler.ir.run_time import is_natural
 from compiler.ops.support import attr_dims, attr_int, attr_ints
 
@@ -47,6 +48,28 @@ def transposed_twice(node: Node, builder: GraphBuilder) -> Value | None:
     first = attr_ints(inner.attrs, "perm")
     perm = tuple(first[axis] for axis in attr_ints(node.attrs, "perm"))
     return builder.emit("transpose", inner.present_inputs[0], name=node.name, perm=perm)
+
+
+def transposed_around(node: Node, builder: GraphBuilder) -> Value | None:
+    """A transpose of what a reshape makes of another transpose by joining axes: one transpose, then the reshape."""
+    reshape = made_by("reshape", node.present_inputs[0], builder)
+    inner = None if reshape is None else made_by("transpose", reshape.present_inputs[0], builder)
+    if reshape is None or inner is None:
+        return None
+    found = runs(inner.output.type.shape, reshape.output.type.shape)
+    if not found or any(axes.stop - axes.start > 1 for _, axes in found):
+        return None
+    first, places, ones, at = attr_ints(inner.attrs, "perm"), list[tuple[int, ...]](), list[int](), 0
+    for dims, axes in found:
+        sources = first[at : at + len(dims)]
+        if axes.start == axes.stop:
+            ones += sources
+        else:
+            places.append(sources)
+        at += len(dims)
+    perm = (*ones, *(source for axis in attr_ints(node.attrs, "perm") for source in places[axis]))
+    moved = builder.emit("transpose", inner.present_inputs[0], name=node.name, perm=perm)
+    return builder.emit("reshape", moved, name=node.name, shape=node.output.type.shape)
 
 
 def expanded_before(node: Node, builder: GraphBuilder) -> Value | None:

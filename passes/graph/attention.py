@@ -116,8 +116,11 @@ def _turned(value: Value, context: _Context) -> Value | None:
     (x,), rank = node.present_inputs, value.type.rank
     if node.op == "transpose":
         return x if attr_ints(node.attrs, "perm") == _swapped(rank) else None
-    row = x.type.rank == rank >= 2 and 1 in x.type.shape[-2:]
-    return x if row and value.type.shape == tuple(x.type.shape[axis] for axis in _swapped(rank)) else None
+    if rank < 2 or 1 not in value.type.shape[-2:] or context.maker(context.unviewed(x), "softmax") is None:
+        return None
+    row = _reshaped(x, [value.type.shape[axis] for axis in _swapped(rank)], context.builder)
+    context.single.add(row)
+    return row
 
 
 def _swapped(rank: int) -> tuple[int, ...]:
@@ -214,8 +217,8 @@ class _Heads:
         kept, given = (_trailing(v.type.shape, lead) for v, lead in zip(shared, (outer, weights.type.shape[:-2]), strict=True))
         if producing.present_inputs[0].type.shape[:-2] != outer or kept is None or given is None or product(kept) != product(given):
             raise _UnfitError(f"%{producing.output.name} and the product behind the softmax do not share heads in one way, one after another")
-        if turned and weights.type.shape[-2] != scores[-2]:
-            raise _UnfitError(f"%{weights.name} has other rows than the softmax")
+        if weights.type.shape[-1] != scores[-1] or (turned and weights.type.shape[-2] != scores[-2]):
+            raise _UnfitError(f"%{weights.name} has other rows or columns than the softmax")
         lead = scores[:-2]
         if len(lead) == 1:
             split = next((attr_dims(node.attrs, "shape") for node in readers if node.op == "reshape"), ())
@@ -285,7 +288,8 @@ def _transposed(node: Node, context: _Context) -> Value | None:
     perm = attr_ints(attention.attrs, "perm")
     attrs = {**attention.attrs, "perm": tuple(perm[axis] for axis in order)}
     found = context.builder.emit("attention", *attention.inputs, name=attention.name, **attrs)
-    context.single.add(found)
+    if node.output in context.single:
+        context.single.add(found)
     return _reshaped(found, node.output.type.shape, context.builder)
 
 

@@ -1,10 +1,9 @@
-"""Transposes that reshapes keep apart become one, and reshapes that tie a layout a part of it."""
+"""Reshapes that tie a layout become a part of the transposes beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 from compiler.errors import InternalError
@@ -13,17 +12,15 @@ from compiler.ir.graph import Attr, Graph, Node, Value
 from compiler.ir.op import Layouts, lookup
 from compiler.ir.regroup import runs
 from compiler.ir.verify import Stage
-from compiler.ops.support import attr_ints
 from passes.base import PassResult, register_pass
-from passes.graph.dead_code import EliminateDeadCode
-from passes.rewrite import rewrite, single_use
+from passes.rewrite import rewrite
 
 
 @register_pass
 @dataclass(frozen=True)
 class FoldReshapes:
     """A transpose and the reshape before or behind it become a ``rearrange`` where a reshape keeps values row-major, and that does not: channels may
-    be in blocks of ``block``. Before that, two transposes become one where the reshape between them only joins axes.
+    be in blocks of ``block``.
 
     ``%s = reshape(%x) {shape = [1, 2, 2, 8, 3, 3]}; %t = transpose(%s) {perm = [0, 3, 1, 4, 2, 5]}`` of ``%x: f32[4, 8, 3, 3]`` becomes
     ``%t = rearrange(%x) {split = [1, 2, 2, 8, 3, 3], perm = [0, 3, 1, 4, 2, 5], shape = [1, 8, 2, 3, 2, 3]}``.
@@ -34,8 +31,6 @@ class FoldReshapes:
     stage: ClassVar[Stage] = Stage.CANONICAL
 
     def run(self, graph: Graph) -> PassResult:
-        graph, joined = rewrite(graph, partial(_joined, single=single_use(graph)))
-        graph = EliminateDeadCode().run(graph).graph if joined else graph  # the transposes that were joined read values, too
         folded: dict[Value, int] = {}
         taken: set[Node] = set()
         for node in graph.nodes:
@@ -53,7 +48,7 @@ class FoldReshapes:
             return builder.emit("rearrange", nodes[0].present_inputs[0], name=node.name, **_rearranged(nodes)) if node.output in folded else None
 
         result, count = rewrite(graph, rule)
-        return PassResult(result, joined + count > 0, (f"{joined} pairs, {count} transposes",) if joined + count else ())
+        return PassResult(result, count > 0, (f"{count} transposes",) if count else ())
 
     def _chain(self, graph: Graph, node: Node, taken: set[Node]) -> list[Node]:
         """The nodes that become one with a transpose, in order, none of them taken by another; none where that would free nothing."""
@@ -75,28 +70,6 @@ class FoldReshapes:
         """Whether a node is a reshape of what is row-major."""
         types = [v.type for v in node.present_inputs]
         return node.op == "reshape" and lookup(node.op).layouts(types, node.attrs, self.block) is Layouts.PLAIN
-
-
-def _joined(node: Node, builder: GraphBuilder, *, single: set[Value]) -> Value | None:
-    """The transpose of what a reshape makes of another transpose by joining axes, as one transpose, then the reshape."""
-    reshape = builder.producer(node.present_inputs[0]) if node.op == "transpose" else None
-    if reshape is None or reshape.op != "reshape" or reshape.output not in single:
-        return None
-    x = reshape.present_inputs[0]
-    inner, found = builder.producer(x), runs(x.type.shape, reshape.output.type.shape)
-    if inner is None or inner.op != "transpose" or x not in single or not found or any(axes.stop - axes.start > 1 for _, axes in found):
-        return None
-    first, places, ones, at = attr_ints(inner.attrs, "perm"), list[tuple[int, ...]](), list[int](), 0
-    for dims, axes in found:
-        sources = first[at : at + len(dims)]
-        if axes.start == axes.stop:
-            ones += sources
-        else:
-            places.append(sources)
-        at += len(dims)
-    perm = (*ones, *(source for axis in attr_ints(node.attrs, "perm") for source in places[axis]))
-    moved = builder.emit("transpose", inner.present_inputs[0], name=node.name, perm=perm)
-    return builder.emit("reshape", moved, name=node.name, shape=node.output.type.shape)
 
 
 def _rearranged(nodes: Sequence[Node]) -> dict[str, Attr]:

@@ -11,8 +11,9 @@ from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, o
 from compiler.ir.graph import Constant, Graph, Node, Value, reads
 from compiler.ir.op import lookup
 from compiler.ir.printer import print_attr
-from compiler.ir.scalar import Arg, divisors
+from compiler.ir.scalar import divisors
 from compiler.ir.verify import Stage, is_elementwise, is_view
+from passes.analysis.estimate import expression
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish, substitute
 
@@ -115,10 +116,10 @@ def _always_succeeds(node: Node) -> bool:
     """Whether no run ends with an error at a node: arithmetic without division of integers, and what moves elements from known places."""
     if len(node.outputs) != 1:
         return False
-    op, types = lookup(node.op), [value.type for value in node.present_inputs]
     if is_elementwise(node):
-        expression = op.scalar([Arg(number, type_.dtype) for number, type_ in enumerate(types)], node.attrs)
-        return expression is not None and not any(True for _ in divisors(expression))
+        expr = expression(node)
+        return expr is not None and not divisors(expr)
+    op, types = lookup(node.op), [value.type for value in node.present_inputs]
     return op.computes or op.is_view or op.regions(types, node.attrs) is not None
 
 

@@ -99,7 +99,6 @@ class _Planner:
 
     def graph(self, graph: Graph) -> tuple[_Level, tuple[int | None, ...]]:
         """The whole graph, and the buffers of its outputs."""
-        self._define(graph)
         roots, branching = memory_roots(graph), {v for node in graph.nodes if node.op in BRANCHING for v in node.outputs}
         given = {roots[v] for v in graph.outputs if roots[v] not in branching and all(map(self._known, v.type.shape))}
         kept = {root: self._buffer() for root in dict.fromkeys(roots[v] for v in graph.outputs) if root not in given}
@@ -180,7 +179,7 @@ class _Planner:
         slots: dict[Value, _Slot] = {}
         in_place: dict[Node, int] = {}
         for number, node in enumerate(graph.nodes):
-            for value in node.outputs if node.op not in BRANCHING else ():
+            for value in node.outputs if node.op == "group" else ():
                 root = roots[value]
                 if root in slots or root in outside or not self._known(root.type.nbytes):
                     continue

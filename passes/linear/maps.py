@@ -110,7 +110,7 @@ class LinearMap(ABC):
     def rounded(self, dtype: np.dtype[Any]) -> Array:
         """The weights in that type, rounded once; what is too large for it is infinite."""
         with np.errstate(all="ignore"):
-            return self.weights.astype(dtype)
+            return self.exact.astype(dtype)
 
     @property
     def is_diagonal(self) -> bool:

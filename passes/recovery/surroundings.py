@@ -101,10 +101,10 @@ _PART_SHUFFLED = op("slice", op("shuffle_channels", value("x"), name="shuffled")
 
 
 def _check_part(match: Match) -> str | None:
-    shuffled, result = match["shuffled"].type.shape, match.root.output.type.shape
-    others = (shuffled[0], *shuffled[2:]) == (result[0], *result[2:])
-    channels = attr_dims(match.root.attrs, "starts")[1], attr_dims(match.root.attrs, "steps")[1]
-    return None if others and channels[1] == 1 and isinstance(channels[0], int) else "it takes more than neighbouring channels"
+    shuffled, result, attrs = match["shuffled"].type.shape, match.root.output.type.shape, match.root.attrs
+    whole = (shuffled[0], *shuffled[2:]) == (result[0], *result[2:]) and set(attr_dims(attrs, "steps")) == {1}
+    known = isinstance(attr_dims(attrs, "starts")[1], int) and isinstance(result[1], int)
+    return None if whole and known else "it is not neighbouring channels, of a known number, as they are"
 
 
 def _shuffle_part(match: Match, builder: GraphBuilder) -> Value:
