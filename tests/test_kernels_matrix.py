@@ -261,7 +261,7 @@ def test_matrix_multiplication_agrees_with_numpy(case: dict[str, object]) -> Non
 
 
 def test_sections_are_balanced_and_cover() -> None:
-    from compiler.kernels.gemm import sections
+    from compiler.kernels.tiles import sections
 
     for total in range(200):
         for largest in range(1, 15):

@@ -20,9 +20,9 @@ from compiler.ir.scalar import Arg, Array, Call, Const
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import LONGEST_FLOAT32_CHAIN, Fold, accumulator_dtype, identity
-from compiler.kernels.gemm import imbalance, panel_tiles, register_rows, row_tiles, sections, supposed
 from compiler.kernels.loops import Chunk, fewer, load_as, mask_tail, pack_plain, unflatten, used_lanes, vector_loop
 from compiler.kernels.products import Counts, Matrix, Products
+from compiler.kernels.tiles import imbalance, panel_tiles, register_rows, row_tiles, sections, supposed
 from compiler.target import Target
 
 _MOST_ROWS = 256

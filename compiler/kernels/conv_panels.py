@@ -13,7 +13,7 @@ from math import gcd
 import numpy as np
 
 from compiler.ir.scalar import Array
-from compiler.kernels.gemm import sections
+from compiler.kernels.tiles import sections
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
 from compiler.kernels.conv_panels import Grouping, Panels, Periods
-from compiler.kernels.gemm import imbalance, register_rows, sections, supposed, worker_part
 from compiler.kernels.loops import load_as, unflatten
+from compiler.kernels.tiles import imbalance, register_rows, sections, supposed, worker_part
 from compiler.kernels.windows import (
     UNROLLED_TAPS,
     Axis,

@@ -18,8 +18,8 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
-from compiler.kernels.gemm import sections
 from compiler.kernels.loops import load_as
+from compiler.kernels.tiles import sections
 from compiler.kernels.windows import spatial_axes, tap_bounds
 from compiler.target import Target
 

@@ -16,8 +16,8 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Workload, declare_buffers, register_family
-from compiler.kernels.gemm import sections, split_last
 from compiler.kernels.loops import pack_plain, vector_lanes
+from compiler.kernels.tiles import sections, split_last
 from compiler.target import Target
 
 _CHAINS = 8

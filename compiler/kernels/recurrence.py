@@ -20,8 +20,8 @@ from compiler.ir.recurrence import QUANTIZED_STEPS, Read, Stage, stages_from, st
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
 from compiler.kernels.base import Workload, declare_buffers, register_family
-from compiler.kernels.gemm import Section, row_tiles, sections, split_last
 from compiler.kernels.loops import number, pack_plain, vector_lanes
+from compiler.kernels.tiles import Section, row_tiles, sections, split_last
 from compiler.target import Target
 
 _CHAINS = 8

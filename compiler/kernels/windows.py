@@ -11,8 +11,8 @@ from compiler.ir.loop import Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.types import DType
 from compiler.kernels.base import Workload
-from compiler.kernels.gemm import sections
 from compiler.kernels.loops import power_of_two
+from compiler.kernels.tiles import sections
 
 UNROLLED_TAPS = 16
 """Taps along an axis up to which each has code of its own; more are walked by loops."""
