@@ -18,7 +18,7 @@ from compiler.ir.op import lookup
 from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
 from compiler.ir.strided import strided_reads, through
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
-from compiler.ir.verify import held_offsets, inner_nodes, is_elementwise, is_view, view_offset
+from compiler.ir.verify import computing, held_offsets, inner_nodes, is_elementwise, is_view, view_offset
 from compiler.kernels.base import Family, Operand, Prologue, Workload, family
 from compiler.target import Target
 
@@ -61,7 +61,7 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     inner_groups, apart = _inner(region, sources, held), inner_nodes(region)
     region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
     anchor = next((inner for inner in reversed(region.nodes) if not is_elementwise(inner)), None)
-    brought = {} if anchor is None else strided_reads(anchor, region.producers)
+    brought = {} if anchor is None else strided_reads(anchor, computing(anchor, region.producers), region.producers)
     before = _ancestors(region, () if anchor is None else anchor.present_inputs) - set(chain(*brought.values()))
     behind = _ancestors(region, region.outputs, anchor)
     prologue, inputs = _prologue(region, anchor, before, held)
@@ -86,7 +86,7 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
     views = {v: through(nodes) for v, nodes in brought.items()}
     operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held, views.get(v)) for v in inputs[computed:])]
     if prologue is not None:
-        operands = [*(_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held)) for v in inputs[:computed]), *operands]
+        operands = [*(_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held, views.get(v))) for v in inputs[:computed]), *operands]
     workload = Workload(
         family="",
         params=_params(anchor),

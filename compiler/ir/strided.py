@@ -6,7 +6,7 @@ group as what they are, before the anchor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -121,12 +121,16 @@ def through(nodes: Sequence[Node]) -> Strided | None:
     return view
 
 
-def strided_reads(anchor: Node, producers: Mapping[Value, Node]) -> dict[Value, tuple[Node, ...]]:
-    """The nodes among ``producers`` that do nothing but bring an operand into order, for each operand that the anchor's kernels can read without."""
+def strided_reads(anchor: Node, computed: Iterable[Node], producers: Mapping[Value, Node]) -> dict[Value, tuple[Node, ...]]:
+    """The nodes among ``producers`` that do nothing but bring an operand into order, for each operand that the anchor's kernels can read without.
+
+    ``computed`` are the elementwise nodes that make its first operand as its kernels read it: what they read counts as that operand.
+    """
     found: dict[Value, tuple[Node, ...]] = {}
     types = [None if v is None else v.type for v in anchor.inputs]
-    for number, value in enumerate(anchor.inputs):
-        nodes = [] if value is None else chain(value, producers)
+    reads = [(0, value) for node in computed for value in node.present_inputs]
+    for number, value in (*enumerate(anchor.inputs), *reads):
+        nodes = [] if value is None or value in found else chain(value, producers)
         for start in range(len(nodes)):
             view = through(nodes[start:])
             if value is not None and view is not None and lookup(anchor.op).reads_strided(number, view, types):

@@ -30,6 +30,7 @@ the operand it writes over.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 from compiler.errors import InternalError, UnsupportedForm
@@ -98,6 +99,18 @@ def is_elementwise(node: Node) -> bool:
     """Whether a node's op has a scalar expression for these operands."""
     args = [Arg(i, v.type.dtype) for i, v in enumerate(node.present_inputs)]
     return node.op != "group" and lookup(node.op).scalar(args, node.attrs) is not None
+
+
+def computing(anchor: Node, producers: Mapping[Value, Node]) -> set[Node]:
+    """The elementwise nodes that make an anchor's first operand; ``producers`` are those looked at. Empty where its kernels cannot compute it."""
+    found: set[Node] = set()
+    pending = [*anchor.present_inputs[:1]] if lookup(anchor.op).takes_prologue else []
+    while pending:
+        node = producers.get(pending.pop())
+        if node is not None and node not in found and is_elementwise(node):
+            found.add(node)
+            pending += node.present_inputs
+    return found
 
 
 class _Verifier:
@@ -228,7 +241,8 @@ class _Verifier:
         before = inner_nodes(region)
         anchors = [inner for inner in region.nodes if inner not in before and not is_elementwise(inner)]
         if len(anchors) > 1:
-            brought = {inner for nodes in strided_reads(anchors[-1], region.producers).values() for inner in nodes}
+            reads = strided_reads(anchors[-1], computing(anchors[-1], region.producers), region.producers)
+            brought = {inner for nodes in reads.values() for inner in nodes}
             if not brought.issuperset(anchors[:-1]):
                 raise InternalError(f"the region has more than one anchor: {', '.join(inner.op for inner in anchors)}", where=where)
         for inner in before:

@@ -58,8 +58,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Source:
-    """A tensor that elements of a are computed from: what a step of each batch, of a row and of k adds to the index into it."""
+    """A tensor that elements of a are computed from: where it begins, and what a step of each batch, of a row and of k adds to the index into it."""
 
+    start: Dim
     batches: tuple[Dim, ...]
     row: Dim
     k: Dim
@@ -69,8 +70,8 @@ class Source:
 class Gemm:
     """The shape and addressing of one multiplication, in elements.
 
-    Element (m, k) of a is at ``m * a_row + (k // k_block) * a_block + (k % k_block) * a_lane``.
-    ``b_row`` is the distance of two k of an unpacked b; None: b is packed. ``coordinates`` gives the physical output coordinates
+    Element (m, k) of a is at ``a_start + m * a_row + (k // k_block) * a_block + (k % k_block) * a_lane``. b begins at ``b_start``;
+    ``b_row`` is the distance of two k of an unpacked one; None: it is packed. ``coordinates`` gives the physical output coordinates
     of (batch indices, m, vector index). ``sources`` are what a is computed from, if it is.
     """
 
@@ -87,6 +88,8 @@ class Gemm:
     b_row: Dim | None
     coordinates: Callable[[Sequence[Dim], Dim, Dim], tuple[Dim, ...]]
     sources: tuple[Source, ...] = ()
+    a_start: Dim = 0
+    b_start: Dim = 0
 
     @property
     def vectors(self) -> Dim:
@@ -252,8 +255,8 @@ class GemmWriter:
     def _tile(self, indices: list[Dim], rows: Tiles, row: Dim, panels: Tiles, panel: Dim) -> None:
         b, gemm, lanes = self._builder, self._gemm, self._gemm.lanes
         m0, v0 = row * rows.size + rows.start, panel * panels.size + panels.start
-        a0: Dim = m0 * gemm.a_row
-        b0: Dim = v0 * lanes * (gemm.k if gemm.b_row is None else 1)
+        a0 = gemm.a_start + m0 * gemm.a_row
+        b0 = gemm.b_start + v0 * lanes * (gemm.k if gemm.b_row is None else 1)
         for index, batch in zip(indices, gemm.batches, strict=True):
             a0, b0 = a0 + index * batch.a, b0 + index * batch.b
         places = [[gemm.coordinates(indices, m0 + r, v0 + v) for v in range(panels.size)] for r in range(rows.size)]
@@ -316,7 +319,7 @@ class GemmWriter:
                 same.update(() if varies else (part,))
             elif not isinstance(part, Arg) or part.index in numbers:
                 same.add(part)
-        loads = {number: b.load(self._sources[number], 0, gemm.lanes, stride=0) for number in sorted(numbers)}
+        loads = {number: b.load(self._sources[number], gemm.sources[number].start, gemm.lanes, stride=0) for number in sorted(numbers)}
         unread = next(iter(loads.values()), None)
         values = [loads.get(number, unread) for number in range(len(self._sources))]
         self._numbers = b.scalars([*first], [value for value in values if value is not None])
@@ -332,13 +335,13 @@ class GemmWriter:
         b, gemm = self._builder, self._gemm
         if self._prologue is None:
             advance = step if gemm.a_lane == 1 and gemm.a_block == gemm.k_block else gemm.a_block
-            index = row * gemm.a_row + number * advance
+            index = gemm.a_start + row * gemm.a_row + number * advance
             for position, batch in zip(indices, gemm.batches, strict=True):
                 index = index + position * batch.a
             return b.cast(b.load(self._a, index, step, stride=gemm.a_lane, count=count), gemm.dtype)
         values = []
         for buffer, source in zip(self._sources, gemm.sources, strict=True):
-            index = row * source.row + number * (source.k * step)
+            index = source.start + row * source.row + number * (source.k * step)
             for position, batch_step in zip(indices, source.batches, strict=True):
                 index = index + position * batch_step
             values.append(b.load(buffer, index, step, stride=source.k, count=count if source.k != 0 else None))

@@ -8,12 +8,15 @@ from compiler.ir.intexpr import Dim, ceildiv, product
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
-from compiler.ir.strided import row_major
+from compiler.ir.strided import Shape, Strided
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, flat_axis, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, register_family
 from compiler.kernels.loops import pack_plain
 from compiler.target import Target
+
+_K_BLOCK = 8
+"""Steps of a sum in one iteration."""
 
 _DTYPES = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64, DType.UINT32, DType.UINT64)
 
@@ -68,41 +71,58 @@ def _lanes(workload: Workload, target: Target) -> int:
 
 def _gemm(workload: Workload, lanes: int) -> g.Gemm:
     (right,) = workload.others
-    a, b, out = workload.x.shape, right.type.shape, workload.output
-    depth, columns = b[-2:]
-    batch = _broadcast(a[:-2], b[:-2])
-    packed = right.constant
-    matrix = depth * (ceildiv(columns, lanes) * lanes if packed else columns)
+    x, out, b = workload.x.shape, workload.output, right.strided
+    depth, columns = b.shape[-2:]
+    if right.constant:
+        b = Strided.row_major((*b.shape[:-1], ceildiv(columns, lanes) * lanes))
+    batch = _broadcast(x[:-2], b.shape[:-2])
     row_axes = range(out.rank - 1)
-    computed = [] if workload.prologue is None else [broadcast_strides(operand.type, workload.x) for operand in workload.inputs[:-1]]
-    walk = flat_axis(workload, row_axes) if product(b[:-2]) == 1 else None
-    merged = walk is not None and all(_row_step(strides, a) is not None for strides in computed)
-    rows = a[-2] * (product(batch) if merged else 1)
-    a_steps, b_steps = _steps(a[:-2], len(batch), a[-2] * depth), _steps(b[:-2], len(batch), matrix)
-    batches = () if merged else tuple(g.Batch(*values) for values in zip(batch, a_steps, b_steps, strict=True))
+    sources = [_over(operand.strided, x) for operand in workload.inputs[:-1]]
+    walk = flat_axis(workload, row_axes) if product(b.shape[:-2]) == 1 else None
+    flat = [source.reshaped((product(x[:-1]), x[-1])) for source in sources]
+    merged = walk is not None and None not in flat
+    if merged:
+        sources = [source for source in flat if source is not None]
+        batch = ()
+    a_steps = [_steps(source, len(batch)) for source in sources]
+    batches = tuple(g.Batch(*values) for values in zip(batch, a_steps[0], _steps(b, len(batch)), strict=True))
 
     def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
         place: Iterable[Dim] = (m if axis == walk else 0 for axis in row_axes) if merged else (*indices, m)
         return (*place, vector * lanes)
 
-    b_row = None if packed else columns
-    sources = tuple(_source(strides, a, len(batches), merged=merged) for strides in computed)
-    return g.Gemm(batches, rows, columns, depth, lanes, workload.anchor.dtype, depth, 8, 8, 1, b_row, coordinates, sources)
+    a = sources[0]
+    return g.Gemm(
+        batches=batches,
+        m=a.shape[-2],
+        n=columns,
+        k=depth,
+        lanes=lanes,
+        dtype=workload.anchor.dtype,
+        a_start=a.offset,
+        a_row=a.strides[-2],
+        k_block=_K_BLOCK,
+        a_block=a.strides[-1] * _K_BLOCK,
+        a_lane=a.strides[-1],
+        b_start=b.offset,
+        b_row=None if right.constant else b.strides[-2],
+        coordinates=coordinates,
+        sources=tuple(g.Source(s.offset, tuple(steps), *s.strides[-2:]) for s, steps in zip(sources, a_steps, strict=True))
+        if workload.prologue is not None
+        else (),
+    )
 
 
-def _source(strides: Sequence[Dim], shape: Sequence[Dim], batches: int, *, merged: bool) -> g.Source:
-    """How a tensor with these strides along the axes of a is walked."""
-    if merged:
-        return g.Source((), _row_step(strides, shape) or 0, strides[-1])
-    *outer, row, k = strides
-    return g.Source((*(0,) * (batches - len(outer)), *outer), row, k)
+def _over(view: Strided, shape: Shape) -> Strided:
+    """A view broadcast to a shape."""
+    strides = (0 if dim == 1 else stride for dim, stride in zip(view.shape, view.strides, strict=True))
+    return Strided(shape, ((0,) * (len(shape) - len(view.shape)) + tuple(strides)), view.offset, view.elements)
 
 
-def _row_step(strides: Sequence[Dim], shape: Sequence[Dim]) -> Dim | None:
-    """What a step from row to row adds to an index with these strides, all axes of shape but the last walked as one; None where it differs."""
-    long = [axis for axis, dim in enumerate(shape[:-1]) if dim != 1]
-    step = strides[long[-1]] if long else 0
-    return step if all(strides[axis] == step * product(shape[axis + 1 : -1]) for axis in long) else None
+def _steps(view: Strided, rank: int) -> list[Dim]:
+    """What one step of each of ``rank`` batch axes adds to the index of an element of a matrix; 0 where it broadcasts."""
+    steps = [0 if dim == 1 else stride for dim, stride in zip(view.shape[:-2], view.strides, strict=False)]
+    return [*[0] * (rank - len(steps)), *steps][:rank]
 
 
 def _broadcast(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -110,12 +130,6 @@ def _broadcast(left: tuple[Dim, ...], right: tuple[Dim, ...]) -> tuple[Dim, ...]
     ones: tuple[Dim, ...] = (1,) * rank
     pairs = zip(ones[len(left) :] + left, ones[len(right) :] + right, strict=True)
     return tuple(y if x == 1 else x for x, y in pairs)
-
-
-def _steps(shape: tuple[Dim, ...], rank: int, matrix: Dim) -> list[Dim]:
-    """What one step of each batch axis adds to an operand's index; 0 where it broadcasts."""
-    steps = (0 if dim == 1 else step for dim, step in zip(shape, row_major(shape, matrix), strict=True))
-    return [*[0] * (rank - len(shape)), *steps]
 
 
 register_family(MatMul())

@@ -12,6 +12,7 @@ from compiler.ir.broadcast import broadcast_assumptions, broadcast_shapes
 from compiler.ir.graph import Array, Value
 from compiler.ir.intexpr import Dim, product
 from compiler.ir.op import FormContext, OnnxForm, Op, Sample, register
+from compiler.ir.strided import Strided
 from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.grid_sample import AFFINE_SAMPLES, affine_grid
@@ -21,6 +22,9 @@ from compiler.ops.support import Arrays, Attrs, Types, array, first_type, given,
 
 _A = (np.arange(24, dtype=np.float32).reshape(2, 3, 4) - 9) / 5
 _B = (np.arange(20, dtype=np.float32).reshape(4, 5) - 7) / 3
+_NEAR = 1 << 17
+"""Elements from the first to the last row of a matrix that fits a second cache: its lines are read again for every panel of the right side."""
+
 _C = np.array([1.0, -2.0, 3.0, 0.5, 0.0], np.float32)
 
 
@@ -69,6 +73,14 @@ class MatMul(Op):
         if a.rank < 2 or b.rank < 2 or (a.shape[-1] != b.shape[-2] and isinstance(a.shape[-1], int) and isinstance(b.shape[-2], int)):
             raise UnsupportedForm(f"{a} and {b} cannot be multiplied: the last dim of the first must be the last but one of the second")
         return (TensorType(a.dtype, (*broadcast_shapes([a.shape[:-2], b.shape[:-2]]), a.shape[-2], b.shape[-1])),)
+
+    def reads_strided(self, operand: int, view: Strided, inputs: Types) -> bool:
+        """Rows of either side wherever they are, as long as their elements lie together; rows of the left side also side by side, where a step along
+        them does not lead far."""
+        if not view.shape or view.shape[-1] == 1 or view.strides[-1] == 1:
+            return True
+        span = view.strides[-1] * view.shape[-1]
+        return operand == 0 and len(view.shape) > 1 and view.strides[-2] == 1 and isinstance(span, int) and span <= _NEAR
 
     def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
         a, b = (t.static_shape for t in inputs)

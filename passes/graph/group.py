@@ -24,7 +24,7 @@ from compiler.ir.graph import Constant, Graph, Node, Value, reads
 from compiler.ir.op import lookup
 from compiler.ir.scalar import divisors
 from compiler.ir.strided import strided_reads
-from compiler.ir.verify import Stage, held_offsets, is_elementwise, is_view
+from compiler.ir.verify import Stage, computing, held_offsets, is_elementwise, is_view
 from passes.analysis.estimate import estimate, expression, work
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
@@ -103,13 +103,13 @@ class _Finder:
 
     def find(self, sink: Node, taken: set[Node]) -> tuple[set[Node], set[Node]]:
         """The nodes that only the group that ends in sink reads, and those it computes for itself though others may, too."""
-        return self._find(sink, taken, {})
+        return self._find(sink, taken, set(), {})
 
-    def _find(self, sink: Node, taken: set[Node], found: dict[Node, tuple[set[Node], set[Node]]]) -> tuple[set[Node], set[Node]]:
-        """``find``, with what it gives for other nodes while nothing more is taken: paths to a node may be many."""
+    def _find(self, sink: Node, taken: set[Node], brought: set[Node], found: dict[Node, tuple[set[Node], set[Node]]]) -> tuple[set[Node], set[Node]]:
+        """``find`` without nodes in ``brought``; ``found`` has what it gives for others while nothing more is taken: paths to a node may be many."""
         if sink in found:
             return found[sink]
-        own = self._own(sink, taken)
+        own = self._own(sink, taken | brought)
         copies: set[Node] = set()
         budget = _KERNEL_WORK
         before = self._prologue(own, taken)
@@ -119,7 +119,7 @@ class _Finder:
             producer = self._graph.producers.get(value)
             if producer is None or producer in taken or producer in copies or not self._repeats(producer):
                 continue
-            again = set().union(*self._find(producer, taken, found)) - copies
+            again = set().union(*self._find(producer, taken, brought, found)) - copies
             cost = sum(map(work, again)) * self._times(producer, sink)
             if again <= self._elementwise and cost <= budget and len(own | copies | again) <= _MAX_MEMBERS:
                 copies |= again
@@ -134,10 +134,11 @@ class _Finder:
         if anchor is None:
             return set()
         found: set[Node] = set()
-        for nodes in strided_reads(anchor, self._graph.producers).values():
+        computed = computing(anchor, {node.output: node for node in own | copies})
+        for nodes in strided_reads(anchor, computed, self._graph.producers).values():
             first = next((number for number, node in enumerate(nodes) if not is_view(node)), len(nodes))
             users = {user for node in nodes[first:] for user in self._graph.users[node.output]}
-            if nodes[0].present_inputs[0] not in self._graph.constants and users.isdisjoint((own | copies) - {anchor}):
+            if nodes[0].present_inputs[0] not in self._graph.constants and users.isdisjoint((own | copies) - {anchor} - computed):
                 found.update(nodes[first:])
         return found
 
@@ -151,7 +152,9 @@ class _Finder:
         alone = self._graph.users[value] == (anchor,) and value not in others and value not in self._outputs
         if producer not in self._elementwise or producer in taken or not alone:
             return None
-        found = self.find(producer, taken)
+        producers = self._graph.producers
+        brought = set(chain(*strided_reads(anchor, computing(anchor, producers), producers).values()))
+        found = self._find(producer, taken, brought, {})
         every = found[0] | found[1]
         if not every <= self._elementwise or any(map(_divides, every)):
             return None
