@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,8 +15,12 @@ from compiler.ir.graph import Value
 from compiler.ir.interp import interpret_all
 from compiler.ir.intexpr import sym
 from compiler.ir.strided import Strided, chain, through
+from compiler.ir.types import DType, TensorType
+from compiler.lowering import lower
+from compiler.pipeline import optimize
 from tests.graph_cases import f32
-from tests.test_fusion import check, groups
+from tests.test_fusion import TARGET, check, groups
+from tests.test_lowering import check_program
 
 
 def moved(b: GraphBuilder, x: Value, draw: Any, steps: int) -> Value:
@@ -153,3 +158,13 @@ def test_sizes_that_only_a_run_knows() -> None:
     products = [b.emit("matmul", v, b.constant(np.eye(4, dtype=np.float32))) for v in (part, b.emit("relu", part))]
     assert groups(check(b.graph([products[0]]))) == ["transpose slice matmul"]
     assert groups(check(b.graph([products[1]]))) == ["transpose slice relu matmul"]
+
+
+@pytest.mark.parametrize(("shape", "perm", "depth"), [((7, 1), (0, 1), 9), ((9, 7), (1, 0), 9), ((1, 7), (1, 0), 1), ((19, 3), (1, 0), 19)])
+def test_half_precision_is_converted_where_it_lies(shape: tuple[int, int], perm: tuple[int, int], depth: int) -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.emit("transpose", b.input("x", TensorType(DType.FLOAT16, shape)), perm=perm)
+    rows = b.emit("expand", x, shape=(x.type.static_shape[0], depth))
+    y = b.input("y", TensorType(DType.FLOAT16, (depth, 11)))
+    graph = b.graph([b.emit("matmul", rows, y)])
+    check_program(graph, lower(optimize(graph, TARGET, verify=True)[0], TARGET, threads=1), tolerance=2e-3)

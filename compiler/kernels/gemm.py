@@ -338,7 +338,7 @@ class GemmWriter:
             index = gemm.a_start + row * gemm.a_row + number * advance
             for position, batch in zip(indices, gemm.batches, strict=True):
                 index = index + position * batch.a
-            return b.cast(b.load(self._a, index, step, stride=gemm.a_lane, count=count), gemm.dtype)
+            return load_as(b, gemm.dtype, self._a, index, step, stride=gemm.a_lane, count=count if gemm.a_lane != 0 else None)
         values = []
         for buffer, source in zip(self._sources, gemm.sources, strict=True):
             index = source.start + row * source.row + number * (source.k * step)
