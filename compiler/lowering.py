@@ -35,7 +35,8 @@ from compiler.ir.program import (
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, pack_physical
 from compiler.ir.verify import ARENA_ALIGNMENT
-from compiler.kernels.base import Family, TextMaker, Workload, family
+from compiler.kernels.base import Family, PanelReader, TextMaker, Workload, family
+from compiler.sharing import tied_panels
 from compiler.target import Target
 from compiler.workloads import Made, Selected, copied, select
 from passes.analysis.liveness import memory_places, memory_roots
@@ -164,6 +165,7 @@ class _Writer:
         self._texts_buffer: int | None = None
         self._records = Records()
         self._records.place("")
+        self._panels = tied_panels(graph, selected, choose, target)
 
     def program(self) -> Program:
         """The finished program."""
@@ -303,7 +305,7 @@ class _Writer:
         flops: Dim = 0
         nbytes: Dim = 0
         for each in (*selected.inner, selected):
-            workload = replace(each.group.workload, family=each.family.name)
+            workload = self._tied(level, each)
             schedule = self._choose(each.family, workload, self._target)
             reads += self._reads(level, each.family, workload, schedule, each.group.reads)
             parts.append(_Part(each.family.build, workload, schedule, each.group.made))
@@ -318,6 +320,16 @@ class _Writer:
         number = self._function(chosen.name, parts)
         call = KernelCall(number, (), name, chosen.name, str(schedule), flops, nbytes, divisions=group.divisions)
         yield from self._kernel(number, (*reads, to), call)
+
+    def _tied(self, level: _Level, each: Selected) -> Workload:
+        """A kernel's workload, on a table as another kernel packs it where it can read that."""
+        workload, read = replace(each.group.workload, family=each.family.name), each.group.reads[0] if each.group.reads else None
+        table = level.graph.constants.get(read) if isinstance(read, Value) else None
+        panels = None if table is None else self._panels.get(table)
+        if panels is None or not isinstance(each.family, PanelReader) or not each.family.reads_panels(workload):
+            return workload
+        data, *others = workload.inputs
+        return replace(workload, inputs=(replace(data, panels=panels), *others))
 
     def _kernel(self, number: int, given: tuple[Address, ...], call: KernelCall) -> Iterator[Step]:
         """A call with all its arguments: those given, and what else the function's buffers ask for."""

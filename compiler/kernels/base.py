@@ -28,15 +28,25 @@ from compiler.target import Target
 
 
 @dataclass(frozen=True)
+class Panels:
+    """How a constant matrix ``[k, n]`` is packed: its columns as tiles of at most so many ``vectors`` of ``lanes``, each as ``[k][columns]``."""
+
+    vectors: int
+    lanes: int
+
+
+@dataclass(frozen=True)
 class Operand:
     """An input of a kernel; ``constant`` ones are packed at compile time.
 
-    Where there is a ``view``, the elements lie so in what the kernel is given; otherwise as the type says.
+    Where there is a ``view``, the elements lie so in what the kernel is given; otherwise as the type says. With ``panels``, a constant table is
+    to be packed as its transpose is for a product.
     """
 
     type: TensorType
     constant: bool = False
     view: Strided | None = None
+    panels: Panels | None = None
 
     @property
     def elements(self) -> Dim:
@@ -165,6 +175,22 @@ class TextMaker(Family, Protocol):
 
     def build_sizes(self, workload: Workload, schedule: Any, target: Target, name: str) -> Function:
         """The kernel that finds the places."""
+
+
+@runtime_checkable
+class PanelPacker(Family, Protocol):
+    """A family that packs constant matrices as panels."""
+
+    def packed(self, workload: Workload, schedule: Any) -> tuple[int, Panels] | None:
+        """Which input is packed so, and how; None: none is."""
+
+
+@runtime_checkable
+class PanelReader(Family, Protocol):
+    """A family whose input 0, a constant table ``[n, k]``, may lie as its transpose is packed (``Operand.panels``)."""
+
+    def reads_panels(self, workload: Workload) -> bool:
+        """Whether it can, and that costs little beside what others do with the table."""
 
 
 _FAMILIES: dict[str, Family] = {}

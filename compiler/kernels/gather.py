@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from compiler.ir.intexpr import Dim
+from compiler.ir.intexpr import Dim, ceildiv
 from compiler.ir.loop import Function
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array, calls
 from compiler.ir.types import DType
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides, register_family
 from compiler.kernels.bounds import Bounds
+from compiler.kernels.gemm import column_in_panels, pack_panels
 from compiler.kernels.loops import (
     Axis,
     Chunk,
@@ -26,7 +27,12 @@ from compiler.kernels.loops import (
     vector_lanes,
     vector_loop,
 )
+from compiler.kernels.tiles import supposed
 from compiler.target import Target
+
+_ROWS_OF_TABLE = 16
+"""Rows of a table for each one gathered, from which on these may be columns of panels, an element in a cache line: a product with all of it reads
+many more."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,27 @@ class Gather:
     def space(self, workload: Workload, target: Target) -> Sequence[GatherSchedule]:
         return [GatherSchedule(vectors) for vectors in (4, 1, 2, 8)]
 
+    def reads_panels(self, workload: Workload) -> bool:
+        data, indices = workload.inputs
+        whole = data.type.rank == 2 and data.type.is_static and data.type.block == 1 and workload.output.elements != 0
+        return whole and workload.int("axis") == 0 and data.type.static_shape[0] >= _ROWS_OF_TABLE * supposed(indices.type.elements)
+
     def pack(self, workload: Workload, schedule: GatherSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        return pack_plain(workload, constants)
+        packed, panels = pack_plain(workload, constants), workload.inputs[0].panels
+        if panels is not None and packed[0] is not None:
+            packed[0] = pack_panels(packed[0].T, panels.vectors, panels.lanes).reshape(-1)
+        return packed
 
     def build(self, workload: Workload, schedule: GatherSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)
-        (data, indices), operands, out = declare_buffers(b, workload)
+        table, panels = workload.inputs[0].type, workload.inputs[0].panels
+        packed = {} if panels is None else {0: ceildiv(table.shape[0], panels.lanes) * panels.lanes * table.shape[1]}
+        (data, indices), operands, out = declare_buffers(b, workload, packed)
         if workload.output.elements == 0:
             return b.function()
         epilogue = Epilogue(b, workload, operands)
         axis = workload.int("axis")
-        size, checked = workload.inputs[0].type.shape[axis], bool(workload.attrs.get("checked"))
+        size, checked = table.shape[axis], bool(workload.attrs.get("checked"))
         bounds = Bounds(b, size, axis, reports=checked)
         slices, which, inner = _axes(workload)
         extents = [axis.extent for axis in (*slices, *which)]
@@ -79,14 +95,18 @@ class Gather:
             place = b.bind(bounds.inside(wrapped))
             if checked:
                 bounds.check(chosen, b.bind(wrapped), place)
-            start = offset(slices, at[: len(slices)]) + place * physical_strides(workload.inputs[0].type)[axis]
+            start = offset(slices, at[: len(slices)]) + place * physical_strides(table)[axis]
+            step: Dim = 1
+            if panels is not None:
+                columns, depth = table.static_shape
+                start, step = (b.bind(b.index_value(dim)) for dim in column_in_panels(depth, columns, panels, place))
             there = nullcontext() if isinstance(size, int) else b.if_less(0, size)
             with there, serial_nest(b, [axis.extent for axis in inner[:-1]]) as between:
 
                 def copy(chunks: list[Chunk]) -> None:
                     for position, count in chunks:
                         point = [*between, position]
-                        value = b.load(data, start + offset(inner, point), lanes, count=count)
+                        value = b.load(data, start + offset(inner, point) * step, lanes, stride=step, count=count)
                         where = coordinates(origin, (*slices, *which, *inner), [*at, *point])
                         epilogue.store(out, value, where, count, axis=inner[-1].output)
 

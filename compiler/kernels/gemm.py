@@ -19,7 +19,7 @@ from compiler.ir.loop import Access, Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
 from compiler.ir.scalar import Arg, Array, Call, Scalar, parts
 from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue
+from compiler.kernels.base import Epilogue, Panels
 from compiler.kernels.loops import fewer, load_as, serial_nest, unflatten
 from compiler.kernels.tiles import Tiles, imbalance, panel_tiles, register_rows, row_tiles, sections, supposed, worker_part
 from compiler.target import Target
@@ -109,6 +109,20 @@ def pack_panels(b: Array, nv: int, lanes: int) -> Array:
             first = (section.start + tile * section.size) * lanes
             panels.append(padded[..., first : first + section.size * lanes].reshape(*b.shape[:-2], k * section.size * lanes))
     return np.ascontiguousarray(np.concatenate(panels, axis=-1)) if panels else padded
+
+
+def column_in_panels(k: int, n: int, panels: Panels, column: Dim) -> tuple[Dim, Dim]:
+    """Where a column of a matrix ``[k, n]`` that is packed begins, and the distance of its elements."""
+    first, *rest = sections(-(-n // panels.lanes), panels.vectors)
+    width = first.size * panels.lanes
+    place = floordiv(column, width) * (k * width) + mod(column, width)
+    if not rest:
+        return place, width
+    (second,) = rest
+    begin, narrow = second.start * panels.lanes, second.size * panels.lanes
+    beyond, inside = minimum(1, floordiv(column, begin)), column - begin
+    further = floordiv(inside, narrow) * (k * narrow) + mod(inside, narrow) + begin * k
+    return place + beyond * (further - place), beyond * (narrow - width) + width
 
 
 def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:

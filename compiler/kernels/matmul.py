@@ -11,7 +11,7 @@ from compiler.ir.scalar import Array
 from compiler.ir.strided import Shape, Strided
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, register_family
+from compiler.kernels.base import Epilogue, Panels, Workload, declare_buffers, flat_axis, register_family
 from compiler.kernels.loops import pack_plain
 from compiler.target import Target
 
@@ -48,6 +48,10 @@ class MatMul:
         if b is not None:
             packed[number] = g.pack_panels(b, schedule.nv, schedule.lanes).reshape(-1)
         return packed
+
+    def packed(self, workload: Workload, schedule: g.GemmSchedule) -> tuple[int, Panels] | None:
+        (right,) = workload.others
+        return (len(workload.inputs) - 1, Panels(schedule.nv, schedule.lanes)) if right.constant else None
 
     def build(self, workload: Workload, schedule: g.GemmSchedule, target: Target, name: str) -> Function:
         builder, gemm = LoopBuilder(name), _gemm(workload, schedule.lanes)

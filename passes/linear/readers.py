@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -11,6 +11,7 @@ import numpy as np
 from compiler.ir.graph import Array, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr
 from compiler.ir.types import TensorType, compute_dtype
+from passes.analysis.tied import gathered_tables, is_transpose
 from passes.linear.forms import Bias, Domain, Form, Term, merged
 from passes.linear.maps import LinearMap, Weights, Window, diagonal, identity, select
 
@@ -21,13 +22,20 @@ def linear_forms(graph: Graph, domain: Domain) -> dict[Value, Form]:
 
 
 def _found(graph: Graph, domain: Domain) -> Iterator[tuple[Value, Form]]:
+    tables = gathered_tables(graph)
     for node in graph.nodes:
         read = _READERS.get(node.op)
-        if read is None or not _is_possible(node.output.type, domain):
+        if read is None or not _is_possible(node.output.type, domain) or (tables and _is_tied(graph, node, tables)):
             continue
         form = read(_Place(domain, graph, node))
         if form is not None and all(t.operand not in graph.constants and domain.fits(t, node.output.type) for t in form.terms):
             yield node.output, form
+
+
+def _is_tied(graph: Graph, node: Node, tables: Sequence[Array]) -> bool:
+    """Whether a node multiplies by a table that is gathered from, too: with other weights in its place there would be two."""
+    weights = graph.constant_array(node.present_inputs[1]) if node.op == "matmul" else None
+    return weights is not None and any(is_transpose(table, weights) for table in tables)
 
 
 def _is_possible(type_: TensorType, domain: Domain) -> bool:
