@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from compiler.errors import InternalError
 from compiler.ir.control import type_symbols
 from compiler.ir.graph import Array, Constant, Graph, Node, Value
 from compiler.ir.interp import bind_attr, interpret
-from compiler.ir.intexpr import evaluate, sym
+from compiler.ir.intexpr import Dim, evaluate, sym
 from compiler.ir.op import lookup
 from compiler.ir.types import DType, TensorType
 
@@ -19,7 +20,7 @@ _TOLERANCE = 1e-5
 """Of the largest number in an output."""
 
 _SIZES = (5, 16, 37, 3, 2, 1, 100, 300)
-"""What sizes that only a run knows are tried at: the first, each symbol one more than the one before, at which no value is empty."""
+"""What sizes that only a run knows are tried at: the first, each symbol one more than the one before, at which nothing is empty or refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,25 +44,23 @@ class Claim:
                 raise InternalError(f"{one.name} differs by {difference:.2g} of its scale", where=self.name, hint="please report this with the model")
 
     def _sizes(self, sides: tuple[Graph, Graph]) -> Mapping[str, int]:
-        """What each symbol is taken for: what an operator needs it to be, or one of ``_SIZES``."""
+        """What each symbol is taken for: what an operator needs it to be, or one of ``_SIZES``; all of them the same where they must be."""
         types = [value.type for graph in sides for value in _values(graph)]
         names = sorted({name for type_ in types for name in type_symbols(type_)})
-        needed = {name: size for graph in sides for name, size in _needed(graph, names)}
-        for first in _SIZES:
-            sizes = {name: first + number for number, name in enumerate(names)} | needed
-            if all(evaluate(dim, sizes) > 0 for type_ in types for dim in type_.shape):
+        equal = [pair for graph in sides for pair in _assumed(graph)]
+        needed = {name: size for pair in equal for dim, size in (pair, pair[::-1]) for name in names if dim == sym(name) and isinstance(size, int)}
+        for step, first in product((1, 0), _SIZES):
+            sizes = {name: first + step * number for number, name in enumerate(names)} | needed
+            fits = all(evaluate(one, sizes) == evaluate(other, sizes) for one, other in equal)
+            if fits and all(evaluate(dim, sizes) > 0 for type_ in types for dim in type_.shape):
                 return sizes
         raise InternalError("no sizes are found to check it at", where=self.name, hint="give the inputs fixed shapes")
 
 
-def _needed(graph: Graph, names: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Symbols that a node's operands make a certain number."""
-    by_dim = {sym(name): name for name in names}
+def _assumed(graph: Graph) -> Iterator[tuple[Dim, Dim]]:
+    """Dims that operators take to be equal."""
     for node in graph.nodes:
-        for pair in lookup(node.op).assumes([None if value is None else value.type for value in node.inputs], node.attrs):
-            for dim, size in (pair, pair[::-1]):
-                if not isinstance(dim, int) and isinstance(size, int) and dim in by_dim:
-                    yield by_dim[dim], size
+        yield from lookup(node.op).assumes([None if value is None else value.type for value in node.inputs], node.attrs)
 
 
 def part_of(graph: Graph, nodes: Container[Node], inputs: Iterable[Value], outputs: Iterable[Value]) -> Graph:

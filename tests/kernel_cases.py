@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from backends.llvm.engine import jit
-from compiler.ir.loop import Access, Function
+from compiler.ir.loop import Access, For, Function, If, LoopKind, Stmt, Store
 from compiler.ir.loop_interp import run_function
 from compiler.ir.loop_text import parse_function, print_function
 from compiler.ir.loop_verify import verify_function
@@ -44,6 +45,27 @@ def buffers(family: Family, workload: Workload, schedule: object, values: Sequen
     return arrays
 
 
+def stores_alone(function: Function) -> list[Stmt]:
+    """The stores to a function's output that every worker would make, outside of parallel loops."""
+    (out,) = (buffer.name for buffer in function.buffers if buffer.access is Access.WRITE)
+
+    def stores(body: Sequence[Stmt]) -> list[Stmt]:
+        found: list[Stmt] = []
+        for stmt in body:
+            match stmt:
+                case Store(buffer=name) if name == out:
+                    found.append(stmt)
+                case For(kind=LoopKind.SERIAL, body=inner):
+                    found += stores(inner)
+                case If(then=then, orelse=orelse):
+                    found += stores((*then, *orelse))
+                case _:
+                    pass
+        return found
+
+    return stores(function.body)
+
+
 def run_everywhere(family: Family, workload: Workload, schedule: object, values: Sequence[np.ndarray], target: Target) -> np.ndarray:
     """The compiled result, after checking that 1 and 3 workers, the interpreter and the parsed text all agree.
 
@@ -51,6 +73,9 @@ def run_everywhere(family: Family, workload: Workload, schedule: object, values:
     """
     function: Function = family.build(workload, schedule, target, "kernel")
     verify_function(function)
+    assert not stores_alone(function)
+    for_one = replace(workload, threads=1)
+    assert not stores_alone(family.build(for_one, family.heuristic(for_one, target), target, "kernel"))
     assert parse_function(print_function(function)) == function
     inputs = buffers(family, workload, schedule, values)
     size, dtype = int(workload.output.elements), workload.output.dtype.numpy

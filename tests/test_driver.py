@@ -227,6 +227,30 @@ def test_targets_that_no_code_can_be_made_for_are_refused() -> None:
             ts.Target("odd", linux, "", (), bits, registers)
 
 
+def test_what_is_compiled_for_one_worker_is_run_by_several(folder: Path, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 17]>
+        sums (float[1, 64, 40, 40] x) => (float[1, 64, 40, 40] y) <float[64, 64, 1, 1] w>
+        {
+            a = Tanh(x)
+            b = Conv(a, w)
+            c = Tanh(b)
+            d = Conv(c, w)
+            e = Tanh(d)
+            f = Add(a, e)
+            y = Conv(f, w)
+        }""")
+    rng = np.random.default_rng(0)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(0, 0.1, (64, 64, 1, 1)).astype(np.float32), "w"))
+    x = rng.standard_normal((1, 64, 40, 40)).astype(np.float32)
+    module = ts.compile(model, threads=1)
+    module.save(tmp_path / "sums.tsm")
+    for threads in (2, 3):
+        loaded = ts.load(tmp_path / "sums.tsm", threads=threads)
+        for _ in range(3):
+            assert np.array_equal(loaded.run({"x": x})["y"], module.run({"x": x})["y"])
+
+
 @pytest.mark.parametrize("opt_level", [0, 3])
 def test_a_model_compiles_runs_saves_and_loads(folder: Path, tmp_path: Path, opt_level: int) -> None:
     from onnx.reference import ReferenceEvaluator

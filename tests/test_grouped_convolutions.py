@@ -165,6 +165,18 @@ def test_correlations_of_what_a_run_computes_stay_in_blocks(target: Target) -> N
     check()
 
 
+@pytest.mark.parametrize("group", [1, 2, 16])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_constant_image_under_filters_of_run_time(group: int, kernel: int) -> None:
+    """Generators begin so, with filters that a style modulates (arXiv:1912.04958, section 2.2)."""
+    net = Network(5)
+    image = net.b.constant(np.random.default_rng(1).standard_normal((1, 16, 6, 7)).astype(np.float32))
+    filters = net.b.input("filters", f32(16, 16 // group, kernel, kernel))
+    made = net.b.emit("conv", image, filters, **{**CONV, "group": group, "pads": (kernel // 2,) * 4})
+    graph = net.b.graph([net.conv(made, 9), net.conv(net.x, 3)])
+    check_program(graph, lower(optimize(graph, HOST, verify=True)[0], HOST, threads=2), workers=2)
+
+
 @pytest.mark.parametrize(("channels", "filters"), [(0, 4), (3, 0)])
 def test_no_channels_and_no_filters(channels: int, filters: int) -> None:
     net = Network(channels)

@@ -21,7 +21,7 @@ from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Value
 from compiler.ir.interp import interpret
-from compiler.ir.intexpr import sym
+from compiler.ir.intexpr import floordiv, sym
 from compiler.ir.types import DType, TensorType
 from compiler.lowering import lower
 from compiler.pipeline import optimize
@@ -157,6 +157,14 @@ def test_symbolic_sizes_merge_where_the_algebra_does_not_need_them() -> None:
         feeds = {"x": r.rng.standard_normal((3, 8, height, width)).astype(np.float32)}
         (want,), (got,) = interpret(graph, feeds).values(), interpret(result, feeds).values()
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_claims_are_checked_at_sizes_that_operators_can_compute() -> None:
+    r = Region(sym("N"), sym("S"), floordiv(sym("P") * 8, sym("S")))
+    graph = r.builder.graph((r.builder.emit("mul", r.builder.emit("matmul", r.x, r.const(8, 4)), r.const(4)),))
+    result, (report,) = PassManager((MergeLinear(),), verify=True).run(graph)
+    assert report.changed
+    assert Counter(node.op for node in result.nodes) == {"matmul": 1}
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, 3e38])

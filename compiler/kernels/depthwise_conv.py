@@ -18,8 +18,8 @@ from compiler.ir.loop import Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype, pack_physical
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, register_family
-from compiler.kernels.loops import fewer, load_as
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
+from compiler.kernels.loops import fewer, load_as, pack_plain
 from compiler.kernels.windows import UNROLLED_TAPS, Axis, Read, TileRun, mask, masked_read, spatial_axes, tap_bounds, tap_runs, tile_runs
 from compiler.target import Target
 
@@ -79,12 +79,11 @@ class DepthwiseConv:
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: DepthwiseSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        weights = constants[1]
-        packed: Array | None = None
+        weights, packed = constants[1], pack_plain(workload, constants)
         if weights is not None:
             by_channel = weights.reshape(1, weights.shape[0], -1)
-            packed = np.ascontiguousarray(pack_physical(by_channel, workload.output.block)).reshape(-1)
-        return [None, packed, *pack_operands(workload, constants[2:])]
+            packed[1] = np.ascontiguousarray(pack_physical(by_channel, workload.output.block)).reshape(-1)
+        return packed
 
     def build(self, workload: Workload, schedule: DepthwiseSchedule, target: Target, name: str) -> Function:
         return _Writer(workload, schedule, target, name).write()

@@ -24,9 +24,9 @@ from compiler.ir.loop import Access, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, physical_strides, register_family
 from compiler.kernels.conv_panels import Grouping, Panels, Periods
-from compiler.kernels.loops import load_as, unflatten
+from compiler.kernels.loops import load_as, pack_plain, unflatten
 from compiler.kernels.tiles import imbalance, register_rows, sections, supposed, worker_part
 from compiler.kernels.windows import (
     UNROLLED_TAPS,
@@ -129,10 +129,10 @@ class DirectConv:
         return list(dict.fromkeys(found))
 
     def pack(self, workload: Workload, schedule: DirectSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        weights, packed, shape = constants[1], None, _Shape(workload)
+        weights, packed, shape = constants[1], pack_plain(workload, constants), _Shape(workload)
         if weights is not None:
-            packed = shape.grouping.pack(weights.reshape(*weights.shape[:2], shape.kernel), schedule.vectors)
-        return [None, packed, *pack_operands(workload, constants[2:])]
+            packed[1] = shape.grouping.pack(weights.reshape(*weights.shape[:2], shape.kernel), schedule.vectors)
+        return packed
 
     def build(self, workload: Workload, schedule: DirectSchedule, target: Target, name: str) -> Function:
         return _Writer(workload, schedule, name).write()

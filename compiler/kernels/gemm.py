@@ -236,12 +236,9 @@ class GemmWriter:
         if self._schedule.parallel == "batch":
             with b.loop("b", 0, product(extents), parallel=True) as batch:
                 self._tiles(unflatten(batch.var, extents), None)
-        elif self._threads == 1:
-            with serial_nest(b, extents) as indices:
-                self._tiles(indices, None)
         else:
             with b.loop("c", 0, self._threads, parallel=True) as chunk, serial_nest(b, extents) as indices:
-                self._tiles(indices, chunk.var)
+                self._tiles(indices, None if self._threads == 1 else chunk.var)
 
     def _tiles(self, indices: list[Dim], chunk: Dim | None) -> None:
         outer, inner = (self._rows, self._panels) if self._schedule.order == "m" else (self._panels, self._rows)

@@ -17,8 +17,8 @@ from compiler.ir.loop import Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, pack_operands, physical_strides, register_family
-from compiler.kernels.loops import load_as
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, physical_strides, register_family
+from compiler.kernels.loops import load_as, pack_plain
 from compiler.kernels.tiles import sections
 from compiler.kernels.windows import spatial_axes, tap_bounds
 from compiler.target import Target
@@ -56,16 +56,15 @@ class GenericConv:
         return [first, *(GenericSchedule(first.lanes, v) for v in (1, 2, 8))]
 
     def pack(self, workload: Workload, schedule: GenericSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        weights = constants[1]
-        packed: Array | None = None
+        weights, packed = constants[1], pack_plain(workload, constants)
         if weights is not None:
             group = workload.int("group")
             filters = weights.shape[0] // group
             grouped = weights.reshape(group, filters, -1)
             padded = np.zeros((group, grouped.shape[2], -(-filters // schedule.lanes) * schedule.lanes), weights.dtype)
             padded[:, :, :filters] = grouped.transpose(0, 2, 1)
-            packed = padded.reshape(-1)
-        return [constants[0], packed, *pack_operands(workload, constants[2:])]
+            packed[1] = padded.reshape(-1)
+        return packed
 
     def build(self, workload: Workload, schedule: GenericSchedule, target: Target, name: str) -> Function:
         return _Writer(workload, schedule, name).write()

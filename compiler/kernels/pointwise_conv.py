@@ -13,7 +13,8 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
-from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, pack_operands, physical_strides, register_family
+from compiler.kernels.base import Epilogue, Workload, declare_buffers, flat_axis, physical_strides, register_family
+from compiler.kernels.loops import pack_plain
 from compiler.kernels.windows import window_pads
 from compiler.target import Target
 
@@ -50,13 +51,11 @@ class PointwiseConv:
         return g.space(_gemm(workload), target, workload.threads)
 
     def pack(self, workload: Workload, schedule: g.GemmSchedule, constants: Sequence[Array | None]) -> list[Array | None]:
-        weights = constants[1]
-        group = workload.int("group")
-        packed: Array | None = None
+        weights, packed, group = constants[1], pack_plain(workload, constants), workload.int("group")
         if weights is not None:
             per_group = weights.reshape(group, weights.shape[0] // group, -1).transpose(0, 2, 1)
-            packed = g.pack_panels(per_group, schedule.nv, workload.output.block).reshape(-1)
-        return [None, packed, *pack_operands(workload, constants[2:])]
+            packed[1] = g.pack_panels(per_group, schedule.nv, workload.output.block).reshape(-1)
+        return packed
 
     def build(self, workload: Workload, schedule: g.GemmSchedule, target: Target, name: str) -> Function:
         builder, gemm = LoopBuilder(name), _gemm(workload)
