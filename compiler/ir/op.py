@@ -171,8 +171,6 @@ class Op(ABC):
     """Whether ``evaluate`` also works on object arrays of symbolic dims (shape arithmetic)."""
     takes_epilogue: ClassVar[bool] = True
     """Whether its kernels can apply elementwise nodes to each element they store; not where a result element is written more than once."""
-    takes_prologue: ClassVar[bool] = False
-    """Whether its kernels can compute the elements of operand 0 as they read them, from other tensors that broadcast to it."""
     computes: ClassVar[bool] = False
     """Whether its kernels do arithmetic: they read half-precision operands as float32, and that is what their epilogue sees."""
     broadcasts: ClassVar[int | None] = None
@@ -215,6 +213,13 @@ class Op(ABC):
     def held_offsets(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], result: TensorType) -> tuple[Dim, ...] | None:
         """For an op that does nothing where its operands are made in its result's memory: the element at which each lies; None: it is not one."""
         return None
+
+    def takes_prologue(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], constant: Sequence[bool]) -> bool:
+        """Whether its kernels can compute the elements of operand 0 as they read them, from other tensors that broadcast to it.
+
+        ``constant`` says which operands are constants.
+        """
+        return False
 
     def reads_strided(self, operand: int, view: Strided, inputs: Sequence[TensorType | None]) -> bool:
         """Whether its kernels can read operand number ``operand`` where it lies, as such a view of another tensor's memory."""

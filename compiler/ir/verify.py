@@ -102,9 +102,9 @@ def is_elementwise(node: Node) -> bool:
 
 
 def computing(anchor: Node, producers: Mapping[Value, Node]) -> set[Node]:
-    """The elementwise nodes that make an anchor's first operand; ``producers`` are those looked at. Empty where its kernels cannot compute it."""
+    """The elementwise nodes that make the first operand of an anchor whose kernels compute it; ``producers`` are those looked at."""
     found: set[Node] = set()
-    pending = [*anchor.present_inputs[:1]] if lookup(anchor.op).takes_prologue else []
+    pending = [*anchor.present_inputs[:1]]
     while pending:
         node = producers.get(pending.pop())
         if node is not None and node not in found and is_elementwise(node):

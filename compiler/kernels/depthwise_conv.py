@@ -51,7 +51,7 @@ class DepthwiseConv:
     def supports(self, workload: Workload, target: Target) -> bool:
         """Constant float32 weights, group == channels == filters, spatial rank 1 or 2, blocked input and output."""
         x, w, out = workload.inputs[0].type, workload.inputs[1], workload.output
-        if not (w.constant and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
+        if workload.prologue is not None or not (w.constant and compute_dtype(x.dtype) is w.type.dtype is DType.FLOAT32 and x.rank in (3, 4)):
             return False
         group = workload.int("group")
         return group == x.shape[1] == out.shape[1] and x.block == out.block == workload.anchor.block == target.lanes

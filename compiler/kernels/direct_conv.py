@@ -80,6 +80,8 @@ class DirectConv:
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Float operands, weights of a known shape, spatial rank 1 to 3, and an output in blocks."""
+        if workload.prologue is not None:
+            return False
         (x, w), out = (operand.type for operand in workload.inputs), workload.output
         floats = compute_dtype(x.dtype) is compute_dtype(w.dtype) is DType.FLOAT32
         blocked = out.block == workload.anchor.block == target.lanes and x.block in (1, target.lanes) and w.block == 1

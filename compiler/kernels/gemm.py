@@ -14,12 +14,12 @@ from math import prod
 
 import numpy as np
 
-from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, mod, product
-from compiler.ir.loop import Access, Buffer, Reg, VecType
+from compiler.ir.intexpr import Dim, floordiv, minimum, mod, product
+from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
-from compiler.ir.scalar import Arg, Array, Call, Scalar, parts
-from compiler.ir.types import DType
+from compiler.ir.scalar import Array, Scalar
 from compiler.kernels.base import Epilogue, Panels
+from compiler.kernels.gemm_rows import Gemm, MadeRows
 from compiler.kernels.loops import fewer, load_as, serial_nest, unflatten
 from compiler.kernels.tiles import Tiles, imbalance, panel_tiles, register_rows, row_tiles, sections, supposed, worker_part
 from compiler.target import Target
@@ -28,8 +28,6 @@ _LINE_BYTES = 64
 _PREFETCHING_TILES = 4
 """Tiles of rows from which fetching the next panel ahead pays: 2 to 3 % of a MobileNetV2. With fewer, the panels themselves are what is waited
 for, and fetching them ahead of the hardware costs 40 % (a language model on 4 or 12 tokens; AMD EPYC, Zen 4)."""
-_ROWS_BYTES = 1 << 18
-"""The most that rows which are computed take in scratch, all at once."""
 _SHORT_SUM, _SHORT_TILE = 32, 20
 """Steps of k up to which a tile's epilogue weighs against its sums, and the most accumulators of such a tile."""
 
@@ -45,56 +43,6 @@ class GemmSchedule:
     parallel: str
     prefetch: bool
     lanes: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """An outer loop: its extent and what one step adds to the indices of a and b."""
-
-    extent: Dim
-    a: Dim
-    b: Dim
-
-
-@dataclass(frozen=True)
-class Source:
-    """A tensor that elements of a are computed from: where it begins, and what a step of each batch, of a row and of k adds to the index into it."""
-
-    start: Dim
-    batches: tuple[Dim, ...]
-    row: Dim
-    k: Dim
-
-
-@dataclass(frozen=True)
-class Gemm:
-    """The shape and addressing of one multiplication, in elements.
-
-    Element (m, k) of a is at ``a_start + m * a_row + (k // k_block) * a_block + (k % k_block) * a_lane``. b begins at ``b_start``;
-    ``b_row`` is the distance of two k of an unpacked one; None: it is packed. ``coordinates`` gives the physical output coordinates
-    of (batch indices, m, vector index). ``sources`` are what a is computed from, if it is.
-    """
-
-    batches: tuple[Batch, ...]
-    m: Dim
-    n: Dim
-    k: Dim
-    lanes: int
-    dtype: DType
-    a_row: Dim
-    k_block: int
-    a_block: Dim
-    a_lane: Dim
-    b_row: Dim | None
-    coordinates: Callable[[Sequence[Dim], Dim, Dim], tuple[Dim, ...]]
-    sources: tuple[Source, ...] = ()
-    a_start: Dim = 0
-    b_start: Dim = 0
-
-    @property
-    def vectors(self) -> Dim:
-        """Vectors in a row of the output, the last perhaps partial."""
-        return ceildiv(self.n, self.lanes)
 
 
 def pack_panels(b: Array, nv: int, lanes: int) -> Array:
@@ -157,15 +105,9 @@ def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     preference = ("batch", "n", "m") if isinstance(gemm.n, int) and not gemm.sources else ("batch", "m", "n")
     parallel = min((p for p in preference if shares[p]), key=lambda p: round(imbalance(shares[p], threads), 1), default="m")
     prefetch = gemm.b_row is None and sum(shares["m"]) >= _PREFETCHING_TILES
-    if gemm.sources and not _rows_fit(gemm):
+    if gemm.sources and not gemm.rows_fit:
         return GemmSchedule(mr, nv, "m", parallel, prefetch=False, lanes=gemm.lanes)
     return GemmSchedule(mr, nv, "n", parallel, prefetch, gemm.lanes)
-
-
-def _rows_fit(gemm: Gemm) -> bool:
-    """Whether all rows of a that are computed stay in a cache of the second level beside what else it holds."""
-    elements = gemm.m * gemm.k
-    return isinstance(elements, int) and elements * gemm.dtype.itemsize <= _ROWS_BYTES
 
 
 def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
@@ -214,15 +156,12 @@ class GemmWriter:
         self._gemm = gemm
         self._schedule = schedule
         self._threads = threads
-        *self._sources, self._b, self._out = buffers
-        self._a = self._sources[0]
-        self._prologue = prologue
-        self._numbers: list[Reg] = []
-        self._converts = (prologue is not None or self._a.dtype is not gemm.dtype) and gemm.m * gemm.k != 0
-        self._before = bool(gemm.sources) and schedule.order == "n" and _rows_fit(gemm)
-        if self._converts:
-            rows = gemm.m if self._before else fewer(schedule.mr, gemm.m)
-            self._rows_of_a = builder.buffer("rows", gemm.dtype, gemm.k * rows, Access.SCRATCH)
+        *sources, self._b, self._out = buffers
+        self._before = bool(gemm.sources) and schedule.order == "n" and gemm.rows_fit
+        self._made: MadeRows | None = None
+        if (prologue is not None or sources[0].dtype is not gemm.dtype) and gemm.m * gemm.k != 0:
+            self._made = MadeRows(builder, gemm, sources, prologue, gemm.m if self._before else fewer(schedule.mr, gemm.m))
+        self._a = sources[0] if self._made is None else self._made.buffer
         self._epilogue = epilogue
         self._rows = row_tiles(gemm.m, schedule.mr)
         self._panels = panel_tiles(gemm.n, gemm.lanes, schedule.nv, padded=epilogue.padded)
@@ -230,8 +169,6 @@ class GemmWriter:
 
     def write(self) -> None:
         """Emit everything."""
-        if self._converts and self._prologue is not None:
-            self._prologue = self._hoisted(self._prologue)
         b, extents = self._builder, [batch.extent for batch in self._gemm.batches]
         if self._schedule.parallel == "batch":
             with b.loop("b", 0, product(extents), parallel=True) as batch:
@@ -243,15 +180,15 @@ class GemmWriter:
     def _tiles(self, indices: list[Dim], chunk: Dim | None) -> None:
         outer, inner = (self._rows, self._panels) if self._schedule.order == "m" else (self._panels, self._rows)
         shared = chunk is not None and self._schedule.parallel == self._schedule.order
-        if self._converts and self._before:
+        if self._made is not None and self._before:
             for number, section in enumerate(self._rows):
                 with self._tile_loop(section, chunk if self._schedule.parallel == "m" else None, number) as tile:
                     row = tile.var * section.size + section.start
-                    self._convert_rows(indices, row, section.size, row)
+                    self._made.make(indices, row, section.size, row)
         for first in outer:
             with self._tile_loop(first, chunk if shared else None, outer.index(first)) as x:
-                if self._converts and self._schedule.order == "m":
-                    self._convert_rows(indices, x.var * first.size + first.start, first.size, 0)
+                if self._made is not None and self._schedule.order == "m":
+                    self._made.make(indices, x.var * first.size + first.start, first.size, 0)
                 for second in inner:
                     with self._tile_loop(second, None if shared else chunk, inner.index(second)) as y:
                         (rows, row), (panels, panel) = ((first, x.var), (second, y.var))[:: 1 if self._schedule.order == "m" else -1]
@@ -276,17 +213,17 @@ class GemmWriter:
         start = [self._epilogue.initial(places[0][v], VecType(gemm.dtype, lanes), loads, count) for v, count in enumerate(counts)]
         accs = [start[v] for _ in range(rows.size) for v in range(panels.size)]
         lines, distance = self._prefetch_lines(rows, panels)
-        blocks, rest = floordiv(gemm.k, gemm.k_block), mod(gemm.k, gemm.k_block)
-        if self._converts:
+        blocks, rest = floordiv(gemm.k, lanes), mod(gemm.k, lanes)
+        if self._made is not None:
             if self._schedule.order != "m" and not self._before:
-                self._convert_rows(indices, m0, rows.size, 0)
-            a0 = m0 * gemm.k if self._before else 0
+                self._made.make(indices, m0, rows.size, 0)
+            a0 = m0 * self._made.row if self._before else 0
         if blocks != 0:
             with b.loop("k", 0, blocks, carried=accs) as loop:
                 for line in range(lines):
                     at = (row * blocks + loop.var) * lines + line
                     b.prefetch(self._b, b0 + distance(at * (_LINE_BYTES // gemm.dtype.itemsize)))
-                loop.yield_(self._block(a0, b0, loop.var, range(gemm.k_block), rows.size, counts, list(loop.carried)))
+                loop.yield_(self._block(a0, b0, loop.var, range(lanes), rows.size, counts, list(loop.carried)))
             accs = list(loop.results)
         if not isinstance(rest, int):
             with b.loop("k", 0, rest, carried=accs) as loop:
@@ -297,66 +234,6 @@ class GemmWriter:
         for r in range(rows.size):
             for v in range(panels.size):
                 self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], counts[v], loads)
-
-    def _convert_rows(self, indices: Sequence[Dim], m0: Dim, rows: int, to: Dim) -> None:
-        """Bring rows of a to row ``to`` of scratch, row-major and in the type computed in: each element is made once for all of its uses there."""
-        b, gemm = self._builder, self._gemm
-        contiguous = self._prologue is not None or (gemm.a_lane == 1 and gemm.a_block == gemm.k_block)
-        step = gemm.lanes if contiguous else gemm.k_block
-        whole, rest = floordiv(gemm.k, step), mod(gemm.k, step)
-
-        def part(number: Dim, count: Dim) -> None:
-            for r in range(rows):
-                b.store(self._rows_of_a, number * step + (to + r) * gemm.k, self._made(indices, m0 + r, number, step, count), count=count)
-
-        with b.loop("k", 0, whole) as loop:
-            part(loop.var, step)
-        if isinstance(rest, int) and rest:
-            part(whole, rest)
-        elif rest != 0:
-            with b.if_less(0, rest):
-                part(whole, rest)
-
-    def _hoisted(self, expr: Scalar) -> Scalar:
-        """The prologue with operands, behind its own, for what is one number all over a: it is computed here, once."""
-        b, gemm = self._builder, self._gemm
-        numbers = {number for number, source in enumerate(gemm.sources) if not any(step != 0 for step in (*source.batches, source.row, source.k))}
-        same: set[Scalar] = set()
-        first: dict[Scalar, Scalar] = {}
-        for part in parts(expr):
-            if isinstance(part, Call):
-                varies = [arg for arg in part.args if arg not in same]
-                first.update({arg: arg for arg in part.args if varies and arg in same and isinstance(arg, Call)})
-                same.update(() if varies else (part,))
-            elif not isinstance(part, Arg) or part.index in numbers:
-                same.add(part)
-        loads = {number: b.load(self._sources[number], gemm.sources[number].start, gemm.lanes, stride=0) for number in sorted(numbers)}
-        unread = next(iter(loads.values()), None)
-        values = [loads.get(number, unread) for number in range(len(self._sources))]
-        self._numbers = b.scalars([*first], [value for value in values if value is not None])
-        for number, part in enumerate(first):
-            first[part] = Arg(len(self._sources) + number, part.dtype)
-        made: dict[Scalar, Scalar] = {}
-        for part in parts(expr):
-            made[part] = first.get(part) or (Call(part.fn, tuple(made[arg] for arg in part.args), part.dtype) if isinstance(part, Call) else part)
-        return made[expr]
-
-    def _made(self, indices: Sequence[Dim], row: Dim, number: Dim, step: int, count: Dim) -> Reg:
-        """Elements of a row of a from ``number`` times ``step`` on, in the type computed in."""
-        b, gemm = self._builder, self._gemm
-        if self._prologue is None:
-            advance = step if gemm.a_lane == 1 and gemm.a_block == gemm.k_block else gemm.a_block
-            index = gemm.a_start + row * gemm.a_row + number * advance
-            for position, batch in zip(indices, gemm.batches, strict=True):
-                index = index + position * batch.a
-            return load_as(b, gemm.dtype, self._a, index, step, stride=gemm.a_lane, count=count if gemm.a_lane != 0 else None)
-        values = []
-        for buffer, source in zip(self._sources, gemm.sources, strict=True):
-            index = source.start + row * source.row + number * (source.k * step)
-            for position, batch_step in zip(indices, source.batches, strict=True):
-                index = index + position * batch_step
-            values.append(b.load(buffer, index, step, stride=source.k, count=count if source.k != 0 else None))
-        return b.scalar(self._prologue, [*values, *self._numbers])
 
     def _count(self, panels: Tiles, vector: int, first: Dim) -> Dim | None:
         """Lanes in use when not all are: the last vector of a row-major output. ``first`` is the tile's first vector."""
@@ -373,9 +250,9 @@ class GemmWriter:
         gemm = self._gemm
         panel = gemm.k * panels.size * gemm.lanes
         tiles = rows.count if isinstance(rows.count, int) else _PREFETCHING_TILES if rows.size == self._schedule.mr else 0
-        if not self._schedule.prefetch or not isinstance(panel, int) or not isinstance(gemm.k, int) or gemm.k < gemm.k_block or tiles == 0:
+        if not self._schedule.prefetch or not isinstance(panel, int) or not isinstance(gemm.k, int) or gemm.k < gemm.lanes or tiles == 0:
             return 0, lambda element: element
-        lines = min(8, -(-panel * gemm.dtype.itemsize // _LINE_BYTES // (tiles * (gemm.k // gemm.k_block))))
+        lines = min(8, -(-panel * gemm.dtype.itemsize // _LINE_BYTES // (tiles * (gemm.k // gemm.lanes))))
         if isinstance(rows.count, int):
             return lines, lambda element: element + panel
         pays = minimum(1, floordiv(rows.count, _PREFETCHING_TILES))
@@ -385,8 +262,8 @@ class GemmWriter:
         """Steps of k in block ``block``; ``counts`` are the lanes in use of each vector of b."""
         b, gemm, lanes, vectors = self._builder, self._gemm, self._gemm.lanes, len(counts)
         b_row: Dim = vectors * lanes if gemm.b_row is None else gemm.b_row
-        a_row, a_block, a_lane = (gemm.k, gemm.k_block, 1) if self._converts else (gemm.a_row, gemm.a_block, gemm.a_lane)
-        a_index, b_index = a0 + block * a_block, b0 + block * (b_row * gemm.k_block)
+        a_row, a_block, a_lane = (gemm.a_row, gemm.a_block, gemm.a_lane) if self._made is None else (self._made.row, self._made.block, 1)
+        a_index, b_index = a0 + block * a_block, b0 + block * (b_row * lanes)
         for k in steps:
             right = [
                 load_as(
@@ -400,7 +277,7 @@ class GemmWriter:
                 for v, count in enumerate(counts)
             ]
             for r in range(rows):
-                left = b.load(self._rows_of_a if self._converts else self._a, a_index + (a_row * r + k * a_lane), lanes, stride=0)
+                left = b.load(self._a, a_index + (a_row * r + k * a_lane), lanes, stride=0)
                 for v in range(vectors):
                     accs[r * vectors + v] = b.fma(left, right[v], accs[r * vectors + v])
         return accs

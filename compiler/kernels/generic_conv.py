@@ -42,7 +42,7 @@ class GenericConv:
         x, w = workload.inputs[0].type, workload.inputs[1].type
         dtypes = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64)
         same = compute_dtype(x.dtype) is compute_dtype(w.dtype) is workload.anchor.dtype and workload.anchor.dtype in dtypes
-        return same and w.is_static and x.block == w.block == workload.output.block == 1
+        return workload.prologue is None and same and w.is_static and x.block == w.block == workload.output.block == 1
 
     def heuristic(self, workload: Workload, target: Target) -> GenericSchedule:
         lanes = target.vector_bits // (8 * workload.anchor.dtype.itemsize)

@@ -12,11 +12,9 @@ from compiler.ir.strided import Shape, Strided
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
 from compiler.kernels.base import Epilogue, Panels, Workload, declare_buffers, flat_axis, register_family
+from compiler.kernels.gemm_rows import Batch, Gemm, Source
 from compiler.kernels.loops import pack_plain
 from compiler.target import Target
-
-_K_BLOCK = 8
-"""Steps of a sum in one iteration."""
 
 _DTYPES = (DType.FLOAT32, DType.FLOAT64, DType.INT32, DType.INT64, DType.UINT32, DType.UINT64)
 
@@ -73,7 +71,7 @@ def _lanes(workload: Workload, target: Target) -> int:
     return target.vector_bits // (8 * workload.anchor.dtype.itemsize)
 
 
-def _gemm(workload: Workload, lanes: int) -> g.Gemm:
+def _gemm(workload: Workload, lanes: int) -> Gemm:
     (right,) = workload.others
     x, out, b = workload.x.shape, workload.output, right.strided
     depth, columns = b.shape[-2:]
@@ -89,14 +87,14 @@ def _gemm(workload: Workload, lanes: int) -> g.Gemm:
         sources = [source for source in flat if source is not None]
         batch = ()
     a_steps = [_steps(source, len(batch)) for source in sources]
-    batches = tuple(g.Batch(*values) for values in zip(batch, a_steps[0], _steps(b, len(batch)), strict=True))
+    batches = tuple(Batch(*values) for values in zip(batch, a_steps[0], _steps(b, len(batch)), strict=True))
 
     def coordinates(indices: Sequence[Dim], m: Dim, vector: Dim) -> tuple[Dim, ...]:
         place: Iterable[Dim] = (m if axis == walk else 0 for axis in row_axes) if merged else (*indices, m)
         return (*place, vector * lanes)
 
     a = sources[0]
-    return g.Gemm(
+    return Gemm(
         batches=batches,
         m=a.shape[-2],
         n=columns,
@@ -105,16 +103,19 @@ def _gemm(workload: Workload, lanes: int) -> g.Gemm:
         dtype=workload.anchor.dtype,
         a_start=a.offset,
         a_row=a.strides[-2],
-        k_block=_K_BLOCK,
-        a_block=a.strides[-1] * _K_BLOCK,
+        a_block=a.strides[-1] * lanes,
         a_lane=a.strides[-1],
         b_start=b.offset,
         b_row=None if right.constant else b.strides[-2],
         coordinates=coordinates,
-        sources=tuple(g.Source(s.offset, tuple(steps), *s.strides[-2:]) for s, steps in zip(sources, a_steps, strict=True))
-        if workload.prologue is not None
-        else (),
+        sources=tuple(_source(s, steps, lanes) for s, steps in zip(sources, a_steps, strict=True)) if workload.prologue is not None else (),
     )
+
+
+def _source(view: Strided, steps: Sequence[Dim], lanes: int) -> Source:
+    """A matrix that elements of a are computed from; ``steps`` are those of the batch axes."""
+    row, k = view.strides[-2:]
+    return Source(view.offset, tuple(steps), row, k, k * lanes)
 
 
 def _over(view: Strided, shape: Shape) -> Strided:

@@ -119,6 +119,12 @@ class Conv(Op):
         wanted = given(inputs[1]).shape[1] * attr_int(attrs, "group")
         return [(first_type(inputs).shape[1], wanted)]
 
+    def takes_prologue(self, inputs: Types, attrs: Attrs, constant: Sequence[bool]) -> bool:
+        x, w, group = first_type(inputs), given(inputs[1]), attr_int(attrs, "group")
+        whole = group == 1 or all(isinstance(dim, int) and dim % x.block == 0 for dim in (w.shape[1], floordiv(w.shape[0], group)))
+        pointwise = all(size == 1 for size in w.shape[2:]) and not any(pad != 0 for pad in attr_dims(attrs, "pads"))
+        return x.block > 1 and constant[1] and pointwise and whole
+
     def layouts(self, inputs: Types, attrs: Attrs, block: int) -> Layouts:
         x, w = first_type(inputs), given(inputs[1])
         blocked = compute_dtype(x.dtype) is DType.FLOAT32 and x.rank in (3, 4, 5) and w.is_static

@@ -65,7 +65,6 @@ class MatMul(Op):
     )
 
     broadcasts = 2
-    takes_prologue = True
 
     def infer(self, inputs: Types, attrs: Attrs) -> tuple[TensorType, ...]:
         same_dtype(inputs)
@@ -87,6 +86,9 @@ class MatMul(Op):
         *batch, rows, columns = box
         inner = (0, a[-1])
         return Part(((*broadcast_part(a[:-2], tuple(batch)), rows, inner), (*broadcast_part(b[:-2], tuple(batch)), inner, columns)), attrs)
+
+    def takes_prologue(self, inputs: Types, attrs: Attrs, constant: Sequence[bool]) -> bool:
+        return True
 
     def assumes(self, inputs: Types, attrs: Attrs) -> Sequence[tuple[Dim, Dim]]:
         a, b = first_type(inputs), given(inputs[1])

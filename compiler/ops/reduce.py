@@ -81,7 +81,6 @@ class Reduce(Op):
     name = "reduce"
     simplifications = (single_elements,)
     families = ("reduce",)
-    takes_prologue = True
     computes = True
     samples = (
         *_samples("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
@@ -100,6 +99,9 @@ class Reduce(Op):
         if attrs["keepdims"]:
             return (TensorType(x.dtype, tuple(1 if axis in axes else dim for axis, dim in enumerate(x.shape))),)
         return (TensorType(x.dtype, tuple(dim for axis, dim in enumerate(x.shape) if axis not in axes)),)
+
+    def takes_prologue(self, inputs: Types, attrs: Attrs, constant: Sequence[bool]) -> bool:
+        return True
 
     def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
         shape, axes = inputs[0].static_shape, attr_ints(attrs, "axes")

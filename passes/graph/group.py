@@ -145,7 +145,7 @@ class _Finder:
     def _prologue(self, own: set[Node], taken: set[Node]) -> tuple[set[Node], set[Node]] | None:
         """The elementwise nodes that make what the anchor among ``own`` reads, as ``find`` gives them, where its kernels can compute it."""
         anchor = next((node for node in own if node not in self._elementwise), None)
-        if anchor is None or not lookup(anchor.op).takes_prologue:
+        if anchor is None or not self._computes_input(anchor):
             return None
         value, *others = anchor.present_inputs
         producer = self._graph.producers.get(value)
@@ -159,6 +159,11 @@ class _Finder:
         if not every <= self._elementwise or any(map(_divides, every)):
             return None
         return found if len(own | every) <= _MAX_MEMBERS else None
+
+    def _computes_input(self, anchor: Node) -> bool:
+        """Whether an anchor's kernels can compute what it reads first."""
+        types, constant = [None if v is None else v.type for v in anchor.inputs], [v in self._graph.constants for v in anchor.inputs]
+        return lookup(anchor.op).takes_prologue(types, anchor.attrs, constant)
 
     def _repeats(self, producer: Node) -> bool:
         """Whether a value need not be in memory: an elementwise node makes it, and such nodes alone read it."""
