@@ -20,6 +20,9 @@ from passes.rewrite import rewrite, single_use
 _LONGEST = 32
 """Nodes of a chain that is looked at."""
 
+_NARROW = 16
+"""Columns from which on a product is as good with its weights on the left: with fewer, vectors along them are not full."""
+
 
 @register_pass
 @dataclass(frozen=True)
@@ -130,10 +133,8 @@ def _before(array: Array | None, perm: Sequence[int]) -> Array | None:
 
 
 def _matmul(node: Node, constants: Sequence[Array | None], state: _State) -> _Step | None:
-    """Products of weights with the last axis where it stays last; where it is the channels of an image, a convolution has them.
-
-    (Elsewhere they would come from the left, and could not be packed ahead of a run. A convolution over one axis of positions is 2 % slower on
-    mixer_s32 than the product between two transposes.)
+    """Products of weights with the last axis where it stays last, from the left where it is the last but one; where it is the channels of an image,
+    a convolution has them.
     """
     weights, rank, axis = constants[1], len(state.perm), state.perm[-1]
     if weights is None or weights.ndim != 2:
@@ -141,6 +142,9 @@ def _matmul(node: Node, constants: Sequence[Array | None], state: _State) -> _St
     after = _State((*state.shape[:axis], weights.shape[1], *state.shape[axis + 1 :]), state.perm)
     if axis == rank - 1:
         return _Step(node, (None, node.inputs[1]), {}, after, node.op)
+    columns = state.shape[-1]
+    if axis == rank - 2 and not (isinstance(columns, int) and columns < _NARROW):
+        return _Step(node, (weights.T, None), {}, after, node.op)
     if axis != 1 or rank < 4 or not node.output.type.dtype.is_float:
         return None
     filters = weights.T.reshape(*weights.shape[::-1], *(1,) * (rank - 2))
