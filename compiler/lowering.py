@@ -15,6 +15,7 @@ from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, sym, symbols
 from compiler.ir.loop import Access, Function
 from compiler.ir.loop_chain import Link, chained
+from compiler.ir.places import memory_places, memory_roots
 from compiler.ir.program import (
     TEXTS,
     WORKERS,
@@ -39,7 +40,6 @@ from compiler.kernels.base import Family, PanelReader, TextMaker, Workload, fami
 from compiler.sharing import tied_panels
 from compiler.target import Target
 from compiler.workloads import Made, Selected, copied, select
-from passes.analysis.liveness import memory_places, memory_roots
 from passes.graph.plan import direct_outputs
 from runtime.texts import Records
 

@@ -15,10 +15,11 @@ from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, floordiv
 from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
+from compiler.ir.places import Place, held_starts, memory_places, view_offset
 from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
 from compiler.ir.strided import strided_reads, through
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
-from compiler.ir.verify import computing, held_offsets, inner_nodes, is_elementwise, is_view, view_offset
+from compiler.ir.verify import computing, inner_nodes, is_elementwise, is_view
 from compiler.kernels.base import Family, Operand, Prologue, Workload, family
 from compiler.target import Target
 
@@ -53,8 +54,11 @@ class LoweredGroup:
         return {i: (read.number, floordiv(read.offset, type_.dtype.itemsize)) for i, (read, type_) in pairs if isinstance(read, Made)}
 
 
-def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -> LoweredGroup:
-    """The workload of a group: its anchor's operands, or what they are computed from, are the inputs, what its epilogue reads the operands."""
+def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, stored_strides: tuple[Dim, ...] | None = None) -> LoweredGroup:
+    """The workload of a group: its anchor's operands, or what they are computed from, are the inputs, what its epilogue reads the operands.
+
+    ``stored_strides`` say how its result lies where that is not together (``Place``).
+    """
     (region,) = node.regions
     sources: dict[Value, Value | Made] = dict(zip(region.inputs, node.present_inputs, strict=True))
     held = {value: constants[outside] for value, outside in zip(region.inputs, node.present_inputs, strict=True) if outside in constants}
@@ -97,6 +101,7 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int) -
         operands=tuple(extra),
         threads=threads,
         prologue=prologue,
+        stored_strides=stored_strides,
     )
     dividing = {widened(divisor, arrives): epilogue.dividing[divisor] for divisor in reversed(divisors(stored))}
     divisions = tuple(dividing[divisor] for divisor in divisors(workload.epilogue))
@@ -251,14 +256,14 @@ class Selected:
 def select(graph: Graph, target: Target, threads: int) -> dict[Node, Selected]:
     """Each group's families, regions included. Raises UnsupportedError, listing every such node, where none builds one."""
     found, missing = {}, []
-    for around, node in _nodes(graph):
+    for around, node, places in _nodes(graph):
         if node.op == "group":
-            chosen = _selected(lower_group(node, around.constants, threads), target)
+            chosen = _selected(lower_group(node, around.constants, threads, places[node.output].strides), target)
             if chosen is None:
                 missing.append(_describe(node))
             else:
                 found[node] = chosen
-        elif node.op not in CONTROL and not is_view(node) and not held_offsets(node):
+        elif node.op not in CONTROL and not is_view(node) and not held_starts(node):
             missing.append(_describe(node))
     if missing:
         raise UnsupportedError(
@@ -278,10 +283,11 @@ def _selected(group: LoweredGroup, target: Target) -> Selected | None:
     return None if chosen is None or len(found) < len(inner) else Selected(chosen, group, found)
 
 
-def _nodes(graph: Graph) -> Iterator[tuple[Graph, Node]]:
-    """Every node with the graph it stands in, those of branches and loops included."""
+def _nodes(graph: Graph) -> Iterator[tuple[Graph, Node, Mapping[Value, Place]]]:
+    """Every node with the graph it stands in and where the values of that lie, those of branches and loops included."""
+    places = memory_places(graph)
     for node in graph.nodes:
-        yield graph, node
+        yield graph, node, places
         for region in node.regions if node.op in BRANCHING else ():
             yield from _nodes(region)
 

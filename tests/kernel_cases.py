@@ -12,6 +12,7 @@ from compiler.ir.loop import Access, For, Function, If, LoopKind, Stmt, Store
 from compiler.ir.loop_interp import run_function
 from compiler.ir.loop_text import parse_function, print_function
 from compiler.ir.loop_verify import verify_function
+from compiler.ir.strided import row_major
 from compiler.ir.types import TensorType, pack_physical
 from compiler.kernels.base import Family, Workload
 from compiler.target import Target
@@ -66,8 +67,27 @@ def stores_alone(function: Function) -> list[Stmt]:
     return stores(function.body)
 
 
+def check_in_strides(family: Family, workload: Workload, schedule: object, inputs: Sequence[np.ndarray], want: np.ndarray, target: Target) -> None:
+    """The kernel stores the same (``want``: logical) as an operand of a join does, which is longer along one axis, and nothing else of that."""
+    shape = tuple(map(int, workload.output.physical_shape))
+    axis = sum(shape) % max(1, len(shape) - (workload.output.block != 1))
+    before, behind = sum(shape) % 2, 1 + sum(shape) % 3
+    around = tuple(dim + (before + behind) * (k == axis) for k, dim in enumerate(shape))
+    work = replace(workload, stored_strides=row_major(around))
+    if not family.supports(work, target):
+        return
+    function = family.build(work, schedule, target, "kernel")
+    memory, part = np.full(around, 1, workload.output.dtype.numpy), tuple(slice(before * (k == axis), None) for k in range(len(shape)))
+    others = [None] * (len(function.buffers) - len(inputs) - 1)
+    run_function(function, [*inputs, memory.reshape(-1)[before * row_major(around)[axis] if shape else 0 :], *others], {})
+    held = memory[part][tuple(slice(0, dim) for dim in shape)]
+    np.testing.assert_array_equal(unpack(held.reshape(-1), workload.output), want)
+    held[...] = 1
+    assert (memory == np.ones(1, memory.dtype)).all(), "wrote outside of its part"
+
+
 def run_everywhere(family: Family, workload: Workload, schedule: object, values: Sequence[np.ndarray], target: Target) -> np.ndarray:
-    """The compiled result, after checking that 1 and 3 workers, the interpreter and the parsed text all agree.
+    """The compiled result, after checking that 1 and 3 workers, the interpreter, also in strides, and the parsed text all agree.
 
     Compiled and interpreted differ by at most 1e-5 of the scale of what is finite.
     """
@@ -91,6 +111,7 @@ def run_everywhere(family: Family, workload: Workload, schedule: object, values:
     out = np.zeros(size, dtype)
     run_function(function, [*inputs, out, *[None] * (len(function.buffers) - len(inputs) - 1)], {})
     interpreted = unpack(out, workload.output)
+    check_in_strides(family, workload, schedule, inputs, interpreted, target)
     scale = np.abs(interpreted[np.isfinite(interpreted)].astype(np.float64)).max(initial=1e-30)
     np.testing.assert_allclose(results[0], interpreted, rtol=0, atol=1e-5 * scale)
     return results[0]

@@ -13,11 +13,12 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph
 from compiler.ir.intexpr import sym
 from compiler.ir.op import lookup
+from compiler.ir.places import memory_roots
 from compiler.ir.types import DType, TensorType, pack_physical, unpack_physical
 from compiler.lowering import lower
 from compiler.pipeline import optimize
 from compiler.target import resolve
-from passes.analysis.liveness import memory_roots, overwritable
+from passes.analysis.liveness import overwritable
 from passes.graph.group import Group
 from tests.graph_cases import CONV, f32, kernels_apart, networks
 from tests.test_lowering import check_program

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import unpack
+from kernel_cases import check_in_strides, unpack
 
 import compiler.kernels
 import compiler.ops  # registers the reference semantics
@@ -85,6 +85,7 @@ def run(work: Workload, tensors: Sequence[Tensor], schedule: object = None) -> l
         interpreted = np.zeros(size, dtype)
         run_function(function, [*inputs, interpreted, *(None for _ in scratch)], workers=workers)
         results += [unpack(out, work.output), unpack(interpreted, work.output)]
+    check_in_strides(builder, work, schedule or builder.heuristic(work, TARGET), inputs, results[-1], TARGET)
     return results
 
 

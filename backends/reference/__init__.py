@@ -183,9 +183,9 @@ class _Run:
         """The part of memory a buffer of a call stands for; what may not be written is read-only."""
         if buffer.access is Access.SCRATCH:
             return np.empty(0, buffer.dtype.numpy)
-        whole, offset = self._space(address), self._number(address.offset)
-        end = offset + evaluate(buffer.size, params) * buffer.dtype.itemsize
-        if end > whole.size:
+        whole, offset, size = self._space(address), self._number(address.offset), max(evaluate(buffer.size, params), 0)
+        end = offset + size * buffer.dtype.itemsize
+        if size and end > whole.size:
             place = f"bytes {offset} to {end} of {address.space.value}, which has {whole.size}"
             raise InternalError(f"buffer {buffer.name} is {place}", where=f"call of {call.name}")
         view: Array = whole[offset:end].view(buffer.dtype.numpy)

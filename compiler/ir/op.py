@@ -170,7 +170,8 @@ class Op(ABC):
     dims_foldable: ClassVar[bool] = False
     """Whether ``evaluate`` also works on object arrays of symbolic dims (shape arithmetic)."""
     takes_epilogue: ClassVar[bool] = True
-    """Whether its kernels can apply elementwise nodes to each element they store; not where a result element is written more than once."""
+    """Whether its kernels store through their epilogue: elementwise nodes may follow in its group, and the result may lie in strides. Not where
+    an element is written more than once."""
     computes: ClassVar[bool] = False
     """Whether its kernels do arithmetic: they read half-precision operands as float32, and that is what their epilogue sees."""
     broadcasts: ClassVar[int | None] = None
@@ -210,8 +211,9 @@ class Op(ABC):
         """The element of input 0's memory at which the result lies, in the layouts of these types, where it is a part of it; None: it is not."""
         return 0 if self.is_view else None
 
-    def held_offsets(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], result: TensorType) -> tuple[Dim, ...] | None:
-        """For an op that does nothing where its operands are made in its result's memory: the element at which each lies; None: it is not one."""
+    def held_starts(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], result: TensorType) -> tuple[tuple[Dim, ...], ...] | None:
+        """For an op that does nothing where its operands are made in its result's memory: the physical coordinates in it at which each begins.
+        None: it is not one."""
         return None
 
     def takes_prologue(self, inputs: Sequence[TensorType | None], attrs: Mapping[str, Attr], constant: Sequence[bool]) -> bool:

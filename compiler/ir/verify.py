@@ -38,12 +38,13 @@ from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, o
 from compiler.ir.graph import Graph, Node, Value, captured
 from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, lookup
+from compiler.ir.places import held_starts, unfit_joins, view_offset
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
 from compiler.ir.strided import strided_reads
-from compiler.ir.types import TensorType, begins_with
+from compiler.ir.types import TensorType
 from compiler.ir.verify_plan import ARENA_ALIGNMENT as ARENA_ALIGNMENT
-from compiler.ir.verify_plan import Memory, verify_plan
+from compiler.ir.verify_plan import verify_plan
 
 
 class Stage(Enum):
@@ -63,27 +64,6 @@ def verify_graph(graph: Graph, stage: Stage) -> None:
 def is_view(node: Node) -> bool:
     """Whether a node only gives another type to (a part of) its first input's memory."""
     return view_offset(node) is not None
-
-
-def view_offset(node: Node) -> Dim | None:
-    """The byte of its first input's memory at which a view begins; None for a node that is not one.
-
-    Views are the ops that say so for their operands, and changes of layout that move no byte.
-    """
-    if node.op == "to_layout":
-        return 0 if begins_with(node.present_inputs[0].type, node.output.type) else None
-    if node.op == "group" or len(node.outputs) != 1:
-        return None
-    offset = lookup(node.op).view_offset([None if v is None else v.type for v in node.inputs], node.attrs, node.output.type)
-    return None if offset is None else offset * node.output.type.dtype.itemsize
-
-
-def held_offsets(node: Node) -> tuple[Dim, ...]:
-    """The bytes of its result's memory at which the operands of a node are made that does nothing else; none for any other node."""
-    if node.op == "group" or len(node.outputs) != 1:
-        return ()
-    found = lookup(node.op).held_offsets([None if v is None else v.type for v in node.inputs], node.attrs, node.output.type)
-    return () if found is None else tuple(offset * node.output.type.dtype.itemsize for offset in found)
 
 
 def inner_nodes(region: Graph) -> set[Node]:
@@ -127,7 +107,7 @@ class _Verifier:
         self._symbols.update(symbols_)
         self._scope(graph, symbols_, where, grouped=self._stage in (Stage.GROUPED, Stage.PLANNED))
         if self._stage is Stage.PLANNED:
-            verify_plan(graph, Memory(view_offset, held_offsets), where)
+            verify_plan(graph, where)
 
     def _scope(self, graph: Graph, symbols_: set[str], where: str, *, grouped: bool) -> None:
         """``symbols_`` are known where graph begins; those it defines are added."""
@@ -152,6 +132,8 @@ class _Verifier:
         for value in graph.outputs:
             if value not in known:
                 raise InternalError(f"output %{value.name} is not defined", where=where)
+        for node in unfit_joins(graph) if grouped else ():
+            raise InternalError("its operands cannot all be made in its result", where=f"{where}, node {print_node(node)}")
 
     def _define(self, value: Value, where: str) -> None:
         if value in self._defined:
@@ -191,7 +173,7 @@ class _Verifier:
         if node.op in BRANCHING:
             self._branching(node, symbols_, where, grouped=grouped)
             return
-        if grouped and not is_view(node) and not held_offsets(node) and node.op not in CONTROL:
+        if grouped and not is_view(node) and not held_starts(node) and node.op not in CONTROL:
             raise InternalError("a node outside groups is not a view, nor does it hold its operands", where=where)
         try:
             inferred = lookup(node.op).infer([None if v is None else v.type for v in node.inputs], node.attrs)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from compiler.errors import DIVISION, InternalError
@@ -78,7 +79,8 @@ class Workload:
     ``params`` are the anchor op's attributes. ``epilogue`` gives the stored element from ``Arg(0)``, the anchor's result, and
     ``Arg(1 + i)``, the element of ``operands[i]``, whose shapes broadcast to the output's (numpy's rules, equal rank).
     ``anchor`` is the type of the anchor's own result: the output's shape and layout, perhaps another dtype. With a ``prologue``, which the op
-    must allow (``Op.takes_prologue``), ``inputs`` begin with what its first operand is computed from.
+    must allow (``Op.takes_prologue``), ``inputs`` begin with what its first operand is computed from. Where there are ``stored_strides``, the
+    output's elements are so far apart along its physical axes in what the kernel writes; otherwise they lie as its type says.
     """
 
     family: str
@@ -90,6 +92,7 @@ class Workload:
     operands: tuple[Operand, ...] = ()
     threads: int = 1
     prologue: Prologue | None = None
+    stored_strides: tuple[Dim, ...] | None = None
 
     @property
     def x(self) -> TensorType:
@@ -133,12 +136,28 @@ class Workload:
         operands = (*self.inputs, *self.operands)
         dims = [dim for type_ in (*(o.type for o in operands), self.anchor, self.output) for dim in type_.shape]
         dims += [dim for o in operands if o.view is not None for dim in (*o.view.strides, o.view.offset, o.view.elements)]
+        dims += self.stored_strides or ()
         return tuple(sorted({name for dim in dims for name in symbols(dim)} | set(attr_symbols(self.params))))
 
     @property
-    def has_epilogue(self) -> bool:
-        """Whether anything happens between the anchor's result and the store."""
-        return self.epilogue != Arg(0, self.anchor.dtype)
+    def output_strides(self) -> tuple[Dim, ...]:
+        """Distances of the output's elements along its physical axes."""
+        return physical_strides(self.output) if self.stored_strides is None else self.stored_strides
+
+    @property
+    def output_elements(self) -> Dim:
+        """Elements of the memory from the output's first element to its last."""
+        if self.stored_strides is None or self.output.elements == 0:
+            return self.output.elements
+        last: Dim = 0
+        for dim, step in zip(self.output.physical_shape, self.stored_strides, strict=True):
+            last = last + (dim - 1) * step
+        return last + 1
+
+    @property
+    def stores_plainly(self) -> bool:
+        """Whether the anchor's result is stored as it is, all together."""
+        return self.epilogue == Arg(0, self.anchor.dtype) and self.stored_strides is None
 
 
 class Family(Protocol):
@@ -239,13 +258,13 @@ def broadcast_strides(operand: TensorType, output: TensorType) -> tuple[Dim, ...
 def flat_axis(workload: Workload, axes: Sequence[int]) -> int | None:
     """The physical output axis along which all of ``axes`` (neighbours, outermost first) can be walked as one.
 
-    It is the last of them longer than 1. None where some operand is broadcast along a part of them only.
+    It is the last of them longer than 1. None where the output does not lie together along them, or an operand is broadcast along a part of
+    them only.
     """
-    long = [axis for axis in axes if workload.output.physical_shape[axis] != 1]
-    full = physical_strides(workload.output)
-    for operand in workload.operands:
-        strides = broadcast_strides(operand.type, workload.output)
-        if any(strides[axis] != 0 for axis in long) and any(strides[axis] != full[axis] for axis in long):
+    shape = workload.output.physical_shape
+    long = [axis for axis in axes if shape[axis] != 1]
+    for strides in (workload.output_strides, *(broadcast_strides(operand.type, workload.output) for operand in workload.operands)):
+        if any(strides[axis] != strides[below] * shape[below] for axis, below in pairwise(long)):
             return None
     return long[-1] if long else axes[-1]
 
@@ -271,7 +290,7 @@ class Epilogue:
         self._workload = workload
         self._buffers = tuple(buffers)
         self._strides = [broadcast_strides(o.type, workload.output) for o in workload.operands]
-        self._output_strides = physical_strides(workload.output)
+        self._output_strides = workload.output_strides
         self._expr = workload.epilogue
         self._bias: int | None = None
         if row_axes:
@@ -318,12 +337,16 @@ class Epilogue:
         axis: int = -1,
     ) -> None:
         """Apply the epilogue and store at the output's coordinates, lanes along physical axis ``axis``."""
+        stored = self.apply(value, coordinates, count, loads, axis)
+        index, stride = self.at(coordinates, axis)
+        self._builder.store(out, index, stored, stride=stride, count=count)
+
+    def at(self, coordinates: Sequence[Dim], axis: int = -1) -> tuple[Dim, Dim]:
+        """The element of the output's memory at its coordinates, and the distance of two lanes along physical axis ``axis``."""
         index: Dim = 0
         for coordinate, stride in zip(coordinates, self._output_strides, strict=True):
             index = index + coordinate * stride
-        stored = self.apply(value, coordinates, count, loads, axis)
-        stride = self._output_strides[axis] if self._output_strides else 1
-        self._builder.store(out, index, stored, stride=stride, count=count)
+        return index, self._output_strides[axis] if self._output_strides else 1
 
     def _operand(self, number: int, coordinates: Sequence[Dim], lanes: int, count: Dim | None, loads: dict[object, Reg], axis: int = -1) -> Reg:
         strides = self._strides[number]
@@ -390,4 +413,4 @@ def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[in
     sizes = packed or {}
     inputs = [builder.buffer(f"in{i}", operand.type.dtype, sizes.get(i, operand.elements), Access.READ) for i, operand in enumerate(workload.inputs)]
     operands = [builder.buffer(f"ep{i}", operand.type.dtype, operand.type.elements, Access.READ) for i, operand in enumerate(workload.operands)]
-    return inputs, operands, builder.buffer("out", workload.output.dtype, workload.output.elements, Access.WRITE)
+    return inputs, operands, builder.buffer("out", workload.output.dtype, workload.output_elements, Access.WRITE)

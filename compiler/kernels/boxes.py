@@ -13,7 +13,7 @@ from math import gcd, lcm
 from compiler.ir.intexpr import Apply, Dim, IntExpr, Sym, floordiv, maximum, mod, product, substitute, sym, symbols
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, physical_strides
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides
 from compiler.kernels.loops import (
     Axis,
     Chunk,
@@ -61,7 +61,7 @@ class BoxWriter:
         self._inputs, operands, self._out = buffers
         self._vectors = vectors
         self._epilogue = Epilogue(b, workload, operands)
-        self._tables = [physical_strides(workload.output), *(broadcast_strides(o.type, workload.output) for o in workload.operands)]
+        self._tables = [workload.output_strides, *(broadcast_strides(o.type, workload.output) for o in workload.operands)]
         self._dtypes = [workload.anchor.dtype, *expression_dtypes(workload.epilogue)]
 
     def write(self, box: Box) -> None:

@@ -33,7 +33,7 @@ class Compact:
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Row-major inputs, no epilogue."""
-        return workload.inputs[0].type.block == 1 and not workload.has_epilogue
+        return workload.inputs[0].type.block == 1 and workload.stores_plainly
 
     def heuristic(self, workload: Workload, target: Target) -> CompactSchedule:
         return CompactSchedule(4)

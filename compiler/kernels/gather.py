@@ -122,7 +122,7 @@ def _axes(workload: Workload) -> tuple[tuple[Axis, ...], tuple[Axis, ...], tuple
     data, indices = (operand.type for operand in workload.inputs)
     output, axis = workload.output, workload.int("axis")
     walked = (*physical_strides(data)[:axis], *physical_strides(indices), *physical_strides(data)[axis + 1 :])
-    tables = [walked, physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    tables = [walked, workload.output_strides, *(broadcast_strides(o.type, output) for o in workload.operands)]
     axes = [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.physical_shape)]
     ends = axis + indices.rank
     return collapse(axes[:axis]), collapse(axes[axis:ends]), collapse(axes[ends:]) or (Axis(1, -1, strides=(0,)),)

@@ -68,7 +68,7 @@ class LinearAttention:
         dtype, types = workload.output.dtype, [*(o.type for o in workload.inputs), workload.output]
         plain = all(t.block == 1 and t.dtype is dtype for t in types)
         sizes = (*workload.inputs[0].type.shape[2:], workload.output.shape[1], workload.output.shape[3])
-        return plain and all(isinstance(size, int) for size in sizes) and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
+        return plain and all(isinstance(size, int) for size in sizes) and workload.stores_plainly and dtype in (DType.FLOAT32, DType.FLOAT64)
 
     def heuristic(self, workload: Workload, target: Target) -> LinearAttentionSchedule:
         """As many vectors as keep every worker busy and leave the sums of one pass in registers."""

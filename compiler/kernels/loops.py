@@ -94,7 +94,7 @@ def _joins(outer: Axis, inner: Axis) -> bool:
 def axes_of(workload: Workload) -> list[Axis]:
     """The axes of a row-major output, walked together with ``inputs[0]`` of the same shape and the epilogue's operands."""
     output = workload.output
-    tables = [physical_strides(workload.inputs[0].type), physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    tables = [physical_strides(workload.inputs[0].type), workload.output_strides, *(broadcast_strides(o.type, output) for o in workload.operands)]
     return [Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.shape)]
 
 

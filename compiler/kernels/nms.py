@@ -34,7 +34,7 @@ class Nms:
         """float32 boxes and scores, no epilogue."""
         boxes, scores = (operand.type for operand in workload.inputs[:2])
         plain = all(operand.type.block == 1 for operand in workload.inputs)
-        return plain and boxes.dtype is scores.dtype is DType.FLOAT32 and not workload.has_epilogue
+        return plain and boxes.dtype is scores.dtype is DType.FLOAT32 and workload.stores_plainly
 
     def heuristic(self, workload: Workload, target: Target) -> NmsSchedule:
         return NmsSchedule()

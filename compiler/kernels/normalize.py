@@ -92,7 +92,7 @@ _ONE = Axis(1, -1, strides=(0,))
 
 def _rows(workload: Workload) -> _Rows:
     x, output, axes, groups = workload.inputs[0].type, workload.output, workload.ints("axes"), workload.int("groups")
-    tables = [physical_strides(x), physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    tables = [physical_strides(x), workload.output_strides, *(broadcast_strides(o.type, output) for o in workload.operands)]
     channels = x.shape[1] if x.block != 1 else 0
     whole, used = divmod(channels if isinstance(channels, int) else 0, x.block)
     kept, along = list[Axis](), list[Axis]()

@@ -135,7 +135,7 @@ class PieceBounds(TextFamily):
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Row-major tensors, no epilogue."""
-        return super().supports(workload, target) and not workload.has_epilogue
+        return super().supports(workload, target) and workload.stores_plainly
 
     def build(self, workload: Workload, schedule: TextSchedule, target: Target, name: str) -> Function:
         b = LoopBuilder(name)

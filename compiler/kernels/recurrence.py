@@ -95,7 +95,7 @@ class Recurrence:
         dtype, types = workload.output.dtype, [*(o.type for o in workload.inputs), workload.output]
         plain = all(t.block == 1 and (t.dtype is dtype or not t.dtype.is_float) for t in types)
         sizes = (workload.output.shape[1], workload.output.shape[3], workload.inputs[0].type.shape[2])
-        return plain and all(isinstance(size, int) for size in sizes) and not workload.has_epilogue and dtype in (DType.FLOAT32, DType.FLOAT64)
+        return plain and all(isinstance(size, int) for size in sizes) and workload.stores_plainly and dtype in (DType.FLOAT32, DType.FLOAT64)
 
     def heuristic(self, workload: Workload, target: Target) -> RecurrenceSchedule:
         """Four sums of each sequence, and as many sequences as the registers hold, for they share the weights."""

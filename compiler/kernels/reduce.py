@@ -56,7 +56,7 @@ def reduced_axes(workload: Workload, axes: Sequence[int]) -> ReducedAxes:
     """The loops of a reduction of ``workload.x`` over logical ``axes``; the output keeps them as 1 where it has x's rank."""
     x, output = workload.x, workload.output
     walked = [broadcast_strides(o.type, x) for o in workload.inputs] if workload.prologue is not None else [physical_strides(x)]
-    tables = [physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    tables = [workload.output_strides, *(broadcast_strides(o.type, output) for o in workload.operands)]
     found = []
     place = 0
     padded = x.block != 1 and 1 in axes and mod(x.shape[1], x.block) != 0

@@ -37,7 +37,7 @@ class Scatter:
     def supports(self, workload: Workload, target: Target) -> bool:
         """Row-major tensors, int64 positions, no epilogue."""
         data, positions, updates = (operand.type for operand in workload.inputs)
-        return positions.dtype is DType.INT64 and data.block == updates.block == 1 and not workload.has_epilogue
+        return positions.dtype is DType.INT64 and data.block == updates.block == 1 and workload.stores_plainly
 
     def heuristic(self, workload: Workload, target: Target) -> ScatterSchedule:
         return ScatterSchedule(4)

@@ -92,7 +92,7 @@ class _SoftmaxWriter:
             return [mask_tail(self._b, read(position, count), count, largest.start(lanes))]
 
         def exponentials(position: Dim, count: Dim) -> list[Reg]:
-            value = self._exponential(read(position, count), top, base + position * self._along.stride, count)
+            value = self._exponential(read(position, count), top, coordinates(self._origin, axes, [*at, position]), count, self._along)
             return [mask_tail(self._b, self._b.cast(value, total.dtype), count, total.start(lanes))]
 
         def write(chunks: list[Chunk]) -> None:
@@ -118,9 +118,12 @@ class _SoftmaxWriter:
             return [self._read(base + position * self._along.stride, lanes, count) for base, count in zip(bases, counts, strict=True)]
 
         def exponentials(position: Dim, _: Dim) -> list[Reg]:
-            step = position * self._along.stride
-            read = zip(values(position, 1), tops, bases, counts, strict=True)
-            return [b.cast(self._exponential(value, top, base + step, count), total.dtype) for value, top, base, count in read]
+            read = zip(values(position, 1), tops, chunks, strict=True)
+            places = [coordinates(self._origin, (*axes, self._along), [*at, first, position]) for first, _ in chunks]
+            return [
+                b.cast(self._exponential(value, top, place, count, axes[-1]), total.dtype)
+                for (value, top, (_, count)), place in zip(read, places, strict=True)
+            ]
 
         (tops,) = largest.along(extent, 1, [[largest.start(lanes)] * len(chunks)], values)
         (sums,) = total.along(extent, 1, [[total.start(lanes)] * len(chunks)], exponentials)
@@ -133,11 +136,12 @@ class _SoftmaxWriter:
     def _read(self, index: Dim, lanes: int, count: Dim) -> Reg:
         return self._b.cast(self._b.load(self._x, index, lanes, count=count), self.dtype)
 
-    def _exponential(self, value: Reg, top: Reg, index: Dim, count: Dim) -> Reg:
+    def _exponential(self, value: Reg, top: Reg, place: Sequence[Dim], count: Dim, axis: Axis) -> Reg:
         """``exp(value - top)``, kept in the output for the last pass where it has the type for that."""
         result = self._b.op("exp", self._b.op("sub", value, top))
         if self._keeps:
-            self._b.store(self._out, index, result, count=count)
+            index, step = self._epilogue.at(place, axis.output)
+            self._b.store(self._out, index, result, stride=step, count=count)
         return result
 
     def _scale(self, total: Reg) -> Reg:
@@ -150,7 +154,8 @@ class _SoftmaxWriter:
     def _write(self, index: Dim, lanes: int, count: Dim, top: Reg, scale: Reg, place: Sequence[Dim], axis: Axis) -> None:
         b = self._b
         if self._keeps:
-            value = b.op("mul", b.load(self._out, index, lanes, count=count), scale)
+            kept, step = self._epilogue.at(place, axis.output)
+            value = b.op("mul", b.load(self._out, kept, lanes, stride=step, count=count), scale)
         else:
             shifted = b.op("sub", self._read(index, lanes, count), top)
             value = b.op("sub", shifted, scale) if self._log else b.op("mul", b.op("exp", shifted), scale)

@@ -73,7 +73,7 @@ class TextMakerFamily(TextFamily, ABC):
 
     def supports(self, workload: Workload, target: Target) -> bool:
         """Row-major tensors, no epilogue."""
-        return super().supports(workload, target) and not workload.has_epilogue
+        return super().supports(workload, target) and workload.stores_plainly
 
     def build_sizes(self, workload: Workload, schedule: TextSchedule, target: Target, name: str) -> Function:
         """One worker gives every element the place where the one before it ends."""

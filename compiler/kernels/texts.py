@@ -16,7 +16,7 @@ from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.program import TEXTS
 from compiler.ir.scalar import Array
 from compiler.ir.types import DType
-from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, physical_strides
+from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers
 from compiler.kernels.loops import Axis, collapse, coordinates, pack_plain, parallel_nest, serial_nest
 from compiler.target import Target
 
@@ -86,7 +86,7 @@ def elements(b: LoopBuilder, workload: Workload, texts: int, *, shared: bool = T
     """A loop over the elements of the output, in order, which the workers share or one of them runs; the first ``texts`` inputs broadcast."""
     output = workload.output
     given = [broadcast_strides(operand.type, output) for operand in workload.inputs[:texts]]
-    tables = [*given, physical_strides(output), *(broadcast_strides(o.type, output) for o in workload.operands)]
+    tables = [*given, workload.output_strides, *(broadcast_strides(o.type, output) for o in workload.operands)]
     axes = collapse([Axis(extent, k, strides=tuple(table[k] for table in tables)) for k, extent in enumerate(output.shape)])
     extents = [axis.extent for axis in axes]
     with parallel_nest(b, extents, workload.threads) if shared else _alone(b, extents) as at:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from compiler.ir.graph import Array
-from compiler.ir.intexpr import Dim, mod, product
+from compiler.ir.intexpr import Dim, floordiv, mod
 from compiler.ir.op import Op, register
 from compiler.ir.types import TensorType
 from compiler.ops.index import Concat
@@ -26,11 +26,14 @@ class Join(Op):
     def evaluate(self, inputs: Arrays, attrs: Attrs) -> tuple[Array, ...]:
         return _CONCAT.evaluate(inputs, attrs)
 
-    def held_offsets(self, inputs: Types, attrs: Attrs, result: TensorType) -> tuple[Dim, ...] | None:
-        """Operands lie together if the axes before ``axis`` have one element and, but for the last's, their channels end with a block."""
+    def held_starts(self, inputs: Types, attrs: Attrs, result: TensorType) -> tuple[tuple[Dim, ...], ...] | None:
+        """Operands in the result's layout, whose channels, but for the last's, end with a block where they are joined; dims are known to agree."""
         axis, types = attr_int(attrs, "axis"), [given(t) for t in inputs]
-        if any(t.block != result.block for t in types) or product(result.physical_shape[:axis]) != 1:
+        blocked = axis == 1 and result.block != 1
+        if any(t.block != result.block or t.shape != (*result.shape[:axis], t.shape[axis], *result.shape[axis + 1 :]) for t in types):
             return None
-        if axis == 1 and any(mod(t.shape[1], t.block) != 0 for t in types[:-1]):
+        if blocked and any(mod(t.shape[1], t.block) != 0 for t in types[:-1]):
             return None
-        return tuple(accumulate((t.elements for t in types[:-1]), initial=0))
+        begins = accumulate((t.shape[axis] for t in types[:-1]), initial=0)
+        rank = len(result.physical_shape)
+        return tuple(tuple((floordiv(begin, result.block) if blocked else begin) if k == axis else 0 for k in range(rank)) for begin in begins)

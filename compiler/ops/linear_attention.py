@@ -43,6 +43,7 @@ class LinearAttention(Op):
 
     name = "linear_attention"
     families = ("linear_attention",)
+    takes_epilogue = False
     samples = (
         Sample("LinearAttention", _QKV, {**_HEADS, "update_rule": "linear"}, opset=27, outputs=2),
         Sample("LinearAttention", (*_QKV, _STATE, _DECAY), {**_HEADS, "update_rule": "gated"}, opset=27, outputs=2),

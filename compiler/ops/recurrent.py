@@ -70,6 +70,7 @@ class Recurrence(Op):
 
     name = "recurrence"
     families = ("recurrence",)
+    takes_epilogue = False
     samples = (
         Sample("LSTM", _LSTM, _SIZE, outputs=3, constant=(1, 2, 3)),
         Sample("LSTM", _LSTM[:3], {**_SIZE, "direction": "reverse"}, outputs=3),

@@ -1,4 +1,4 @@
-"""Which memory each value of a grouped graph lives in, and from which node to which it is needed."""
+"""From which node to which the memory of each value of a grouped graph is needed, and what may be written over."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from compiler.ir.control import type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, evaluate, symbols
 from compiler.ir.op import lookup
+from compiler.ir.places import memory_roots
 from compiler.ir.types import TensorType
-from compiler.ir.verify import ARENA_ALIGNMENT, held_offsets, inner_nodes, is_elementwise, view_offset
+from compiler.ir.verify import ARENA_ALIGNMENT, inner_nodes, is_elementwise
 
 _TYPICAL, _TYPICAL_STEP = 48, 16
 """The size that the first symbol is taken for where memory is compared, and how much larger each further one is."""
@@ -21,45 +22,6 @@ _STORE_ONCE = frozenset({"attention", "conv", "gather", "matmul"})
 
 _OVER_OPERAND = frozenset({"softmax"})
 """Of the others those whose kernels do not read an element of their operand after they write that element of the result, an epilogue apart."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """The memory of a value: that of ``root``, from byte ``offset`` on."""
-
-    root: Value
-    offset: Dim = 0
-
-
-def memory_places(graph: Graph) -> Mapping[Value, Place]:
-    """For every value where it lies: in memory of its own, in that of what it is (a view of) a view of, or of what holds it."""
-    places = {value: Place(value) for value in (*graph.inputs, *graph.constants)}
-    held: dict[Value, Place] = {}
-    for node in graph.nodes:
-        offset = view_offset(node)
-        for value in node.outputs:
-            if offset is None:
-                places[value] = Place(value)
-            else:
-                viewed = places[node.present_inputs[0]]
-                places[value] = Place(viewed.root, viewed.offset + offset)
-        for value, offset in zip(node.present_inputs, held_offsets(node), strict=False):
-            part = places[value]
-            held[part.root] = Place(node.output, offset - part.offset)
-    return {value: _within(place, held) for value, place in places.items()} if held else places
-
-
-def _within(place: Place, held: Mapping[Value, Place]) -> Place:
-    """A place in the memory that holds it in the end."""
-    while place.root in held:
-        around = held[place.root]
-        place = Place(around.root, around.offset + place.offset)
-    return place
-
-
-def memory_roots(graph: Graph) -> Mapping[Value, Value]:
-    """For every value the one whose memory it lies in."""
-    return {value: place.root for value, place in memory_places(graph).items()}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from math import prod
 from compiler.ir.box import Box, sizes
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import lookup
+from compiler.ir.places import memory_roots
 from compiler.ir.verify import is_elementwise, is_view
 from passes.analysis.estimate import element_work
-from passes.analysis.liveness import memory_roots
 from passes.analysis.patches import Step, cartesian_boxes, grid_boxes, patches
 
 _STRETCH = 16

@@ -22,9 +22,10 @@ from compiler.ir.builder import GraphBuilder
 from compiler.ir.control import CONTROL
 from compiler.ir.graph import Constant, Graph, Node, Value, reads
 from compiler.ir.op import lookup
+from compiler.ir.places import held_starts
 from compiler.ir.scalar import divisors
 from compiler.ir.strided import strided_reads
-from compiler.ir.verify import Stage, computing, held_offsets, is_elementwise, is_view
+from compiler.ir.verify import Stage, computing, is_elementwise, is_view
 from passes.analysis.estimate import estimate, expression, work
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
@@ -83,7 +84,7 @@ class Group:
 
 def _is_work(node: Node) -> bool:
     """Whether a node becomes (part of) a kernel; views do not, nor do joins and control flow."""
-    return not is_view(node) and not held_offsets(node) and node.op not in CONTROL and node.op != "group"
+    return not is_view(node) and not held_starts(node) and node.op not in CONTROL and node.op != "group"
 
 
 class _Finder:

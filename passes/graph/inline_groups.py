@@ -9,15 +9,15 @@ from typing import ClassVar
 from compiler.ir.control import own_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.op import lookup
+from compiler.ir.places import memory_roots
 from compiler.ir.scalar import divisors
 from compiler.ir.types import DType
 from compiler.ir.verify import Stage, inner_nodes, is_elementwise, is_view
 from passes.analysis.estimate import estimate, expression, group_work
-from passes.analysis.liveness import memory_roots
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish, substitute
 
-_KERNEL_WORK = 1 << 14
+KERNEL_WORK = 1 << 14
 """What meeting the other workers costs, in simple instructions on one element: 0.2 microseconds or so."""
 
 _SHARE = 64
@@ -72,7 +72,7 @@ class _Inliner:
         """Take a group into its readers, if it may be and that pays; whether it was."""
         views, readers = self._readers(node.output) if node not in self._hosts and _may_repeat(node) else ([], [])
         whole = self._work[node] + self._extra[node]
-        if not readers or any(whole > max(_KERNEL_WORK // len(readers), self._work[reader] // _SHARE) for reader in readers):
+        if not readers or any(whole > max(KERNEL_WORK // len(readers), self._work[reader] // _SHARE) for reader in readers):
             return False
         if any(self._keeps(value, node, readers) for value in node.present_inputs):
             return False
@@ -194,6 +194,11 @@ def _in_order(nodes: Sequence[Node]) -> list[Node]:
         if node not in found:
             place(node)
     return [*found]
+
+
+def is_small(group: Node) -> bool:
+    """Whether a group's readers take it in if there are few of them: its whole work is less than a kernel costs."""
+    return _may_repeat(group) and group_work(group.regions[0].nodes) <= KERNEL_WORK
 
 
 def _may_repeat(group: Node) -> bool:

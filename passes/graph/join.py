@@ -7,19 +7,28 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.verify import Stage, held_offsets
-from passes.analysis.liveness import Place, memory_places
+from compiler.ir.intexpr import product, symbols
+from compiler.ir.places import Place, held_starts, memory_places, unfit_joins
+from compiler.ir.verify import Stage
+from passes.analysis.estimate import estimate
+from passes.analysis.liveness import typical_sizes
 from passes.base import PassResult, register_pass
+from passes.graph.inline_groups import KERNEL_WORK, is_small
 from passes.graph.plan import arena_bound
+
+_SHORTEST_RUN_BYTES = 32
+"""What lies together at least of an operand that lies in strides: a vector of its group's has elements of one run only."""
 
 
 @register_pass
 @dataclass(frozen=True)
 class JoinInPlace:
-    """Makes a ``join`` of a group that is a concatenation, where groups make its operands, each for it alone, and those lie together in the result.
+    """Makes a ``join`` of a group that is a concatenation, where groups make its operands, each for it alone, and can store them where they lie in
+    the result: together, or in strides.
 
-    Sizes must be known: those of a loop's values a run knows too late. It does so where no more memory is alive at once than before: a result
-    that is begun early waits for what is made last.
+    Sizes must be known when a run begins: those of a loop's values a run knows too late. It does so where no more memory is alive at once than
+    before: a result that is begun early waits for what is made last; and where moving the operands is not less than the kernels that are spared
+    when small groups go into the concatenation.
 
     ``%a = group(…); %b = group(…); %c = group(%a, %b) { concat }`` becomes ``%a = group(…); %b = group(…); %c = join(%a, %b)``.
     """
@@ -28,7 +37,7 @@ class JoinInPlace:
     stage: ClassVar[Stage] = Stage.GROUPED
 
     def run(self, graph: Graph) -> PassResult:
-        joins = dict(_joins(graph))
+        joins = _fitting(graph, dict(_joins(graph)))
         if not joins:
             return PassResult(graph, changed=False)
         before = arena_bound(graph)
@@ -37,26 +46,37 @@ class JoinInPlace:
             result, kept = graph, joins
             joins = {}
             for node, join in kept.items():
-                found = _with(graph, {**joins, node: join})
-                if arena_bound(found) <= before:
-                    result, joins = found, {**joins, node: join}
+                more = {**joins, node: join}
+                found = _with(graph, more)
+                if not unfit_joins(found) and arena_bound(found) <= before:
+                    result, joins = found, more
         notes = (f"{len(joins)} concatenations move nothing",) if joins else ()
         return PassResult(result, changed=bool(joins), notes=notes)
 
 
 def _joins(graph: Graph) -> Iterator[tuple[Node, Node]]:
     """Groups that can be joins, and the join of each."""
-    places = memory_places(graph)
-    makers = {value for node in graph.nodes if node.op == "group" for value in node.outputs}
-    taken = {places[value].root for value in graph.outputs}
+    places, known = memory_places(graph), typical_sizes(graph).keys()
+    makers = {value: node for node in graph.nodes if node.op == "group" for value in node.outputs}
+    outputs = {places[value].root for value in graph.outputs}
+    taken = set(outputs)
     for node in graph.nodes:
         join = _join(node)
-        if join is None or not join.output.type.is_static:
+        if join is None or not all(known >= set(symbols(dim)) for dim in join.output.type.shape):
             continue
         parts = _parts(join, places)
-        if parts and taken.isdisjoint(parts) and makers.issuperset(parts):
-            taken.update(parts)
-            yield node, join
+        if parts and taken.isdisjoint(parts) and makers.keys() >= parts:
+            spared = sum(map(is_small, (makers[part] for part in parts))) - 1 + (is_small(node) and join.output not in outputs)
+            if spared * KERNEL_WORK <= estimate(join.output.type.elements):
+                taken.update(parts)
+                yield node, join
+
+
+def _fitting(graph: Graph, joins: Mapping[Node, Node]) -> Mapping[Node, Node]:
+    """The joins whose operands can lie in them."""
+    while unfit := unfit_joins(_with(graph, joins)):
+        joins = {node: join for node, join in joins.items() if join not in unfit}
+    return joins
 
 
 def _parts(join: Node, places: Mapping[Value, Place]) -> set[Value]:
@@ -76,7 +96,16 @@ def _join(node: Node) -> Node | None:
     if None in operands:
         return None
     join = replace(node, op="join", inputs=operands, attrs=region.nodes[0].attrs, regions=())
-    return join if held_offsets(join) else None
+    return join if held_starts(join) and not _in_short_runs(join) else None
+
+
+def _in_short_runs(join: Node) -> bool:
+    """Whether elements of an operand that lie together in the result are few."""
+    axis, result = join.attrs["axis"], join.output.type
+    if not isinstance(axis, int) or product(result.physical_shape[:axis]) == 1:
+        return False
+    runs = (estimate(product(value.type.physical_shape[axis:])) for value in join.present_inputs)
+    return min(runs) * result.dtype.itemsize < _SHORTEST_RUN_BYTES
 
 
 def _with(graph: Graph, joins: Mapping[Node, Node]) -> Graph:

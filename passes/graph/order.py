@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from compiler.ir.graph import Graph, Node, Value, reads
-from compiler.ir.verify import Stage, held_offsets, is_view
-from passes.analysis.liveness import aligned, estimated_bytes, memory_roots, overwritable, typical_sizes
+from compiler.ir.places import held_starts, memory_roots
+from compiler.ir.verify import Stage, is_view
+from passes.analysis.liveness import aligned, estimated_bytes, overwritable, typical_sizes
 from passes.base import PassResult, register_pass
 
 _WIDEST = 64
@@ -31,7 +32,7 @@ class OrderNodes:
     stage: ClassVar[Stage] = Stage.GROUPED
 
     def run(self, graph: Graph) -> PassResult:
-        if any(held_offsets(node) for node in graph.nodes):
+        if any(held_starts(node) for node in graph.nodes):
             return PassResult(graph, changed=False)
         peaks: list[int] = []
         while True:

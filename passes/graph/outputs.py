@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.places import memory_roots
 from compiler.ir.verify import Stage
-from passes.analysis.liveness import memory_roots
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish, substitute
 

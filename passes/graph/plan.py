@@ -9,6 +9,7 @@ from typing import ClassVar
 from compiler.ir.control import BRANCHING, Loop, type_symbols
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, evaluate, maximum, sym, symbols
+from compiler.ir.places import memory_places, memory_roots
 from compiler.ir.verify import Stage
 from passes.analysis.liveness import (
     Interval,
@@ -16,8 +17,6 @@ from passes.analysis.liveness import (
     derived_sizes,
     live_peak,
     live_ranges,
-    memory_places,
-    memory_roots,
     overwritable,
     typical_sizes,
 )
