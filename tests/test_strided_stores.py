@@ -12,8 +12,8 @@ from test_ops import feeds_of, one_node_model
 
 from backends.reference import _Run
 from compiler.errors import UnsupportedError
-from compiler.ir.intexpr import evaluate
 from compiler.ir.interp import bind_inputs
+from compiler.ir.intexpr import evaluate
 from compiler.ir.loop import Access
 from compiler.ir.loop_interp import LoopInterpreter
 from compiler.ir.op import Elementwise, Op, Sample, all_ops
@@ -22,7 +22,6 @@ from compiler.ir.strided import row_major
 from compiler.ir.types import pack_physical
 from compiler.kernels.base import Family, Workload
 from compiler.lowering import heuristic, lower
-
 from compiler.target import resolve
 from frontend.onnx.importer import import_model
 from tests.graph_cases import kernels_apart
