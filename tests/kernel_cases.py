@@ -83,7 +83,7 @@ def check_in_strides(family: Family, workload: Workload, schedule: object, input
     others = [None] * (len(function.buffers) - len(inputs) - 1)
     run_function(function, [*inputs, memory.reshape(-1)[before * row_major(around)[axis] :], *others], {})
     held = memory[part][tuple(slice(0, dim) for dim in shape)]
-    np.testing.assert_array_equal(unpack(held.reshape(-1), workload.output), want)
+    np.testing.assert_array_equal(unpack(held.reshape(-1), workload.output).astype(np.float64), want.astype(np.float64))
     held[...] = 1
     assert (memory == np.ones(1, memory.dtype)).all(), "wrote outside of its part"
 
