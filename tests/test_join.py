@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import InternalError
@@ -17,14 +17,19 @@ from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
 from compiler.ir.verify import Stage, verify_graph
+from compiler.lowering import lower
 from compiler.pipeline import optimize, passes_for
 from compiler.target import native, resolve
 from passes.base import PassManager
+from passes.graph import join
 from passes.graph.order import OrderNodes
 from tests.graph_cases import CONV, check_same, f32, feeds, kernels_apart
+from tests.test_lowering import check_program
 from tests.test_memory import run_natively
 
 TARGET = resolve("x86-64-v3")
+POOL: dict[str, Any] = {"kind": "max", "kernel_shape": (3, 3), "strides": (1, 1), "pads": (1, 1, 1, 1), "dilations": (1, 1), "ceil_mode": False}
+POOL |= {"count_include_pad": False}
 
 
 def planned(graph: Graph) -> Graph:
@@ -252,6 +257,69 @@ def test_native_code_writes_where_the_result_lies(graph: Graph) -> None:
     given_ = feeds(graph)
     want = interpret(graph, given_)
     optimize(graph, native(), verify=True)
+    for name, array in run_natively(graph, given_).items():
+        np.testing.assert_allclose(array, want[name], rtol=0, atol=1e-5 * max(1.0, float(np.abs(want[name]).max(initial=0))))
+
+
+@st.composite
+def concatenations(draw: Any) -> Graph:
+    """Results of all kinds of kernels, put together along all axes, those of what was put together before, too."""
+    b, rng = GraphBuilder("net", folding=False), np.random.default_rng(draw(st.integers(0, 99)))
+    pool = [b.input("x", f32(draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((3, 8, 16))), draw(st.integers(1, 5)), draw(st.integers(1, 9))))]
+
+    def made(x: Value, kind: str) -> Value:
+        match kind:
+            case "conv":
+                weights = b.constant((rng.integers(-4, 5, (channels(x), channels(x), 1, 1)) / 8).astype(np.float32))
+                return b.emit("relu", b.emit("conv", x, weights, **CONV))
+            case "depthwise":
+                weights = b.constant((rng.integers(-4, 5, (channels(x), 1, 3, 3)) / 8).astype(np.float32))
+                return b.emit("conv", x, weights, **{**CONV, "group": channels(x), "pads": (1, 1, 1, 1)})
+            case "matmul":
+                columns = x.type.static_shape[3]
+                return b.emit("matmul", x, b.constant((rng.integers(-4, 5, (columns, columns)) / 8).astype(np.float32)))
+            case "softmax":
+                return b.emit("softmax", x, axis=draw(st.integers(1, 3)), log=draw(st.booleans()))
+            case "transpose":
+                n, c, h, w = x.type.static_shape
+                return b.emit("reshape", b.emit("transpose", b.emit("abs", x), perm=(0, 1, 3, 2)), shape=(n, c, h, w))
+            case "view":
+                n, c, h, w = x.type.static_shape
+                return b.emit("reshape", b.emit("softmax", b.emit("reshape", x, shape=(n, c * h, w)), axis=1, log=False), shape=(n, c, h, w))
+            case _:
+                return b.emit("pool", x, **POOL)
+
+    kinds = st.sampled_from(("conv", "depthwise", "matmul", "softmax", "transpose", "view", "pool"))
+    for _ in range(draw(st.integers(1, 4))):
+        x = draw(st.sampled_from(pool[-2:]))
+        if x.type.elements <= 500:
+            parts = [made(draw(st.sampled_from([v for v in pool if v.type == x.type])), draw(kinds)) for _ in range(draw(st.integers(2, 3)))]
+            pool.append(b.emit("concat", *parts, axis=draw(st.integers(0, 3))))
+    unread = [v for v in pool if not any(v in node.inputs for node in b.nodes)]
+    return b.graph([made(v, draw(kinds)) if draw(st.booleans()) else v for v in unread]).with_(attrs={"input_names": ("x",)})
+
+
+@pytest.fixture(name="joins_pay")
+def _joins_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is joined is small here."""
+    monkeypatch.setattr(join, "KERNEL_WORK", 0)
+
+
+@pytest.mark.usefixtures("joins_pay")
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(concatenations())
+def test_concatenations_along_all_axes_run_in_planned_memory(graph: Graph) -> None:
+    check_program(graph, lower(planned(graph), TARGET, threads=2), workers=2)
+
+
+@pytest.mark.usefixtures("joins_pay")
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(concatenations())
+def test_native_code_stores_in_strides(graph: Graph) -> None:
+    outputs = tuple(f"y{number}" for number in range(len(graph.outputs)))
+    graph = graph.with_(attrs={**graph.attrs, "output_names": outputs})
+    given_ = feeds(graph)
+    want = interpret(graph, given_)
     for name, array in run_natively(graph, given_).items():
         np.testing.assert_allclose(array, want[name], rtol=0, atol=1e-5 * max(1.0, float(np.abs(want[name]).max(initial=0))))
 
