@@ -93,7 +93,10 @@ class _Level:
             self._begins[lies.root] = begin
 
     def _offset(self, node: Node, place: str) -> int:
-        return _size(node.attrs.get("offset"), self._sizes, place)
+        given = node.attrs.get("offset")
+        if not isinstance(given, int | IntExpr):
+            raise InternalError(f"offset {given!r} is not a number of bytes", where=place)
+        return evaluate(given, self._sizes)
 
     def _last_reads(self) -> Mapping[Value, int]:
         """The last node that reads some of what lies in each memory; the number of nodes for outputs."""
