@@ -228,3 +228,17 @@ def test_channels_that_are_not_those_of_the_weights() -> None:
 def test_pads_in_symbols_print_and_parse_back() -> None:
     graph = import_model(_groups())
     assert equal_graphs(parse_graph(print_graph(graph), constants_of(graph)), graph)
+
+
+def test_sizes_under_windows_stay_short() -> None:
+    """A size that a value has is not negative, however it is written: what is reshaped to another value's shape needs no rule for dims of -1."""
+    layers = "\n".join(
+        f"  c{i} = Conv<kernel_shape = [3], strides = [2]>(x{i}, w)\n  s{i} = Shape(c{i})\n  r{i} = Reshape(c{i}, flat)\n"
+        f"  t{i} = Tanh(r{i})\n  x{i + 1} = Reshape(t{i}, s{i})"
+        for i in range(6)
+    )
+    text = f"g (float[n, 4, length] x0) => (float[n, 4, o] y) {{\n{layers}\n  y = Relu(x6)\n}}"
+    model = model_of(text, 17, w=wave(4, 4, 3), flat=np.array([0, 2, -1]))
+    graph = import_model(model)
+    assert all(len(str(dim)) < 100 for node in graph.nodes for value in node.outputs for dim in value.type.shape)
+    check(model, {"x0": random(2, 4, 400)}, 2)

@@ -54,6 +54,7 @@ class GraphBuilder:
         self._producers: dict[Value, Node] = {}
         self._defined: dict[Dim, Dim] = {}
         self._naturals: dict[Dim, Dim] = {}
+        self._sizes: set[Dim] = set() if around is None else set(around._sizes)
 
     def unique(self, stem: str) -> str:
         """A name no value of this graph has yet, from stem."""
@@ -165,6 +166,10 @@ class GraphBuilder:
             self._defined[value] = sym(symbol)
         return self._defined[value]
 
+    def is_size(self, value: Dim) -> bool:
+        """Whether value is known not to be negative: its terms say so, or it is a dim of a value, of which a run has checked what it must."""
+        return value in self._sizes or is_natural(value)
+
     def natural(self, value: Dim) -> Dim:
         """A symbol for a size that a run derives, and that is known not to be negative; value itself where its terms say so."""
         return value if is_natural(value) else self._symbol_of(value)
@@ -231,6 +236,7 @@ class GraphBuilder:
             raise UnsupportedForm("it would become thousands of nodes: one of its attributes or constants is beyond what is supported")
         self.nodes.append(node)
         self._producers.update(dict.fromkeys(node.outputs, node))
+        self._sizes.update(dim for value in node.outputs for dim in value.type.shape)
 
     def _fold(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Attr], types: tuple[TensorType, ...], name: str) -> Value | None:
         if len(types) != 1:

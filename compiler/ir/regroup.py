@@ -26,3 +26,15 @@ def carried(operand: Shape, before: Shape, after: Shape) -> Shape | None:
         else:
             return None
     return tuple(found) if len(found) == len(before) else None
+
+
+def widened(operand: Shape, before: Shape, after: Shape) -> Shape:
+    """The shape that an operand of what has the dims ``after`` must be broadcast to before ``carried`` finds it a shape: along each run in which
+    it has several numbers, that of the run. ``[4, 1, 1]`` on ``[2, 4, 3, 5]``, which is a reshape of ``[2, 6, 2, 5]``, is ``[1, 4, 3, 1]``.
+    """
+    aligned: Sequence[Dim] = (*(1,) * (len(after) - len(operand)), *operand)
+    found: list[Dim] = []
+    for _, axes in runs(before, after) or ():
+        part = tuple(aligned[axes])
+        found += part if all(dim == 1 for dim in part) else after[axes]
+    return tuple(found) if len(found) == len(after) else operand

@@ -12,7 +12,7 @@ from compiler.ir.broadcast import meetings
 from compiler.ir.graph import Array, Region, Value
 from compiler.ir.intexpr import Dim, floordiv, maximum, minimum, product
 from compiler.ir.op import FormContext, Layouts, OnnxForm, Op, Sample, register
-from compiler.ir.run_time import is_equal, is_natural, is_negative, is_positive, natural
+from compiler.ir.run_time import is_equal, is_negative, is_positive, natural
 from compiler.ir.types import DType, TensorType
 from compiler.ops.dims import iota
 from compiler.ops.run_time_axes import named, spread, without
@@ -96,7 +96,7 @@ def _reshape(context: FormContext) -> Value:
     x = context.input(0)
     wanted = tuple(context.attrs["shape"]) if "shape" in context.attrs else context.require_dims(1, "the new shape")
     keep_zero = bool(context.attrs.get("allowzero", 0))
-    if any(not is_natural(dim) and not isinstance(dim, int) for dim in wanted):
+    if any(not isinstance(dim, int) and not context.builder.is_size(dim) for dim in wanted):
         return reshape(context, x, context.settled(_shape_of_run(context, x, wanted, keep_zero=keep_zero)))
     dims = list(wanted)
     for axis, dim in enumerate(wanted):
