@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import compiler.kernels
 import compiler.ops  # noqa: F401  (importing registers the ops and the kernel families)
 from compiler.errors import UserError
@@ -102,14 +104,15 @@ def optimize(
 ) -> tuple[Graph, tuple[PassReport, ...]]:
     """The planned graph, ready for lowering, and what each pass did. Raises UserError where nothing meets ``memory_budget``.
 
-    With a budget small groups stay kernels: inside of others, every worker has their results to itself.
+    With a budget small groups stay kernels: inside of others, every worker has their results to itself. Joins may take what the budget has.
     """
     steps = passes_for(target, opt_level)
     canonical = canonical_passes(opt_level)
     graph, reports = PassManager(canonical, verify, observer).run(graph)
     rest = steps[len(canonical) :]
     if memory_budget is not None:
-        rest = tuple(step for step in rest if not isinstance(step, InlineGroups))
+        enough = memory_budget.nbytes - memory_budget.scratch_bytes
+        rest = tuple(replace(step, enough=enough) if isinstance(step, JoinInPlace) else step for step in rest if not isinstance(step, InlineGroups))
         rest = (*budget_passes(graph, rest, memory_budget), *rest)
     graph, more = PassManager(rest, verify, observer).run(graph)
     return graph, (*reports, *more)

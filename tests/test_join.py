@@ -18,6 +18,7 @@ from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
 from compiler.ir.verify import Stage, verify_graph
 from compiler.lowering import lower
+from compiler.memory_budget import MemoryBudget
 from compiler.pipeline import optimize, passes_for
 from compiler.target import native, resolve
 from passes.base import PassManager
@@ -165,7 +166,7 @@ def test_an_output_that_is_an_operand_keeps_its_memory() -> None:
 
 
 def test_a_result_does_not_wait_where_that_takes_more_memory() -> None:
-    """The skip of a deep network: its half of the result would be taken from the beginning."""
+    """The skip of a deep network: its half of the result would be taken from the beginning. A budget may have that."""
     net = Net()
     skip = net.conv(net.x, 8)
     x = net.b.emit("reduce", skip, kind="max", axes=(2, 3), keepdims=True)
@@ -173,7 +174,10 @@ def test_a_result_does_not_wait_where_that_takes_more_memory() -> None:
     large = net.b.emit("expand", wide, shape=(1, 8, 20, 20))
     for _ in range(2):
         large = net.conv(large, 8)
-    assert joins(net.graph(net.end(net.concat(skip, large)))) == []
+    graph = net.graph(net.end(net.concat(skip, large)))
+    assert joins(graph) == []
+    ample, _ = optimize(graph, TARGET, memory_budget=MemoryBudget(10**9), verify=True)
+    assert [node.op for node in ample.nodes].count("join") == 1
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])

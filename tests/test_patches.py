@@ -330,3 +330,5 @@ def test_mobilenet_fits_a_quarter() -> None:
     patched, _ = optimize(graph, TARGET, memory_budget=MemoryBudget(1_500_000))
     assert arena_bytes(plain) <= 6_100_000
     assert arena_bytes(patched) <= 1_500_000
+    inside = [inner.op for node in patched.nodes if node.op == "group" for inner in node.regions[0].nodes]
+    assert "concat" not in inside, "pieces are made where they lie"

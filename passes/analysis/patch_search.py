@@ -115,7 +115,7 @@ class PatchSearch:
             value, live = self._value_at(end), self._places[end].live
             begins = [begin for begin in range(max(0, end - _STRETCH), end) if live - {value} <= self._places[begin].live]
             begins = [begin for begin in begins if self._most_during(begin, end) > self._enough]
-            if begins and self._joined_bytes(value) <= self._most:
+            if begins and _nbytes(value) <= self._most:
                 for grids in _grids(value.type.static_shape):
                     yield from self._patched_to(end, list(begins), grids)
 
@@ -159,19 +159,15 @@ class PatchSearch:
                 cut[node] += _nbytes(value, box)
         made = {value: _nbytes(value, box) for value, box in boxes.items()}
         each = max(nbytes for nbytes, _ in self._lives([step.node for step in steps], made, cut, (patching.value,)))
-        size, joined = _nbytes(patching.value), self._joined_bytes(patching.value)
         outside = {*self._graph.inputs, *self._graph.constants, *self._graph.outputs}
         kept = {*self._places[begin].live, *(self._roots[value] for _, value, _ in reads if value not in boxes)} - outside
         whole = sum(map(_nbytes, kept))
         inside = {self._numbers[step.node] for step in steps}
         numbers = range(self._places[begin].number + 1, self._places[end].number + 1)
         before = max((self._during[number] for number in numbers if number not in inside), default=0)
-        work, pieces = self._extra_work(steps, cut, prod(patching.grid)), max(each + size, joined)
+        # Pieces are made where they lie in the value, so that all of it is alive from the first one on.
+        work, pieces = self._extra_work(steps, cut, prod(patching.grid)), each + _nbytes(patching.value)
         return _Stretch(begin, end, work, max(before, pieces + whole), pieces, patching)
-
-    def _joined_bytes(self, value: Value) -> int:
-        """The bytes that the pieces of a value take while they are put together."""
-        return _nbytes(value) if value in self._graph.outputs else 2 * _nbytes(value)
 
     def _extra_work(self, steps: Sequence[Step], cut: Mapping[Node, int], pieces: int) -> int:
         each = sum(self._work(step.node, step.box) + cut[step.node] // 4 for step in steps)

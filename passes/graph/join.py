@@ -27,12 +27,13 @@ class JoinInPlace:
     the result: together, or in strides.
 
     Sizes must be known when a run begins: those of a loop's values a run knows too late. It does so where no more memory is alive at once than
-    before: a result that is begun early waits for what is made last; and where moving the operands is not less than the kernels that are spared
-    when small groups go into the concatenation.
+    before, or than ``enough`` bytes: a result that is begun early waits for what is made last; and where moving the operands is not less than the
+    kernels that are spared when small groups go into the concatenation.
 
     ``%a = group(…); %b = group(…); %c = group(%a, %b) { concat }`` becomes ``%a = group(…); %b = group(…); %c = join(%a, %b)``.
     """
 
+    enough: int = 0
     name: ClassVar[str] = "join-in-place"
     stage: ClassVar[Stage] = Stage.GROUPED
 
@@ -40,15 +41,15 @@ class JoinInPlace:
         joins = _fitting(graph, dict(_joins(graph)))
         if not joins:
             return PassResult(graph, changed=False)
-        before = arena_bound(graph)
+        most = max(arena_bound(graph), self.enough)
         result = _with(graph, joins)
-        if arena_bound(result) > before:
+        if arena_bound(result) > most:
             result, kept = graph, joins
             joins = {}
             for node, join in kept.items():
                 more = {**joins, node: join}
                 found = _with(graph, more)
-                if not unfit_joins(found) and arena_bound(found) <= before:
+                if not unfit_joins(found) and arena_bound(found) <= most:
                     result, joins = found, more
         notes = (f"{len(joins)} concatenations move nothing",) if joins else ()
         return PassResult(result, changed=bool(joins), notes=notes)
