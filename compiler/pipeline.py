@@ -33,6 +33,7 @@ from passes.graph.recover import RecoverOps
 from passes.graph.simplify import Simplify
 from passes.graph.sink_transposes import SinkTransposes
 from passes.graph.sink_views import SinkViews
+from passes.graph.untranspose import UntransposeRegions
 
 OPT_LEVELS = (0, 1, 2, 3)
 """0: only what code generation needs. 1: exact simplification and fusion. 2: weights folded (rounding differs). 3: as 2, larger search."""
@@ -72,7 +73,7 @@ def free_passes(opt_level: int) -> tuple[Pass, ...]:
             EliminateDeadCode(),
         )
     if opt_level >= 2:
-        late = (RecoverOps(), SinkViews(), MergeLinear(), SinkTransposes(), GatherConstants())
+        late = (RecoverOps(), SinkViews(), MergeLinear(), SinkTransposes(), UntransposeRegions(), GatherConstants())
         attention = (EliminateDeadCode(), FuseAttention(), Simplify(), EliminateDeadCode())
         clean = (*clean, *late, *attention)
     return clean

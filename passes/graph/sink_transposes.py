@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,7 +50,7 @@ class SinkTransposes:
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """What a chain has come to: a value of ``shape``, of which ``perm`` makes what the graph has."""
 
     shape: Shape
@@ -58,20 +58,19 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A node of the chain as it is done before the transpose, by ``op``: ``None`` stands for the chain's value among its operands."""
+class Step:
+    """A node as it is done before the transpose, by ``op``: ``None`` stands for what it works on among its operands."""
 
     node: Node
     operands: tuple[Array | Value | None, ...]
     attrs: dict[str, Attr]
-    state: _State
+    state: State
     op: str
 
-    def emit(self, value: Value, builder: GraphBuilder, single: set[Value]) -> Value:
-        inputs = [value if v is None else v if isinstance(v, Value) else builder.constant(v) for v in self.operands]
-        result = builder.emit(self.op, *inputs, name=self.node.name, **self.attrs)
-        single.add(result)
-        return result
+    def emit(self, values: Iterator[Value], builder: GraphBuilder) -> Value:
+        """The node on these values."""
+        inputs = [next(values) if v is None else v if isinstance(v, Value) else builder.constant(v) for v in self.operands]
+        return builder.emit(self.op, *inputs, name=self.node.name, **self.attrs)
 
 
 def _met(last: Node, builder: GraphBuilder, single: set[Value]) -> Value | None:
@@ -90,21 +89,23 @@ def _met(last: Node, builder: GraphBuilder, single: set[Value]) -> Value | None:
         value = data[0]
     if not chain:
         return None  # two in a row are one: Op.simplify
-    state, steps = _State(data[0].type.shape, attr_ints(node.attrs, "perm")), list[_Step]()
+    state, steps = State(data[0].type.shape, attr_ints(node.attrs, "perm")), list[Step]()
     for each, read in reversed(chain):
-        step = _step(each, read, state, builder)
+        step = carried(each, read, state, builder)
         if step is None:
             return None
         steps.append(step)
         state = step.state
     value = data[0]
     for step in steps:
-        value = step.emit(value, builder, single)
+        value = step.emit(iter((value,)), builder)
+        single.add(value)
     perm = tuple(state.perm[axis] for axis in attr_ints(last.attrs, "perm"))
     return value if perm == tuple(range(len(perm))) else builder.emit("transpose", value, perm=perm, name=last.name)
 
 
-def _step(node: Node, read: Value, state: _State, builder: GraphBuilder) -> _Step | None:
+def carried(node: Node, read: Value, state: State, builder: GraphBuilder) -> Step | None:
+    """A node that works on ``read`` alone as it is done before the transpose; None where it cannot be."""
     constants = [None if v is read or v is None else builder.array(v) for v in node.inputs]
     match node.op:
         case "reshape":
@@ -115,43 +116,43 @@ def _step(node: Node, read: Value, state: _State, builder: GraphBuilder) -> _Ste
             first, *others = (state.perm[axis] for axis in attr_ints(node.attrs, "axes"))
             if node.attrs["groups"] != 1 and any(axis < first for axis in others):
                 return None
-            return _Step(node, (None,), {**node.attrs, "axes": tuple(sorted((first, *others)))}, state, node.op)
+            return Step(node, (None,), {**node.attrs, "axes": tuple(sorted((first, *others)))}, state, node.op)
         case "softmax":
             axis = state.perm[attr_int(node.attrs, "axis")]
-            return _Step(node, (None,), {**node.attrs, "axis": axis}, state, node.op) if axis == len(state.perm) - 1 else None
+            return Step(node, (None,), {**node.attrs, "axis": axis}, state, node.op) if axis == len(state.perm) - 1 else None
         case _ if is_elementwise(node) and node.output.type.shape == read.type.shape and None not in node.inputs:
-            return _Step(node, tuple(_before(array, state.perm) for array in constants), dict(node.attrs), state, node.op)
+            return Step(node, tuple(before_transpose(array, state.perm) for array in constants), dict(node.attrs), state, node.op)
         case _:
             return None
 
 
-def _before(array: Array | None, perm: Sequence[int]) -> Array | None:
+def before_transpose(array: Array | None, perm: Sequence[int]) -> Array | None:
     """A constant that broadcasts to what is transposed, as one that broadcasts to what is not yet."""
     if array is None or array.size == 1:
         return array
     return np.transpose(array.reshape((1,) * (len(perm) - array.ndim) + array.shape), np.argsort(perm))
 
 
-def _matmul(node: Node, constants: Sequence[Array | None], state: _State) -> _Step | None:
+def _matmul(node: Node, constants: Sequence[Array | None], state: State) -> Step | None:
     """Products of weights with the last axis where it stays last, from the left where it is the last but one; where it is the channels of an image,
     a convolution has them.
     """
     weights, rank, axis = constants[1], len(state.perm), state.perm[-1]
     if weights is None or weights.ndim != 2:
         return None
-    after = _State((*state.shape[:axis], weights.shape[1], *state.shape[axis + 1 :]), state.perm)
+    after = State((*state.shape[:axis], weights.shape[1], *state.shape[axis + 1 :]), state.perm)
     if axis == rank - 1:
-        return _Step(node, (None, node.inputs[1]), {}, after, node.op)
+        return Step(node, (None, node.inputs[1]), {}, after, node.op)
     columns = state.shape[-1]
     if axis == rank - 2 and not (isinstance(columns, int) and columns < _NARROW):
-        return _Step(node, (weights.T, None), {}, after, node.op)
+        return Step(node, (weights.T, None), {}, after, node.op)
     if axis != 1 or rank < 4 or not node.output.type.dtype.is_float:
         return None
     filters = weights.T.reshape(*weights.shape[::-1], *(1,) * (rank - 2))
-    return _Step(node, (None, filters), pixel_windows(rank - 2), after, "conv")
+    return Step(node, (None, filters), pixel_windows(rank - 2), after, "conv")
 
 
-def _reshape(node: Node, read: Value, state: _State) -> _Step | None:
+def _reshape(node: Node, read: Value, state: State) -> Step | None:
     """One that splits or joins runs of axes that lie together before the transpose, too."""
     shape = attr_dims(node.attrs, "shape")
     found = runs(read.type.shape, shape)
@@ -168,4 +169,4 @@ def _reshape(node: Node, read: Value, state: _State) -> _Step | None:
     order = sorted(range(len(blocks)), key=lambda block: (blocks[block][0], block))
     placed = [axis for block in order for axis in range(*blocks[block][1].indices(len(shape)))]
     before = tuple(shape[axis] for axis in placed)
-    return _Step(node, (None,), {"shape": before}, _State(before, tuple(placed.index(axis) for axis in range(len(shape)))), node.op)
+    return Step(node, (None,), {"shape": before}, State(before, tuple(placed.index(axis) for axis in range(len(shape)))), node.op)
