@@ -15,7 +15,7 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.intexpr import sym
 from compiler.ir.scalar import Arg, Const, call, cast
 from compiler.ir.types import DType, TensorType
-from compiler.kernels import gemm_rows
+from compiler.kernels import gemm_operands
 from compiler.kernels.base import Operand, Prologue, Workload, family
 from compiler.lowering import lower
 from compiler.pipeline import optimize
@@ -43,6 +43,7 @@ def computed_inputs(draw: st.DrawFn, lanes: int) -> dict[str, Any]:
         "threads": draw(st.integers(1, 3)),
         "rows_bytes": draw(st.sampled_from([1 << 18, 256, 1])),
         "narrow": draw(st.booleans()),
+        "gate": draw(st.booleans()),
         "pick": draw(st.integers(0, 1000)),
         "seed": draw(st.integers(0, 1000)),
     }
@@ -56,8 +57,8 @@ def test_computed_rows_agree_with_float64(target: Target) -> None:
     @given(computed_inputs(target.lanes))
     def agree(case: dict[str, Any]) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gemm_rows, "_ROWS_BYTES", case["rows_bytes"])
-            patch.setattr(gemm_rows, "_FEWEST_ROWS", 2)
+            patch.setattr(gemm_operands, "_ROWS_BYTES", case["rows_bytes"])
+            patch.setattr(gemm_operands, "_FEWEST_ROWS", 2)
             check_computed(case, target)
 
     agree()
@@ -75,8 +76,11 @@ def check_computed(case: dict[str, Any], target: Target) -> None:
     for number, (other, value) in enumerate(zip(elements[1:], values[1:], strict=True)):
         element = call("mul" if number else "add", element, other)
         total = total * value if number else total + value
-    element = call("max", element, Const(0.0, FLOAT))
-    want = reference_conv(np.maximum(np.broadcast_to(total, x), 0), weights, case["strides"], pads, ones, case["group"])
+    element, total = call("max", element, Const(0.0, FLOAT)), np.maximum(total, 0)
+    if case["gate"]:
+        values.append(rng.standard_normal((x[0], x[1], *ones)).astype(dtype.numpy))
+        element, total = call("mul", elements[0], cast(Arg(len(values) - 1, dtype), FLOAT)), values[0] * values[-1].astype(np.float64)
+    want = reference_conv(np.broadcast_to(total, x), weights, case["strides"], pads, ones, case["group"])
     operands = [Operand(TensorType(dtype, value.shape, lanes if value.shape[1] == x[1] else 1)) for value in values]
     out = TensorType(FLOAT, want.shape, lanes)
     params = (("strides", case["strides"]), ("pads", pads), ("dilations", ones), ("group", case["group"]))

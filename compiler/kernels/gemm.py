@@ -7,9 +7,10 @@ tile is left mostly empty. Constant ``b`` is packed into panels ``[k][nv * lanes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import numpy as np
@@ -17,9 +18,9 @@ import numpy as np
 from compiler.ir.intexpr import Dim, floordiv, minimum, mod, product
 from compiler.ir.loop import Buffer, Reg, VecType
 from compiler.ir.loop_builder import Loop, LoopBuilder
-from compiler.ir.scalar import Array, Scalar
+from compiler.ir.scalar import Array
 from compiler.kernels.base import Epilogue, Panels
-from compiler.kernels.gemm_rows import Gemm, MadeRows
+from compiler.kernels.gemm_operands import Gemm, MadeRows, ScaledPanels
 from compiler.kernels.loops import fewer, load_as, serial_nest, unflatten
 from compiler.kernels.tiles import Tiles, imbalance, panel_tiles, register_rows, row_tiles, sections, supposed, worker_part
 from compiler.target import Target
@@ -35,7 +36,8 @@ _SHORT_SUM, _SHORT_TILE = 32, 20
 @dataclass(frozen=True)
 class GemmSchedule:
     """``mr`` x ``nv``: the largest tile, rows by vectors. ``order``: which loop is outside, ``m`` or ``n``. ``parallel``: which one the
-    workers share (``batch``, ``m`` or ``n``). ``prefetch``: fetch the next panel of b while this one is used. ``lanes``: elements of a vector."""
+    workers share (``batch``, ``m`` or ``n``). ``prefetch``: fetch the next panel of b while this one is used. ``lanes``: elements of a vector.
+    ``scaled``: the factor of each k that a is computed with goes into the panels of b, one after another (``Gemm.factored``)."""
 
     mr: int
     nv: int
@@ -43,6 +45,7 @@ class GemmSchedule:
     parallel: str
     prefetch: bool
     lanes: int
+    scaled: bool = False
 
 
 def pack_panels(b: Array, nv: int, lanes: int) -> Array:
@@ -86,8 +89,12 @@ def tile_limit(gemm: Gemm, target: Target, nv: int) -> int:
 def heuristic(gemm: Gemm, target: Target, threads: int) -> GemmSchedule:
     """Tiles by the least work per register tile, panels outside so that the next one can be fetched, the parallel loop by balance.
 
+    A factor of each k goes where there is less of it: into b, or into the rows of a.
     Rows that are computed are shared rather than panels, and are outside where there are too many to be computed before: each is computed once.
     """
+    if gemm.product is not None and supposed(gemm.m) > supposed(gemm.n):
+        return replace(heuristic(gemm.factored(), target, threads), scaled=True)
+    gemm = gemm.in_pieces()
     roomy = target.vector_registers >= 32
     m, vectors = supposed(gemm.m), -(-supposed(gemm.n) // gemm.lanes)
     if m < 4:
@@ -120,8 +127,8 @@ def space(gemm: Gemm, target: Target, threads: int) -> list[GemmSchedule]:
             for order in ("m", "n"):
                 for parallel in ("m", "n") if threads > 1 else (order,):
                     schedule = GemmSchedule(mr, nv, order, parallel, gemm.b_row is None and order == "n", gemm.lanes)
-                    if schedule not in found:
-                        found.append(schedule)
+                    ways = [schedule, replace(schedule, scaled=True)] if gemm.product is not None and order == "n" else [schedule]
+                    found += [way for way in ways if way not in found]
     return found
 
 
@@ -135,11 +142,16 @@ def _tile_cost(gemm: Gemm, nv: int, mr: int) -> float:
     return cost
 
 
+def _these_rows(first: Dim, size: int) -> Callable[[], AbstractContextManager[tuple[Dim, int, Dim]]]:
+    """Rows of one tile as ``MadeRows.make`` takes them, for the beginning of scratch."""
+    return lambda: nullcontext((first, size, 0))
+
+
 class GemmWriter:
     """Writes the loops of one multiplication.
 
     When rows or vectors are shared, a parallel loop over ``threads`` chunks stands outside and each tile loop is cut to its chunk.
-    ``buffers`` are a (or, with a ``prologue``, which gives its element from theirs, what ``Gemm.sources`` are), b and the output.
+    ``buffers`` are a (or, where it is computed, what ``Gemm.sources`` are), b and the output.
     """
 
     def __init__(
@@ -150,17 +162,23 @@ class GemmWriter:
         threads: int,
         buffers: Sequence[Buffer],
         epilogue: Epilogue,
-        prologue: Scalar | None = None,
     ) -> None:
         self._builder = builder
-        self._gemm = gemm
         self._schedule = schedule
         self._threads = threads
-        *sources, self._b, self._out = buffers
+        *sources, b, self._out = buffers
+        self._b = self._right = b
+        self._scaled: ScaledPanels | None = None
+        if schedule.scaled and gemm.product is not None:
+            number, factor = gemm.product
+            gemm = gemm.factored()
+            self._scaled = ScaledPanels(builder, gemm, b, sources[factor], fewer(schedule.nv, gemm.vectors))
+            sources, self._right = [sources[number]], self._scaled.buffer
+        self._gemm = gemm = gemm.in_pieces()
         self._before = bool(gemm.sources) and schedule.order == "n" and gemm.rows_fit
         self._made: MadeRows | None = None
-        if (prologue is not None or sources[0].dtype is not gemm.dtype) and gemm.m * gemm.k != 0:
-            self._made = MadeRows(builder, gemm, sources, prologue, gemm.m if self._before else fewer(schedule.mr, gemm.m))
+        if (gemm.prologue is not None or sources[0].dtype is not gemm.dtype) and gemm.m * gemm.k != 0:
+            self._made = MadeRows(builder, gemm, sources, gemm.m if self._before else fewer(schedule.mr, gemm.m))
         self._a = sources[0] if self._made is None else self._made.buffer
         self._epilogue = epilogue
         self._rows = row_tiles(gemm.m, schedule.mr)
@@ -182,13 +200,13 @@ class GemmWriter:
         shared = chunk is not None and self._schedule.parallel == self._schedule.order
         if self._made is not None and self._before:
             for number, section in enumerate(self._rows):
-                with self._tile_loop(section, chunk if self._schedule.parallel == "m" else None, number) as tile:
-                    row = tile.var * section.size + section.start
-                    self._made.make(indices, row, section.size, row)
+                self._made.make(indices, partial(self._all_rows, section, chunk if self._schedule.parallel == "m" else None, number))
         for first in outer:
             with self._tile_loop(first, chunk if shared else None, outer.index(first)) as x:
+                if self._scaled is not None:
+                    self._scaled.make(indices, self._panel_start(indices, x.var * first.size + first.start), first.size)
                 if self._made is not None and self._schedule.order == "m":
-                    self._made.make(indices, x.var * first.size + first.start, first.size, 0)
+                    self._made.make(indices, _these_rows(x.var * first.size + first.start, first.size))
                 for second in inner:
                     with self._tile_loop(second, None if shared else chunk, inner.index(second)) as y:
                         (rows, row), (panels, panel) = ((first, x.var), (second, y.var))[:: 1 if self._schedule.order == "m" else -1]
@@ -200,13 +218,27 @@ class GemmWriter:
             return self._builder.loop("t", 0, section.count)
         return self._builder.loop("t", *worker_part(section.count, chunk, self._threads, number))
 
+    @contextmanager
+    def _all_rows(self, section: Tiles, chunk: Dim | None, number: int) -> Iterator[tuple[Dim, int, Dim]]:
+        """A loop over the rows of a section's tiles, or of one chunk's part of them, as ``MadeRows.make`` takes it: each goes to its own row."""
+        with self._tile_loop(section, chunk, number) as tile:
+            first = tile.var * section.size + section.start
+            yield first, section.size, first
+
+    def _panel_start(self, indices: Sequence[Dim], vector: Dim) -> Dim:
+        """Where the panel that begins with a vector of b's rows is."""
+        gemm = self._gemm
+        start = gemm.b_start + vector * gemm.lanes * (gemm.k if gemm.b_row is None else 1)
+        for index, batch in zip(indices, gemm.batches, strict=True):
+            start = start + index * batch.b
+        return start
+
     def _tile(self, indices: list[Dim], rows: Tiles, row: Dim, panels: Tiles, panel: Dim) -> None:
         b, gemm, lanes = self._builder, self._gemm, self._gemm.lanes
         m0, v0 = row * rows.size + rows.start, panel * panels.size + panels.start
-        a0 = gemm.a_start + m0 * gemm.a_row
-        b0 = gemm.b_start + v0 * lanes * (gemm.k if gemm.b_row is None else 1)
+        a0, b0 = gemm.a_start + m0 * gemm.a_row, self._panel_start(indices, v0)
         for index, batch in zip(indices, gemm.batches, strict=True):
-            a0, b0 = a0 + index * batch.a, b0 + index * batch.b
+            a0 = a0 + index * batch.a
         places = [[gemm.coordinates(indices, m0 + r, v0 + v) for v in range(panels.size)] for r in range(rows.size)]
         loads: dict[object, Reg] = {}
         counts = [self._count(panels, v, v0) for v in range(panels.size)]
@@ -216,21 +248,22 @@ class GemmWriter:
         blocks, rest = floordiv(gemm.k, lanes), mod(gemm.k, lanes)
         if self._made is not None:
             if self._schedule.order != "m" and not self._before:
-                self._made.make(indices, m0, rows.size, 0)
+                self._made.make(indices, _these_rows(m0, rows.size))
             a0 = m0 * self._made.row if self._before else 0
+        right = b0 if self._scaled is None else 0
         if blocks != 0:
             with b.loop("k", 0, blocks, carried=accs) as loop:
                 for line in range(lines):
                     at = (row * blocks + loop.var) * lines + line
                     b.prefetch(self._b, b0 + distance(at * (_LINE_BYTES // gemm.dtype.itemsize)))
-                loop.yield_(self._block(a0, b0, loop.var, range(lanes), rows.size, counts, list(loop.carried)))
+                loop.yield_(self._block(a0, right, loop.var, range(lanes), rows.size, counts, list(loop.carried)))
             accs = list(loop.results)
         if not isinstance(rest, int):
             with b.loop("k", 0, rest, carried=accs) as loop:
-                loop.yield_(self._block(a0, b0, blocks, (loop.var,), rows.size, counts, list(loop.carried)))
+                loop.yield_(self._block(a0, right, blocks, (loop.var,), rows.size, counts, list(loop.carried)))
             accs = list(loop.results)
         elif rest:
-            accs = self._block(a0, b0, blocks, range(rest), rows.size, counts, accs)
+            accs = self._block(a0, right, blocks, range(rest), rows.size, counts, accs)
         for r in range(rows.size):
             for v in range(panels.size):
                 self._epilogue.store(self._out, accs[r * panels.size + v], places[r][v], counts[v], loads)
@@ -269,7 +302,7 @@ class GemmWriter:
                 load_as(
                     b,
                     gemm.dtype,
-                    self._b,
+                    self._right,
                     b_index + (b_row * k + v * lanes),
                     lanes,
                     count=count if gemm.b_row is not None else None,

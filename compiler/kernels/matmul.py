@@ -12,7 +12,7 @@ from compiler.ir.strided import Shape, Strided
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
 from compiler.kernels.base import Epilogue, Panels, Workload, declare_buffers, flat_axis, register_family
-from compiler.kernels.gemm_rows import Batch, Gemm, Source
+from compiler.kernels.gemm_operands import Batch, Gemm, Source
 from compiler.kernels.loops import pack_plain
 from compiler.target import Target
 
@@ -59,8 +59,7 @@ class MatMul:
             sizes[len(workload.inputs) - 1] = product(right.type.shape[:-2]) * gemm.k * gemm.vectors * gemm.lanes
         inputs, operands, out = declare_buffers(builder, workload, sizes)
         epilogue = Epilogue(builder, workload, operands, row_axes=range(workload.output.rank - 1))
-        prologue = None if workload.prologue is None else workload.prologue.element
-        g.GemmWriter(builder, gemm, schedule, workload.threads, (*inputs, out), epilogue, prologue).write()
+        g.GemmWriter(builder, gemm, schedule, workload.threads, (*inputs, out), epilogue).write()
         return builder.function()
 
     def flops(self, workload: Workload) -> Dim:
@@ -108,6 +107,7 @@ def _gemm(workload: Workload, lanes: int) -> Gemm:
         b_start=b.offset,
         b_row=None if right.constant else b.strides[-2],
         coordinates=coordinates,
+        prologue=None if workload.prologue is None else workload.prologue.element,
         sources=tuple(_source(s, steps, lanes) for s, steps in zip(sources, a_steps, strict=True)) if workload.prologue is not None else (),
     )
 

@@ -16,7 +16,7 @@ from compiler.ir.strided import Strided
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels import gemm as g
 from compiler.kernels.base import Epilogue, Workload, broadcast_strides, declare_buffers, flat_axis, physical_strides, register_family
-from compiler.kernels.gemm_rows import Batch, Gemm, Source
+from compiler.kernels.gemm_operands import Batch, Gemm, Source
 from compiler.kernels.loops import pack_plain
 from compiler.kernels.windows import window_pads
 from compiler.target import Target
@@ -65,8 +65,7 @@ class PointwiseConv:
         size = workload.int("group") * gemm.k * gemm.vectors * gemm.lanes
         inputs, operands, out = declare_buffers(builder, workload, {len(workload.inputs) - 1: size})
         epilogue = Epilogue(builder, workload, operands, row_axes=range(2, len(workload.output.physical_shape) - 1))
-        prologue = None if workload.prologue is None else workload.prologue.element
-        g.GemmWriter(builder, gemm, schedule, workload.threads, (*inputs, out), epilogue, prologue).write()
+        g.GemmWriter(builder, gemm, schedule, workload.threads, (*inputs, out), epilogue).write()
         return builder.function()
 
     def flops(self, workload: Workload) -> Dim:
@@ -105,8 +104,21 @@ def _gemm(workload: Workload) -> Gemm:
 
     a_row = (block if blocked else 1) if merged else steps[-1]
     sources = tuple(map(source, computed, flat))
-    dtype = workload.anchor.dtype
-    return Gemm(tuple(batches), inner, filters, channels, block, dtype, a_row, channel_block, lane, None, coordinates, sources).in_pieces()
+    return Gemm(
+        batches=tuple(batches),
+        m=inner,
+        n=filters,
+        k=channels,
+        lanes=block,
+        dtype=workload.anchor.dtype,
+        a_row=a_row,
+        a_block=channel_block,
+        a_lane=lane,
+        b_row=None,
+        coordinates=coordinates,
+        sources=sources,
+        prologue=None if workload.prologue is None else workload.prologue.element,
+    )
 
 
 def _pixel_steps(workload: Workload, strides: Sequence[Dim]) -> list[Dim]:
