@@ -13,6 +13,7 @@ from kernel_cases import run_everywhere
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Value
 from compiler.ir.intexpr import sym
+from compiler.ir.loop import Access
 from compiler.ir.scalar import Arg, Const, call, cast
 from compiler.ir.types import DType, TensorType
 from compiler.kernels import gemm_operands
@@ -176,3 +177,24 @@ def test_what_must_be_there_is_made(kind: str) -> None:
     found = groups(check(b.graph(results)))
     assert "mul exp conv" not in found
     assert any(ops.endswith("exp") for ops in found)
+
+
+@pytest.mark.parametrize(("pixels", "filters", "where"), [((28, 28), 24, "panel"), ((7, 7), 160, "rows"), ((sym("h"), sym("w")), 16, "panel")])
+def test_a_factor_goes_where_there_is_less_of_it(pixels: tuple[Any, ...], filters: int, where: str) -> None:
+    x, out = (TensorType(FLOAT, (1, channels, *pixels), 8) for channels in (32, filters))
+    inputs = (Operand(x), Operand(TensorType(FLOAT, (1, 32, 1, 1), 8)), Operand(TensorType(FLOAT, (filters, 32, 1, 1)), constant=True))
+    params = (("strides", (1, 1)), ("pads", (0,) * 4), ("dilations", (1, 1)), ("group", 1))
+    gated = Prologue(x, call("mul", Arg(0, FLOAT), Arg(1, FLOAT)), 2)
+    chosen, workload = family("pointwise_conv"), Workload("pointwise_conv", params, inputs, out, out, Arg(0, FLOAT), (), 2, gated)
+    function = chosen.build(workload, chosen.heuristic(workload, TARGET), TARGET, "kernel")
+    assert [buffer.name for buffer in function.buffers if buffer.access is Access.SCRATCH] == [where]
+
+
+def test_layers_whose_weights_are_read_once_are_shared() -> None:
+    """Each worker computes for itself what costs less than to wait for the others, not what reads many weights for one pixel."""
+    b = GraphBuilder("g", folding=False)
+    x = b.emit("relu", conv(b, b.input("x", f32(1, 3, 14, 14)), 240))
+    mean = b.emit("reduce", x, kind="sum", axes=(2, 3), keepdims=True)
+    gate = b.emit("sigmoid", conv(b, b.emit("relu", conv(b, mean, 120)), 240))
+    graph = b.graph([conv(b, b.emit("mul", x, gate), 240)])
+    assert groups(optimize(graph, TARGET, verify=True)[0]) == ["conv relu", "reduce", "conv relu", "conv sigmoid", "mul conv", "to_layout"]
