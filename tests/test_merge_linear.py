@@ -108,6 +108,17 @@ def test_values_read_elsewhere_are_computed_once() -> None:
     assert r.merged(r.conv(inner, 8, 8, 1, 1), inner) == {"conv": 2}
 
 
+def test_a_value_that_stays_is_not_computed_again_for_a_branch_that_goes() -> None:
+    """A 1 x 1 branch over the stem alone would be cheaper from the image, and costs nothing once it is a part of the 3 x 3 one beside it."""
+    r = Region(1, 3, 12, 12)
+    stem = r.conv(r.conv(r.conv(r.x, 6, 3, 1, 1), 48, 6, 3, 3), 24, 48, 1, 1)
+    stem = r.builder.emit("add", stem, r.conv(r.x, 24, 3, 1, 1))
+    wide = r.conv(r.conv(r.conv(stem, 48, 24, 1, 1), 48, 48, 3, 3), 24, 48, 1, 1)
+    block = r.builder.emit("add", wide, r.conv(stem, 24, 24, 1, 1))
+    gated = r.builder.emit("sigmoid", r.builder.emit("relu", stem))
+    assert r.merged(r.builder.emit("mul", r.builder.emit("relu", block), gated)) == {"conv": 2, "relu": 2, "sigmoid": 1, "mul": 1}
+
+
 def test_branches_add_up_before_what_they_read_is_moved_into_them() -> None:
     r = Region(1, 24, 28, 28)
     emit = r.builder.emit

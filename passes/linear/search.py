@@ -58,8 +58,9 @@ class Search:
         baseline = {value: self._forms[value] for value in self._order if value in self._forms}
         for value, form in baseline.items():  # before any move, which would otherwise be paid for by sums that its reader can do alone
             self._set(value, self._merged(form, value))
-        while sum(self._improve(value) for value in self._order if value in self._forms):
-            pass
+        for copies in (False, True):  # copies last: what they save may be nothing once values have gone into the one that reads them
+            while sum(self._improve(value, copies=copies) for value in self._order if value in self._forms):
+                pass
         return self._components(baseline)
 
     def blocked(self) -> list[tuple[tuple[Value, Value], str]]:
@@ -80,11 +81,12 @@ class Search:
             form = replace(insert(form, value, operand, inner, self._domain)[0], kept=kept)
             self._apply(_Move({value: form}, (operand,)))
 
-    def _improve(self, value: Value) -> bool:
-        """Make the best of the moves around value that make the whole cheaper."""
+    def _improve(self, value: Value, *, copies: bool) -> bool:
+        """Make the best of the moves around value that make the whole cheaper; without ``copies``, of those after which what is inserted is gone."""
         self._absorb(value)
         self._set(value, self._merged(self._forms[value], value))
-        gains = [(self._gain(move), move) for move in self._moves(value) if move.work <= self.work_left]
+        moves = [move for move in self._moves(value) if move.work <= self.work_left and (copies or self._is_last(move))]
+        gains = [(self._gain(move), move) for move in moves]
         gain, best = max(gains, key=lambda pair: pair[0], default=(0.0, None))
         if best is None or gain <= 0:
             return False
@@ -163,6 +165,10 @@ class Search:
             self._forms[value] = form
             for term in form.terms:
                 self._readers.setdefault(term.operand, {})[value] = None
+
+    def _is_last(self, move: _Move) -> bool:
+        """Whether no one reads what a move inserts after it."""
+        return all(operand not in self._outside and self._readers[operand].keys() <= move.forms.keys() for operand in move.inserted)
 
     def _is_own(self, operand: Value) -> bool:
         """Whether one linear value alone reads operand."""
