@@ -61,10 +61,10 @@ def every(graph: Graph) -> Iterator[Node]:
 class Net:
     """A network of 1 x 1 convolutions."""
 
-    def __init__(self, *size: Any) -> None:
+    def __init__(self, *size: Any, batch: int = 1) -> None:
         self.b = GraphBuilder("net", folding=False)
         self.rng = np.random.default_rng(0)
-        self.x = self.b.input("x", f32(1, 8, *(size or (20, 20))))
+        self.x = self.b.input("x", f32(batch, 8, *(size or (20, 20))))
 
     def chain(self, length: int, filters: int = 8) -> Value:
         """So many convolutions after one another: what no other branch computes, too."""
@@ -122,8 +122,9 @@ def test_an_output_is_made_in_place() -> None:
     assert joins(graph) == [2]
 
 
-def test_no_product_is_split_for_what_a_join_does() -> None:
-    net = Net(24, 24)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_product_is_split_for_what_a_join_does(batch: int) -> None:
+    net = Net(24, 24, batch=batch)
     graph = planned(net.graph(net.conv(net.concat(*map(net.chain, (1, 2, 3))), 8)))
     ops = [node.op for node in every(graph)]
     assert (ops.count("join"), ops.count("conv")) == (1, 7)

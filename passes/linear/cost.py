@@ -83,10 +83,9 @@ class Costs:
 
     def _is_join(self, node: Node) -> bool:
         """Whether the operands of a concatenation can be made where they lie in it: by kernels, for it alone, in whole vectors of channels."""
-        axis, values = node.attrs["axis"], node.present_inputs
-        before = node.output.type.shape[:axis] if isinstance(axis, int) else ()
-        apart = axis == 1 and any(_number(v.type.shape[1]) % _LANES for v in values[:-1])
-        return not apart and all(dim == 1 for dim in before) and all(v in self._takes_epilogue and self._is_own(v) for v in values)
+        values = node.present_inputs
+        apart = node.attrs["axis"] == 1 and any(_number(v.type.shape[1]) % _LANES for v in values[:-1])
+        return not apart and all(v in self._takes_epilogue and self._is_own(v) for v in values)
 
     @staticmethod
     def _heavy(term: Term, out: TensorType) -> float:
