@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import InternalError
-from compiler.ir.control import If, Loop, names, planned_sizes
+from compiler.ir.control import If, Loop, names, planned_places, planned_sizes
 from compiler.ir.graph import Constant, Graph, Node, Value
 from compiler.ir.intexpr import Dim, IntExpr, maximum, sym, symbols
 from compiler.ir.loop import Access, Function
@@ -99,15 +99,15 @@ class _Level:
         return None if constant is None else (constant, memory.offset)
 
     def make(self, node: Node) -> Iterator[Step]:
-        """Give a group's result its place; what must be done for that."""
-        value = node.output
-        offset, buffer, memory = node.attrs.get("offset"), node.attrs.get("dynamic"), self._memory[value]
-        if isinstance(offset, int | IntExpr):
-            self._places[memory.root] = Address(Space.ARENA, self._arena + offset - memory.offset)
-        elif isinstance(buffer, int):
-            self.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
-        if value in self._allocations:
-            yield self._allocations[value]
+        """Give a group's results their places; what must be done for that."""
+        for value, offset, buffer in zip(node.outputs, planned_places(node, "offset"), planned_places(node, "dynamic"), strict=True):
+            memory = self._memory[value]
+            if offset is not None:
+                self._places[memory.root] = Address(Space.ARENA, self._arena + offset - memory.offset)
+            elif isinstance(buffer, int):
+                self.hold(value, buffer, 0, Allocate(buffer, value.type.nbytes))
+            if value in self._allocations:
+                yield self._allocations[value]
 
     def hold(self, value: Value, buffer: int, offset: Dim, allocation: Step) -> None:
         """Put a value into a dynamic buffer, which ``allocation`` makes large enough."""
@@ -208,7 +208,7 @@ class _Writer:
             match node.op:
                 case "group":
                     yield from level.make(node)
-                    yield from self._call(level, self._selected[node], level.place(node.output), node.name)
+                    yield from self._call(level, self._selected[node], [*map(level.place, node.outputs)], node.name)
                 case "bind":
                     (source,) = node.present_inputs
                     yield Read(names(node), self._address(level, source), source.type.dtype)
@@ -283,7 +283,7 @@ class _Writer:
 
     def _copy(self, level: _Level, value: Value, to: Address, name: str) -> Iterator[Step]:
         group = copied(value, value in level.graph.constants, self._threads)
-        yield from self._call(level, Selected(family(group.families[0]), group), to, name)
+        yield from self._call(level, Selected(family(group.families[0]), group), [to], name)
 
     def _address(self, level: _Level, value: Value) -> Address:
         """Where a value is read from as it is; a constant, and a view of one, lies among the weights as its layout says."""
@@ -298,7 +298,7 @@ class _Writer:
 
     # -- kernels ------------------------------------------------------------------------------------------------
 
-    def _call(self, level: _Level, selected: Selected, to: Address, name: str) -> Iterator[Step]:
+    def _call(self, level: _Level, selected: Selected, to: Sequence[Address], name: str) -> Iterator[Step]:
         chosen, group = selected.family, selected.group
         reads: list[Address] = []
         parts: list[_Part] = []
@@ -310,16 +310,16 @@ class _Writer:
             reads += self._reads(level, each.family, workload, schedule, each.group.reads)
             parts.append(_Part(each.family.build, workload, schedule, each.group.made))
             flops = flops + each.family.flops(workload)
-            for type_ in (*(o.type for o in (*workload.inputs, *workload.operands)), workload.output):
+            for type_ in (*(o.type for o in (*workload.inputs, *workload.operands)), *workload.results):
                 nbytes = nbytes + type_.nbytes
         flops, nbytes = self._measure(flops), self._measure(nbytes)
         if isinstance(chosen, TextMaker):
             sizes = self._function(f"{chosen.name}_sizes", [replace(parts[-1], build=chosen.build_sizes)])
-            yield from self._kernel(sizes, (*reads, to), KernelCall(sizes, (), name, f"{chosen.name}_sizes", str(schedule), 0, nbytes))
+            yield from self._kernel(sizes, (*reads, *to), KernelCall(sizes, (), name, f"{chosen.name}_sizes", str(schedule), 0, nbytes))
             yield Allocate(self._texts(), sym(TEXTS), keep=True)
         number = self._function(chosen.name, parts)
         call = KernelCall(number, (), name, chosen.name, str(schedule), flops, nbytes, divisions=group.divisions)
-        yield from self._kernel(number, (*reads, to), call)
+        yield from self._kernel(number, (*reads, *to), call)
 
     def _tied(self, level: _Level, each: Selected) -> Workload:
         """A kernel's workload, on a table as another kernel packs it where it can read that."""

@@ -25,6 +25,7 @@ from passes.graph.inline_groups import InlineGroups
 from passes.graph.integer_products import IntegerProducts
 from passes.graph.join import JoinInPlace
 from passes.graph.layout import AssignLayout
+from passes.graph.merge_groups import MergeGroups
 from passes.graph.merge_linear import MergeLinear
 from passes.graph.order import OrderNodes
 from passes.graph.outputs import CopyOutputs
@@ -89,7 +90,7 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
         AssignLayout(target.lanes),
         CopyOutputs(),
         Group(fuse=opt_level >= 1),
-        *((OrderNodes(), JoinInPlace(), InlineGroups()) if opt_level >= 1 else ()),
+        *((OrderNodes(), JoinInPlace(), InlineGroups(), MergeGroups()) if opt_level >= 1 else ()),
         PlanMemory(effort=400_000 if opt_level == 3 else 50_000),
     )
 

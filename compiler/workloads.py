@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from compiler.errors import InternalError, UnsupportedError
 from compiler.ir.control import BRANCHING, CONTROL
-from compiler.ir.graph import Constant, Graph, Node, Value
+from compiler.ir.graph import Constant, Graph, Node, Value, ancestors
 from compiler.ir.intexpr import Dim, floordiv
 from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
@@ -20,7 +20,7 @@ from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, subs
 from compiler.ir.strided import strided_reads, through
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
 from compiler.ir.verify import computing, inner_nodes, is_elementwise, is_view
-from compiler.kernels.base import Family, Operand, Prologue, Workload, family
+from compiler.kernels.base import Family, Further, Operand, Prologue, Workload, family
 from compiler.target import Target
 
 
@@ -66,8 +66,8 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
     region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
     anchor = next((inner for inner in reversed(region.nodes) if not is_elementwise(inner)), None)
     brought = {} if anchor is None else strided_reads(anchor, computing(anchor, region.producers), region.producers)
-    before = _ancestors(region, () if anchor is None else anchor.present_inputs) - set(chain(*brought.values()))
-    behind = _ancestors(region, region.outputs, anchor)
+    before = ancestors(region, () if anchor is None else anchor.present_inputs) - set(chain(*brought.values()))
+    behind = ancestors(region, region.outputs, anchor)
     prologue, inputs = _prologue(region, anchor, before, held)
     computed = 0 if prologue is None else prologue.reads
     epilogue = _Expression(held, 1)
@@ -76,11 +76,11 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
     for inner in region.nodes:
         if inner in behind:
             epilogue.add(inner)
-    result = region.outputs[0].type
+    result, *others = (value.type for value in region.outputs)
     computes = anchor is not None and lookup(anchor.op).computes
-    stored = epilogue.elements[region.outputs[0]]
+    stored = [epilogue.elements[value] for value in region.outputs]
     extra = [Operand(_ranked(v.type, result.rank), v in held) for v in epilogue.operands]
-    if not isinstance(stored, Arg):
+    if not all(isinstance(element, Arg) for element in stored):
         extra = list(map(_unless_coded, extra))
     arrives = {1 + i: Arg(1 + i, operand.type.dtype) for i, operand in enumerate(extra)}
     first = result if anchor is None else anchor.output.type
@@ -91,20 +91,22 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
     operands = [_widened(operand) if computes else operand for operand in (Operand(v.type, v in held, views.get(v)) for v in inputs[computed:])]
     if prologue is not None:
         operands = [*(_unless_coded(Operand(_ranked(v.type, prologue.type.rank), v in held, views.get(v))) for v in inputs[:computed]), *operands]
+    element, *more = (widen(each, arrives) for each in stored)
     workload = Workload(
         family="",
         params=_params(anchor),
         inputs=tuple(operands),
         anchor=first,
         output=result,
-        epilogue=widen(stored, arrives),
+        epilogue=element,
         operands=tuple(extra),
         threads=threads,
         prologue=prologue,
         stored_strides=stored_strides,
+        further=tuple(map(Further, others, more)),
     )
-    dividing = {widened(divisor, arrives): epilogue.dividing[divisor] for divisor in reversed(divisors(stored))}
-    divisions = tuple(dividing[divisor] for divisor in divisors(workload.epilogue))
+    dividing = {widened(divisor, arrives): epilogue.dividing[divisor] for divisor in reversed(divisors(*stored))}
+    divisions = tuple(dividing[divisor] for divisor in divisors(*workload.elements))
     families = lookup((anchor or region.nodes[-1]).op).families
     starts = {v: nodes[0].present_inputs[0] for v, nodes in brought.items()}
     reads = tuple(sources[starts.get(v, v)] for v in (*inputs, *epilogue.operands))
@@ -162,18 +164,6 @@ class _Expression:
         return self.elements[value]
 
 
-def _ancestors(region: Graph, values: Iterable[Value], last: Node | None = None) -> set[Node]:
-    """The nodes of a group that compute values, but for ``last`` and those before it."""
-    found: set[Node] = set()
-    pending = [*values]
-    while pending:
-        node = region.producers.get(pending.pop())
-        if node is not None and node is not last and node not in found:
-            found.add(node)
-            pending += node.present_inputs
-    return found
-
-
 def _prologue(region: Graph, anchor: Node | None, before: set[Node], held: Mapping[Value, Constant]) -> tuple[Prologue | None, list[Value]]:
     """What an anchor's first operand is computed from and how, and what the kernel reads for its anchor."""
     if anchor is None or not before:
@@ -203,6 +193,7 @@ def _in_memory(workload: Workload) -> Workload:
         prologue=workload.prologue
         and replace(workload.prologue, type=workload.prologue.type.in_memory, element=_on_memory(workload.prologue.element)),
         operands=tuple(replace(operand, type=operand.type.in_memory) for operand in workload.operands),
+        further=tuple(Further(each.type.in_memory, _on_memory(each.element)) for each in workload.further),
     )
 
 
@@ -258,7 +249,7 @@ def select(graph: Graph, target: Target, threads: int) -> dict[Node, Selected]:
     found, missing = {}, []
     for around, node, places in _nodes(graph):
         if node.op == "group":
-            chosen = _selected(lower_group(node, around.constants, threads, places[node.output].strides), target)
+            chosen = _selected(lower_group(node, around.constants, threads, places[node.outputs[0]].strides), target)
             if chosen is None:
                 missing.append(_describe(node))
             else:

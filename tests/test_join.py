@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
+from compiler.ir.control import planned_places
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.interp import interpret
 from compiler.ir.intexpr import sym
@@ -205,10 +206,9 @@ def broken(graph: Graph, change: Any) -> Graph:
     """A planned graph in which the last operand of its join lies elsewhere."""
     join = next(node for node in graph.nodes if node.op == "join")
     moved = join.present_inputs[-1]
-    nodes: Sequence[Node] = [
-        replace(node, attrs={**node.attrs, "offset": change(node.attrs["offset"])}) if moved in node.outputs else node for node in graph.nodes
-    ]
-    return graph.with_(nodes=tuple(nodes))
+    maker = graph.producers[moved]
+    attrs = {**maker.attrs, "offset": tuple(map(change, planned_places(maker, "offset")))}
+    return graph.with_(nodes=tuple(replace(node, attrs=attrs) if node is maker else node for node in graph.nodes))
 
 
 def test_the_verifier_knows_where_operands_must_lie() -> None:

@@ -134,12 +134,12 @@ def test_all_unsupported_nodes_are_listed() -> None:
 
 def test_kernels_are_told_apart_by_their_constants_bits() -> None:
     b = GraphBuilder("g", folding=False)
-    x, y = b.input("x", f32(4)), b.input("y", f32(4))
-    results = [b.emit("mul", v, b.constant(np.array(number, np.float32))) for v, number in ((x, 0.0), (x, -0.0), (x, np.nan), (y, np.nan))]
+    numbers = {"x": 0.0, "y": -0.0, "z": np.nan, "w": np.nan}
+    results = [b.emit("mul", b.input(name, f32(4)), b.constant(np.array(number, np.float32))) for name, number in numbers.items()]
     planned, _ = optimize(b.graph([b.emit("neg", result) for result in results]), TARGET)
     program = lower(planned, TARGET, threads=1)
     assert len(program.functions) == len({f.name for f in program.functions}) == 3
-    zero, minus, *_ = run_program(program, {"x": np.ones(4, np.float32), "y": np.ones(4, np.float32)}).values()
+    zero, minus, *_ = run_program(program, {name: np.ones(4, np.float32) for name in numbers}).values()
     assert np.signbit(zero).all()
     assert not np.signbit(minus).any()
 

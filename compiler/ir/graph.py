@@ -6,7 +6,7 @@ A graph's text form is in ``printer`` and ``parser``, its rules are in ``verify`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Union
@@ -132,6 +132,18 @@ def reads(node: Node) -> Iterator[Value]:
     yield from node.present_inputs
     for region in node.regions:
         yield from captured(region)
+
+
+def ancestors(graph: Graph, values: Iterable[Value], last: Node | None = None) -> set[Node]:
+    """The nodes of a graph that compute values, but for ``last`` and those before it."""
+    found: set[Node] = set()
+    pending = [*values]
+    while pending:
+        node = graph.producers.get(pending.pop())
+        if node is not None and node is not last and node not in found:
+            found.add(node)
+            pending += node.present_inputs
+    return found
 
 
 def captured(region: Graph) -> Iterator[Value]:

@@ -22,11 +22,12 @@ class Link:
 def chained(name: str, links: Sequence[Link]) -> Function:
     """The function that does what links do, in order.
 
-    Its buffers are those that links read from outside, link by link, the one that the last writes, and what further ones they have; what
-    the others write is scratch. Only the last may have params, or report.
+    Its buffers are those that links read from outside, link by link, those that the last writes, and what further ones they have; what
+    the others write, one buffer each, is scratch. Only the last may have params, or report.
     """
-    results = [_result(link.function) for link in links]
+    results = [_result(link.function) for link in links[:-1]]
     read: list[Buffer] = []
+    written: list[Buffer] = []
     further: list[Buffer] = []
     body: list[Stmt] = []
     regs = 0
@@ -43,7 +44,7 @@ def chained(name: str, links: Sequence[Link]) -> Function:
             if buffer.access is Access.READ:
                 read.append(own)
             elif buffer.access is Access.WRITE:
-                further.insert(0, own) if last else further.append(replace(own, access=Access.SCRATCH))
+                written.append(own) if last else further.append(replace(own, access=Access.SCRATCH))
             elif last or buffer.access is Access.SCRATCH:
                 further.append(own)
             else:
@@ -51,7 +52,7 @@ def chained(name: str, links: Sequence[Link]) -> Function:
         copier = _Copier(regs, {} if last else {var: f"{var}{tail}" for var in _bound(link.function.body)}, places, serial=not last)
         body += copier.block(link.function.body)
         regs = copier.highest
-    return Function(name, (*read, *further), tuple(body), links[-1].function.params)
+    return Function(name, (*read, *written, *further), tuple(body), links[-1].function.params)
 
 
 def _result(function: Function) -> Buffer:

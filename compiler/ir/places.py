@@ -134,8 +134,12 @@ def _is_made_there(graph: Graph, root: Value, join: Node) -> bool:
 
 
 def stores_strided(node: Node) -> bool:
-    """Whether a node is a group whose kernels can store its result in strides."""
-    return node.op == "group" and all(inner.op == "group" or lookup(inner.op).takes_epilogue for inner in node.regions[0].nodes)
+    """Whether a node is a group of one result whose kernels can store it in strides."""
+    return (
+        node.op == "group"
+        and len(node.outputs) == 1
+        and all(inner.op == "group" or lookup(inner.op).takes_epilogue for inner in node.regions[0].nodes)
+    )
 
 
 def _within(place: Place, held: Mapping[Value, Place], value: Value) -> Place:

@@ -224,19 +224,19 @@ def rebuilt(expr: Scalar, rule: Callable[[Scalar], Scalar]) -> Scalar:
     return made[expr]
 
 
-def leaves(expr: Scalar) -> list[Arg]:
-    """The operands that expr reads, left to right."""
-    return [part for part in parts(expr) if isinstance(part, Arg)]
+def leaves(*exprs: Scalar) -> list[Arg]:
+    """The operands that exprs read, left to right."""
+    return [part for part in parts(*exprs) if isinstance(part, Arg)]
 
 
-def calls(expr: Scalar) -> list[Call]:
-    """The functions that expr applies, each behind those whose results it takes."""
-    return [part for part in parts(expr) if isinstance(part, Call)]
+def calls(*exprs: Scalar) -> list[Call]:
+    """The functions that exprs apply, each behind those whose results it takes."""
+    return [part for part in parts(*exprs) if isinstance(part, Call)]
 
 
-def divisors(expr: Scalar) -> list[Call]:
-    """Every different ``nonzero`` in expr, left to right."""
-    return [part for part in calls(expr) if part.fn == _NONZERO]
+def divisors(*exprs: Scalar) -> list[Call]:
+    """Every different ``nonzero`` in exprs, left to right."""
+    return [part for part in calls(*exprs) if part.fn == _NONZERO]
 
 
 def unchecked(expr: Scalar, which: Callable[[Scalar], bool] = lambda _: True) -> Scalar:

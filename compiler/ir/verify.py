@@ -17,15 +17,15 @@ canonical: every value is row-major; there are no ``to_layout`` and no ``group``
 laid out, and inside groups later: the layouts of a node's operands and result are among ``Op.layouts``.
 
 grouped: the nodes are groups, views, joins, whose operands are made where they lie in the result, and control flow. A group has one region, whose
-inputs and outputs have the types of the group's own; one output;
-and in the region at most one node that is not elementwise, its anchor, apart from nodes that bring what the anchor
-reads into order (``strided_reads``) and inner groups of known sizes, which have none in theirs, and views of what
-these make, of the same element type (``inner_nodes``).
+inputs and outputs have the types of the group's own; and in the region at most one node that is not elementwise, its anchor, apart from nodes that
+bring what the anchor reads into order (``strided_reads``) and inner groups of known sizes, which have one output and no inner groups, and views of
+what these make, of the same element type (``inner_nodes``). Its outputs are of one shape and layout, and nothing that makes one comes before its
+anchor.
 
-planned: as grouped, and ``arena_bytes`` is set. A group's output has an ``offset``, a multiple of 64 (or where a join holds it) with the value
-inside the arena, or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node that
-makes it to the last one that reads it, a view of it or a join that holds it. The one exception is a group whose attribute ``in_place`` numbers
-the operand it writes over.
+planned: as grouped, and ``arena_bytes`` is set. Every output of a group has an entry in ``offset``, a multiple of 64 (or where a join holds it) with
+the value inside the arena, or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node
+that makes it to the last one that reads it, a view of it or a join that holds it. The one exception is an output of a group over the operand
+that its entry in ``in_place`` numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from enum import Enum
 
 from compiler.errors import InternalError, UnsupportedForm
 from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, own_symbols, planned_sizes, type_symbols, verify_branching
-from compiler.ir.graph import Graph, Node, Value, captured
+from compiler.ir.graph import Graph, Node, Value, ancestors, captured
 from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, lookup
 from compiler.ir.places import held_starts, unfit_joins, view_offset
@@ -207,13 +207,15 @@ class _Verifier:
         self._names = names
 
     def _group(self, node: Node, symbols_: set[str], where: str) -> None:
-        if len(node.regions) != 1 or len(node.outputs) != 1 or None in node.inputs:
-            raise InternalError("a group has one region, one output and no absent inputs", where=where)
+        if len(node.regions) != 1 or not node.outputs or None in node.inputs:
+            raise InternalError("a group has one region, outputs and no absent inputs", where=where)
         (region,) = node.regions
         if [v.type for v in region.inputs] != [v.type for v in node.present_inputs]:
             raise InternalError("the region's inputs are not of the types of the group's", where=where)
         if [v.type for v in region.outputs] != [v.type for v in node.outputs]:
-            raise InternalError("the region's output is not of the type of the group's", where=where)
+            raise InternalError("the region's outputs are not of the types of the group's", where=where)
+        if len({(v.type.shape, v.type.block) for v in node.outputs}) > 1:
+            raise InternalError("the outputs are of more than one shape or layout", where=where)
         free = next(captured(region), None)
         if free is not None:
             raise InternalError(f"the region reads %{free.name} from outside", where=where)
@@ -227,7 +229,13 @@ class _Verifier:
             brought = {inner for nodes in reads.values() for inner in nodes}
             if not brought.issuperset(anchors[:-1]):
                 raise InternalError(f"the region has more than one anchor: {', '.join(inner.op for inner in anchors)}", where=where)
+        ahead = ancestors(region, anchors[-1].present_inputs) if anchors else set()
+        early = next((value for value in region.outputs if value not in region.producers or region.producers[value] in ahead), None)
+        if early is not None:
+            raise InternalError(f"output %{early.name} of the region is there before its anchor", where=where)
         for inner in before:
+            if len(inner.outputs) != 1:
+                raise InternalError("an inner group has one output", where=where)
             types = [value.type for value in (*inner.present_inputs, inner.output)]
             if not all(type_.is_static for type_ in types):
                 raise InternalError(f"%{inner.output.name} of an inner group is of a size that only a run knows", where=where)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from compiler.errors import InternalError
-from compiler.ir.control import BRANCHING, planned_sizes, type_symbols
-from compiler.ir.graph import Graph, Node, Value
+from compiler.ir.control import BRANCHING, planned_places, planned_sizes, type_symbols
+from compiler.ir.graph import Attr, Graph, Node, Value
 from compiler.ir.intexpr import IntExpr, evaluate, symbols
 from compiler.ir.places import memory_places
 from compiler.ir.printer import print_node
@@ -63,10 +63,9 @@ class _Level:
         highest = 0
         for step, node in enumerate(self._graph.nodes):
             place = f"{self._where}, node {print_node(node)}"
-            over = node.attrs.get("in_place")
-            written_over = self._places[node.present_inputs[over]].root if isinstance(over, int) else None
             live = [entry for entry in live if entry[0] >= step]
-            for begin, end, value in self._taken(node, outside, place):
+            for begin, end, value, over in self._taken(node, outside, place):
+                written_over = None if over is None else self._places[node.present_inputs[over]].root
                 for last_read, other_begin, other_end, other in live:
                     allowed = other is not None and other is written_over and last_read == step and begin == other_begin
                     if begin < other_end and other_begin < end and not allowed:
@@ -76,24 +75,25 @@ class _Level:
                 highest = max(highest, end)
         return highest
 
-    def _taken(self, node: Node, outside: set[Value], place: str) -> Iterator[tuple[int, int, Value | None]]:
-        """The arena that a node is the first to take: for what its result lies in, or for its regions."""
+    def _taken(self, node: Node, outside: set[Value], place: str) -> Iterator[tuple[int, int, Value | None, int | None]]:
+        """The arena that a node is the first to take: for what its results lie in, and the operands these are written over, or for its regions."""
         if node.op in BRANCHING:
-            begin = self._offset(node, place)
-            yield _aligned(begin, place), begin + max(_Level(region, self._sizes, place).end() for region in node.regions), None
-        elif node.op == "group" and "dynamic" not in node.attrs:
-            lies = self._places[node.output]
-            if "offset" not in node.attrs and lies.root in outside:
-                return
-            begin = _aligned(self._offset(node, place) - _size(lies.offset, self._sizes, place), place)
-            if lies.root not in self._begins:
-                yield begin, begin + _size(lies.root.type.nbytes, self._sizes, place), lies.root
-            elif self._begins[lies.root] != begin:
-                raise InternalError(f"%{lies.root.name}'s operands are not at their places in it, of which one begins at {begin}", where=place)
-            self._begins[lies.root] = begin
+            begin = _aligned(self._offset(node.attrs.get("offset"), place), place)
+            yield begin, begin + max(_Level(region, self._sizes, place).end() for region in node.regions), None, None
+        elif node.op == "group":
+            planned = (planned_places(node, name, place) for name in ("offset", "dynamic", "in_place"))
+            for value, offset, buffer, over in zip(node.outputs, *planned, strict=True):
+                lies = self._places[value]
+                if buffer is not None or (offset is None and lies.root in outside):
+                    continue
+                begin = _aligned(self._offset(offset, place) - _size(lies.offset, self._sizes, place), place)
+                if lies.root not in self._begins:
+                    yield begin, begin + _size(lies.root.type.nbytes, self._sizes, place), lies.root, over if isinstance(over, int) else None
+                elif self._begins[lies.root] != begin:
+                    raise InternalError(f"%{lies.root.name}'s operands are not at their places in it, of which one begins at {begin}", where=place)
+                self._begins[lies.root] = begin
 
-    def _offset(self, node: Node, place: str) -> int:
-        given = node.attrs.get("offset")
+    def _offset(self, given: Attr, place: str) -> int:
         if not isinstance(given, int | IntExpr):
             raise InternalError(f"offset {given!r} is not a number of bytes", where=place)
         return evaluate(given, self._sizes)

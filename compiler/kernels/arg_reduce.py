@@ -54,7 +54,7 @@ class ArgReduce:
         loops = reduced_axes(workload, (workload.int("axis"),))
         searched = loops.reduced[0]
         *outer, last = loops.kept if loops.lanes_kept else (*loops.kept, Axis(1, -1, strides=(0,)))
-        lanes = vector_lanes(target, [x.dtype, DType.INT64, *expression_dtypes(workload.epilogue)], last.extent)
+        lanes = vector_lanes(target, [x.dtype, DType.INT64, *expression_dtypes(*workload.elements)], last.extent)
         dtype = compute_dtype(x.dtype)
         better = _Better(b, workload)
 

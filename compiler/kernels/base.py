@@ -3,8 +3,8 @@
 A ``Workload`` is everything a kernel depends on, canonical and hashable: it is the key of schedule choice, tuning records,
 kernel de-duplication and the cache. A family's ``Schedule`` is a frozen dataclass whose fields are its search space.
 
-A built function's buffers are, in order: one for each ``Workload.inputs``, one for each ``Workload.operands`` and the output. Then, in any
-order, those it declares for itself: scratch, the status, the texts and their end (``Access``).
+A built function's buffers are, in order: one for each ``Workload.inputs``, one for each ``Workload.operands`` and one for each
+``Workload.results``. Then, in any order, those it declares for itself: scratch, the status, the texts and their end (``Access``).
 Inputs and operands that are constants arrive as ``pack`` laid them out; everything else as its type's ``physical_shape``, row-major.
 """
 
@@ -73,14 +73,24 @@ class Prologue:
 
 
 @dataclass(frozen=True)
+class Further:
+    """A further result of a kernel, of the shape and layout of its output: its type, and the element stored where the output's is, in the
+    operands of ``Workload.epilogue``."""
+
+    type: TensorType
+    element: Scalar
+
+
+@dataclass(frozen=True)
 class Workload:
     """A fused kernel to be built.
 
     ``params`` are the anchor op's attributes. ``epilogue`` gives the stored element from ``Arg(0)``, the anchor's result, and
     ``Arg(1 + i)``, the element of ``operands[i]``, whose shapes broadcast to the output's (numpy's rules, equal rank).
-    ``anchor`` is the type of the anchor's own result: the output's shape and layout, perhaps another dtype. With a ``prologue``, which the op
-    must allow (``Op.takes_prologue``), ``inputs`` begin with what its first operand is computed from. Where there are ``stored_strides``, the
-    output's elements are so far apart along its physical axes in what the kernel writes; otherwise they lie as its type says.
+    ``further`` is what is stored of each element beside. ``anchor`` is the type of the anchor's own result: the output's shape and layout,
+    perhaps another dtype. With a ``prologue``, which the op must allow (``Op.takes_prologue``), ``inputs`` begin with what its first operand is
+    computed from. Where there are ``stored_strides``, the output, which then is all that is stored, has its elements so far apart along its physical
+    axes in what the kernel writes; otherwise they lie as its type says.
     """
 
     family: str
@@ -93,6 +103,17 @@ class Workload:
     threads: int = 1
     prologue: Prologue | None = None
     stored_strides: tuple[Dim, ...] | None = None
+    further: tuple[Further, ...] = ()
+
+    @property
+    def results(self) -> tuple[TensorType, ...]:
+        """The types of all that is stored, the output first."""
+        return (self.output, *(result.type for result in self.further))
+
+    @property
+    def elements(self) -> tuple[Scalar, ...]:
+        """The elements of ``results``."""
+        return (self.epilogue, *(result.element for result in self.further))
 
     @property
     def x(self) -> TensorType:
@@ -156,8 +177,8 @@ class Workload:
 
     @property
     def stores_plainly(self) -> bool:
-        """Whether the anchor's result is stored as it is, all together."""
-        return self.epilogue == Arg(0, self.anchor.dtype) and self.stored_strides is None
+        """Whether the anchor's result is stored as it is, all together, and nothing else."""
+        return self.elements == (Arg(0, self.anchor.dtype),) and self.stored_strides is None
 
 
 class Family(Protocol):
@@ -278,26 +299,27 @@ def pack_operands(workload: Workload, constants: Sequence[Array | None]) -> list
 
 
 class Epilogue:
-    """Inlines a workload's epilogue: call ``apply`` with the anchor's result and where it goes.
+    """Inlines a workload's epilogue: call ``store`` with the anchor's result and where it goes.
 
-    ``buffers`` are those of ``workload.operands``, in order. ``row_axes`` are the physical output axes along which a builder's
-    accumulators differ in one tile; when the epilogue begins by adding an operand that does not vary along them (a bias), ``initial``
-    gives it as the accumulators' start and the addition is dropped. Without ``row_axes`` nothing is folded.
+    ``buffers`` are those of ``workload.operands``, then those of ``workload.further``, in order. ``row_axes`` are the physical output axes along
+    which a builder's accumulators differ in one tile; when the epilogue begins by adding an operand that does not vary along them (a bias),
+    ``initial`` gives it as the accumulators' start and the addition is dropped. Without ``row_axes`` nothing is folded.
     """
 
     def __init__(self, builder: LoopBuilder, workload: Workload, buffers: Sequence[Buffer], row_axes: Sequence[int] = ()) -> None:
         self._builder = builder
         self._workload = workload
-        self._buffers = tuple(buffers)
+        self._buffers = tuple(buffers[: len(workload.operands)])
+        self._further = tuple(buffers[len(workload.operands) :])
         self._strides = [broadcast_strides(o.type, workload.output) for o in workload.operands]
         self._output_strides = workload.output_strides
-        self._expr = workload.epilogue
+        self._exprs = workload.elements
         self._bias: int | None = None
         if row_axes:
             self._fold_bias([axis % len(self._output_strides) for axis in row_axes])
-        self._divisors = [unchecked(divisor) for divisor in divisors(self._expr)]
-        self._expr = unchecked(self._expr)
-        self._used = {leaf.index for leaf in leaves(self._expr)}
+        self._divisors = [unchecked(divisor) for divisor in divisors(*self._exprs)]
+        self._exprs = tuple(map(unchecked, self._exprs))
+        self._used = {leaf.index for leaf in leaves(*self._exprs)}
 
     @property
     def padded(self) -> bool:
@@ -313,20 +335,6 @@ class Epilogue:
             zero = loads[type_] = self._builder.const(0, type_)
         return zero
 
-    def apply(self, value: Reg, coordinates: Sequence[Dim], count: Dim | None = None, loads: dict[object, Reg] | None = None, axis: int = -1) -> Reg:
-        """The element(s) to store for ``value`` at physical output coordinates; its lanes run along physical axis ``axis``.
-
-        An integer divisor that is zero in a lane in use is reported, and divides as if it were one.
-        """
-        if isinstance(self._expr, Arg) and self._expr.index == 0:
-            return value
-        known = {} if loads is None else loads
-        lanes = value.type.lanes
-        operands = (self._operand(n, coordinates, lanes, count, known, axis) if n + 1 in self._used else value for n in range(len(self._buffers)))
-        result, *found = self._builder.scalars((self._expr, *self._divisors), [value, *operands])
-        self._check_divisors(found, coordinates, lanes if count is None else count, axis)
-        return result
-
     def store(
         self,
         out: Buffer,
@@ -336,10 +344,19 @@ class Epilogue:
         loads: dict[object, Reg] | None = None,
         axis: int = -1,
     ) -> None:
-        """Apply the epilogue and store at the output's coordinates, lanes along physical axis ``axis``."""
-        stored = self.apply(value, coordinates, count, loads, axis)
+        """Store what is to be stored for ``value`` at physical output coordinates, lanes along physical axis ``axis``: in ``out`` and in the
+        buffers of further results.
+
+        An integer divisor that is zero in a lane in use is reported, and divides as if it were one.
+        """
+        known = {} if loads is None else loads
+        lanes = value.type.lanes
+        operands = (self._operand(n, coordinates, lanes, count, known, axis) if n + 1 in self._used else value for n in range(len(self._buffers)))
+        found = self._builder.scalars((*self._exprs, *self._divisors), [value, *operands])
+        self._check_divisors(found[len(self._exprs) :], coordinates, lanes if count is None else count, axis)
         index, stride = self.at(coordinates, axis)
-        self._builder.store(out, index, stored, stride=stride, count=count)
+        for buffer, stored in zip((out, *self._further), found, strict=False):
+            self._builder.store(buffer, index, stored, stride=stride, count=count)
 
     def at(self, coordinates: Sequence[Dim], axis: int = -1) -> tuple[Dim, Dim]:
         """The element of the output's memory at its coordinates, and the distance of two lanes along physical axis ``axis``."""
@@ -387,30 +404,33 @@ class Epilogue:
         return left if axis % len(coordinates) == len(coordinates) - 1 else left * lanes
 
     def _fold_bias(self, row_axes: Sequence[int]) -> None:
-        total = _sum_with_anchor(self._expr)
+        total = _sum_with_anchor(self._exprs)
         if total is None:
             return
         other = next(a for a in total.args if isinstance(a, Arg) and a.index != 0)
         number = other.index - 1
         if other.dtype is self._workload.anchor.dtype and all(self._strides[number][axis] == 0 for axis in row_axes):
             self._bias = number
-            self._expr = rebuilt(self._expr, lambda part: Arg(0, part.dtype) if part == total else part)
+            self._exprs = tuple(rebuilt(expr, lambda part: Arg(0, part.dtype) if part == total else part) for expr in self._exprs)
 
 
-def _sum_with_anchor(expr: Scalar) -> Call | None:
+def _sum_with_anchor(exprs: Sequence[Scalar]) -> Call | None:
     """The ``add`` of Arg(0) and another operand, if that is all that reads Arg(0)."""
-    readers = [call for call in calls(expr) for arg in call.args if isinstance(arg, Arg) and arg.index == 0]
-    found = readers[0] if len(readers) == 1 else None
+    readers = [call for call in calls(*exprs) for arg in call.args if isinstance(arg, Arg) and arg.index == 0]
+    alone = len(readers) == 1 and not any(isinstance(expr, Arg) and expr.index == 0 for expr in exprs)
+    found = readers[0] if alone else None
     return found if found is not None and found.fn == "add" and all(isinstance(arg, Arg) for arg in found.args) else None
 
 
 def declare_buffers(builder: LoopBuilder, workload: Workload, packed: Mapping[int, Dim] | None = None) -> tuple[list[Buffer], list[Buffer], Buffer]:
-    """The buffers of a kernel in their fixed order: inputs, epilogue operands, output. ``packed`` gives sizes of packed inputs, by number.
+    """The buffers of a kernel: inputs, what its epilogue reads and, behind that, stores beside the output, and the output.
 
-    The names of its integer params are reserved.
+    ``packed`` gives sizes of packed inputs, by number. The names of the kernel's integer params are reserved.
     """
     builder.reserve(workload.symbols)
     sizes = packed or {}
     inputs = [builder.buffer(f"in{i}", operand.type.dtype, sizes.get(i, operand.elements), Access.READ) for i, operand in enumerate(workload.inputs)]
     operands = [builder.buffer(f"ep{i}", operand.type.dtype, operand.type.elements, Access.READ) for i, operand in enumerate(workload.operands)]
-    return inputs, operands, builder.buffer("out", workload.output.dtype, workload.output_elements, Access.WRITE)
+    out = builder.buffer("out", workload.output.dtype, workload.output_elements, Access.WRITE)
+    further = [builder.buffer(f"out{i}", type_.dtype, type_.elements, Access.WRITE) for i, type_ in enumerate(workload.results) if i > 0]
+    return inputs, [*operands, *further], out

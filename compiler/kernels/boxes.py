@@ -62,7 +62,7 @@ class BoxWriter:
         self._vectors = vectors
         self._epilogue = Epilogue(b, workload, operands)
         self._tables = [workload.output_strides, *(broadcast_strides(o.type, workload.output) for o in workload.operands)]
-        self._dtypes = [workload.anchor.dtype, *expression_dtypes(workload.epilogue)]
+        self._dtypes = [workload.anchor.dtype, *expression_dtypes(*workload.elements)]
 
     def write(self, box: Box) -> None:
         """Emit the loops of one box."""

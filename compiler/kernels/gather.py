@@ -88,7 +88,7 @@ class Gather:
         slices, which, inner = _axes(workload)
         extents = [axis.extent for axis in (*slices, *which)]
         origin = (0,) * len(workload.output.physical_shape)
-        lanes = vector_lanes(target, [data.dtype, *expression_dtypes(workload.epilogue)], inner[-1].extent)
+        lanes = vector_lanes(target, [data.dtype, *expression_dtypes(*workload.elements)], inner[-1].extent)
         with parallel_nest(b, extents, workload.threads) as at:
             chosen = b.cast(b.load(indices, offset(which, at[len(slices) :])), DType.INT64)
             wrapped = bounds.wrapped(chosen)
@@ -114,7 +114,7 @@ class Gather:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.elements * len(calls(workload.epilogue))
+        return workload.output.elements * len(calls(*workload.elements))
 
 
 def _axes(workload: Workload) -> tuple[tuple[Axis, ...], tuple[Axis, ...], tuple[Axis, ...]]:

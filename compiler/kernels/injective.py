@@ -42,7 +42,7 @@ class Injective:
         return mapped and all(_follows(o.type, workload.output) for o in workload.operands)
 
     def heuristic(self, workload: Workload, target: Target) -> InjectiveSchedule:
-        return InjectiveSchedule(4 if len(calls(workload.epilogue)) <= _CHEAP_CALLS else 2)
+        return InjectiveSchedule(4 if len(calls(*workload.elements)) <= _CHEAP_CALLS else 2)
 
     def space(self, workload: Workload, target: Target) -> Sequence[InjectiveSchedule]:
         first = self.heuristic(workload, target)
@@ -69,7 +69,7 @@ class Injective:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.with_block(1).elements * len(calls(workload.epilogue))
+        return workload.output.with_block(1).elements * len(calls(*workload.elements))
 
 
 def _follows(operand: TensorType, output: TensorType) -> bool:

@@ -44,7 +44,7 @@ class Iota:
         _, operands, out = declare_buffers(b, workload)
         epilogue = Epilogue(b, workload, operands)
         (length,) = workload.output.shape
-        lanes = vector_lanes(target, [DType.INT64, *expression_dtypes(workload.epilogue)], length)
+        lanes = vector_lanes(target, [DType.INT64, *expression_dtypes(*workload.elements)], length)
         order = VecType(DType.INT64, lanes)
 
         def write(chunks: list[Chunk]) -> None:
@@ -56,7 +56,7 @@ class Iota:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.elements * len(calls(workload.epilogue))
+        return workload.output.elements * len(calls(*workload.elements))
 
 
 register_family(Iota())

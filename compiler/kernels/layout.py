@@ -54,7 +54,7 @@ class Layout:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.with_block(1).elements * len(calls(workload.epilogue))
+        return workload.output.with_block(1).elements * len(calls(*workload.elements))
 
 
 def _same(type_: TensorType) -> Region:

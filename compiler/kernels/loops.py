@@ -39,9 +39,9 @@ def fewer(most: int, extent: Dim, size: int = 1) -> int:
     return min(most, -(-extent // size)) if isinstance(extent, int) else most
 
 
-def expression_dtypes(expr: Scalar) -> set[DType]:
+def expression_dtypes(*exprs: Scalar) -> set[DType]:
     """The types of all sub-expressions."""
-    return {part.dtype for part in parts(expr)}
+    return {part.dtype for part in parts(*exprs)}
 
 
 def pack_plain(workload: Workload, constants: Sequence[Array | None]) -> list[Array | None]:

@@ -136,7 +136,7 @@ class _Writer:
         self._rows = rows = _rows(workload)
         self._summed = [collapse([replace(axis, strides=axis.strides[:1]) for axis in part.axes]) or (_ONE,) for part in rows.parts]
         innermost = (rows.kept if rows.lanes_kept else self._summed[0])[-1].extent
-        self._lanes = vector_lanes(target, [*element_dtypes(workload), *expression_dtypes(workload.epilogue)], innermost)
+        self._lanes = vector_lanes(target, [*element_dtypes(workload), *expression_dtypes(*workload.elements)], innermost)
         self._step = 1 if rows.lanes_kept else self._lanes
         if rows.lanes_kept:
             self._members = fewer(schedule.vectors, innermost, self._lanes)

@@ -47,7 +47,7 @@ class _Groups:
         self._blocks = -(-channels // self._block)
         self._section = min(lcm(self._width, self._block), self._blocks * self._block)
         self.sections = -(-channels // self._section)
-        self._lanes = vector_lanes(target, [*element_dtypes(workload), *expression_dtypes(workload.epilogue)], self._block)
+        self._lanes = vector_lanes(target, [*element_dtypes(workload), *expression_dtypes(*workload.elements)], self._block)
         self._unroll = fewer(schedule.vectors, product(positions))
         chain = product(positions) if self._unroll == 1 else floordiv(product(positions), self._unroll) + 1
         self._moments = Moments(b, workload, chain + self._width)

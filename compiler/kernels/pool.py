@@ -79,7 +79,7 @@ class Pool:
         if workload.output.elements != 0:
             writer = _PoolWriter(b, workload, (x, out), Epilogue(b, workload, operands))
             if workload.output.block == 1:
-                dtypes = [x.dtype, writer.fold.dtype, *expression_dtypes(workload.epilogue)]
+                dtypes = [x.dtype, writer.fold.dtype, *expression_dtypes(*workload.elements)]
                 writer.row_major(vector_lanes(target, dtypes, workload.output.shape[-1]), schedule.tile)
             else:
                 writer.blocked(schedule.tile)

@@ -133,7 +133,7 @@ class _ReduceWriter:
         self._epilogue = epilogue
         self._kind = str(workload.attrs["kind"])
         prologue = () if workload.prologue is None else expression_dtypes(workload.prologue.element)
-        self._dtypes = [workload.x.dtype, *prologue, *expression_dtypes(workload.epilogue)]
+        self._dtypes = [workload.x.dtype, *prologue, *expression_dtypes(*workload.elements)]
         self._elements = product([axis.extent for axis in loops.reduced])
         self._origin = (0,) * len(workload.output.physical_shape)
 

@@ -86,7 +86,7 @@ class _Writer:
         *outer, between, last = (1, 1, *self._workload.output.physical_shape)
         shift = 2
         single = len(outer) + 1 - shift in self._tables
-        dtypes = [self._x.dtype, self._dtype, *expression_dtypes(self._workload.epilogue)]
+        dtypes = [self._x.dtype, self._dtype, *expression_dtypes(*self._workload.elements)]
         lanes = 1 if single else vector_lanes(target, dtypes, last)
         with parallel_nest(self._b, outer, self._workload.threads) as at:
             taps = [self._taps(axis - shift, index) for axis, index in enumerate(at)]

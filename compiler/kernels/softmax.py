@@ -46,7 +46,7 @@ class Softmax(RowFamily):
         axes = axes_of(workload)
         outer, along, inner = collapse(axes[:axis]), axes[axis], collapse(axes[axis + 1 :])
         writer = _SoftmaxWriter(b, workload, (x, out), Epilogue(b, workload, operands), along)
-        dtypes = [x.dtype, writer.dtype, *expression_dtypes(workload.epilogue)]
+        dtypes = [x.dtype, writer.dtype, *expression_dtypes(*workload.elements)]
         threads = workload.threads
         if inner:
             rest, last = (*outer, *inner[:-1]), inner[-1]

@@ -65,7 +65,7 @@ class WrapIndex:
             return b.function()
         epilogue, bounds = Epilogue(b, workload, operands), Bounds(b, size, axis)
         *outer, last = collapse(axes_of(workload)) or (Axis(1, -1, strides=(0,)),)
-        lanes = vector_lanes(target, [DType.INT64, *expression_dtypes(workload.epilogue)], last.extent)
+        lanes = vector_lanes(target, [DType.INT64, *expression_dtypes(*workload.elements)], last.extent)
         origin = (0,) * workload.output.rank
 
         def convert(at: Sequence[Dim], chunks: list[Chunk]) -> None:
@@ -86,7 +86,7 @@ class WrapIndex:
         return b.function()
 
     def flops(self, workload: Workload) -> Dim:
-        return workload.output.elements * len(calls(workload.epilogue))
+        return workload.output.elements * len(calls(*workload.elements))
 
 
 register_family(WrapIndex())

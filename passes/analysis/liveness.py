@@ -109,7 +109,7 @@ def _stores_once(node: Node) -> bool:
     return lookup(node.op).regions([value.type for value in node.present_inputs], node.attrs) is not None
 
 
-def _behind(region: Graph) -> set[Node]:
+def nodes_behind(region: Graph) -> set[Node]:
     """The elementwise nodes of a group's region whose results are not read for its anchor, nor by inner groups."""
     before: set[Node] = set()
     for node in reversed(region.nodes):
@@ -118,26 +118,27 @@ def _behind(region: Graph) -> set[Node]:
     return {node for node in region.nodes if node not in before and is_elementwise(node)}
 
 
-def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[int, ...]:
-    """The operands over whose memory a group may write its result, if nothing reads it later."""
+def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[tuple[int, ...], ...]:
+    """For each of a group's results the operands over whose memory it may be written, if nothing reads them later."""
     if node.op != "group":
-        return ()
+        return tuple(() for _ in node.outputs)
     (region,) = node.regions
-    before = inner_nodes(region)
+    before, behind = inner_nodes(region), nodes_behind(region)
     anchors = {inner.op for inner in region.nodes if inner not in before and not _stores_once(inner)}
-    if not anchors <= _OVER_OPERAND:
-        return ()
-    behind = _behind(region)
-    result = region.outputs[0].type
     memory = [roots[value] for value in node.present_inputs]
-    found = []
-    for operand, (value, root) in enumerate(zip(region.inputs, memory, strict=True)):
-        type_ = value.type
-        same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
-        # The same memory must not also come in as another operand, nor be read elsewhere than at the element written, as a prologue is.
-        users = region.users.get(value, ())
-        fits = [user.op for user in users] == [*anchors] if anchors else all(user in behind for user in users)
-        alone = memory.count(root) == 1 and fits
-        if same and alone and root.type.nbytes == result.nbytes:
-            found.append(operand)
+    found: list[tuple[int, ...]] = []
+    for result in (value.type for value in region.outputs):
+        over = []
+        for operand, (value, root) in enumerate(zip(region.inputs, memory, strict=True)):
+            type_ = value.type
+            same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
+            # The same memory must not also come in as another operand, nor be read elsewhere than at the element written, as a prologue is.
+            users = region.users.get(value, ())
+            if anchors and not found:  # the first result may hold intermediate ones
+                fits = anchors <= _OVER_OPERAND and [user.op for user in users] == [*anchors]
+            else:
+                fits = behind.issuperset(users)
+            if same and fits and memory.count(root) == 1 and root.type.nbytes == result.nbytes:
+                over.append(operand)
+        found.append(tuple(over))
     return tuple(found)

@@ -74,7 +74,7 @@ class _Inliner:
 
     def place(self, node: Node) -> bool:
         """Take a group into its readers, if it may be and that pays; whether it was."""
-        views, readers = self._readers(node.output) if node not in self._hosts and _may_repeat(node) else ([], [])
+        views, readers = self._readers(node.outputs[0]) if node not in self._hosts and _may_repeat(node) else ([], [])
         whole = self._work[node] + self._extra[node]
         if not readers or (whole > KERNEL_WORK // len(readers) and not self._is_little(node, whole, readers)):
             return False
@@ -97,7 +97,7 @@ class _Inliner:
         for node in self._graph.nodes:
             if node not in self._hosts:
                 changed = node in self._changed
-                self._builder.append(replace(self._closed(self._parts[node], node.output), name=node.name) if changed else node)
+                self._builder.append(replace(self._closed(self._parts[node], *node.outputs), name=node.name) if changed else node)
         groups = sum(node.op == "group" for node in self._hosts)
         return PassResult(finish(self._builder, self._graph, self._graph.outputs), groups > 0, (f"{groups} groups in others",) if groups else ())
 
@@ -108,7 +108,7 @@ class _Inliner:
         pending = [value]
         for current in pending:
             for user in self._graph.users.get(current, ()):
-                if user.op == "group" and user.output.type.dtype is not DType.STRING:
+                if user.op == "group" and DType.STRING not in {made.type.dtype for made in user.outputs}:
                     readers.update(dict.fromkeys(self._around(user)))
                 elif is_view(user) and user.present_inputs == (current,) and user.output.type.dtype is current.type.dtype and not own_symbols(user):
                     views.append(user)
@@ -167,19 +167,20 @@ class _Inliner:
         nodes = tuple(self._copy(node, twins) for node in region.nodes)
         return region.with_(inputs=tuple(twins[v] for v in region.inputs), outputs=tuple(twins[v] for v in region.outputs), nodes=nodes)
 
-    def _closed(self, nodes: Sequence[Node], output: Value) -> Node:
-        """Nodes as one group that makes output."""
+    def _closed(self, nodes: Sequence[Node], *outputs: Value) -> Node:
+        """Nodes as one group that makes outputs."""
         made = {value for node in nodes for value in node.outputs}
         outer = tuple(dict.fromkeys(v for node in nodes for v in node.present_inputs if v not in made))
-        twins = {v: Value(self._builder.unique(v.name), v.type) for v in (*outer, output)}
+        twins = {v: Value(self._builder.unique(v.name), v.type) for v in (*outer, *outputs)}
         inner = tuple(substitute(node, twins) for node in nodes)
-        return Node("group", outer, (output,), {}, (Graph("body", tuple(twins[v] for v in outer), (twins[output],), inner),))
+        region = Graph("body", tuple(twins[v] for v in outer), tuple(twins[v] for v in outputs), inner)
+        return Node("group", outer, outputs, {}, (region,))
 
 
 def _spread(group: Node) -> list[Node]:
-    """The nodes of a group's region on the group's own operands and result."""
+    """The nodes of a group's region on the group's own operands and results."""
     (region,) = group.regions
-    twins = {**dict(zip(region.inputs, group.present_inputs, strict=True)), region.outputs[0]: group.output}
+    twins = dict(zip((*region.inputs, *region.outputs), (*group.present_inputs, *group.outputs), strict=True))
     return [substitute(node, twins) for node in region.nodes]
 
 
@@ -212,10 +213,14 @@ def is_small(group: Node) -> bool:
 
 
 def _may_repeat(group: Node) -> bool:
-    """Whether every worker may compute a group: it is of a known, small size, and reports nothing."""
+    """Whether every worker may compute a group: it has one result, of a known, small size, and reports nothing."""
     (region,) = group.regions
     inside = inner_nodes(region)
-    return _fits(group.output, _RESULT_BYTES) and all(node in inside or (_reports_nothing(node) and _is_known(node)) for node in region.nodes)
+    return (
+        len(group.outputs) == 1
+        and _fits(group.output, _RESULT_BYTES)
+        and all(node in inside or (_reports_nothing(node) and _is_known(node)) for node in region.nodes)
+    )
 
 
 def _fits(value: Value, nbytes: int) -> bool:

@@ -49,13 +49,22 @@ class OrderNodes:
 
 @dataclass(frozen=True)
 class _Step:
-    """A node that is not a view: what it reads from the arena, what it makes there, and which of its operands it could write over."""
+    """A node that is not a view: what it reads from the arena, what it makes there, and which of its operands each of that could be written over."""
 
     node: Node
     before: int
     reads: tuple[Value, ...]
     made: tuple[Value, ...]
-    over: tuple[Value, ...]
+    over: tuple[tuple[Value, ...], ...]
+
+    def written_over(self, dead: Sequence[Value]) -> dict[Value, Value]:
+        """Which of what it makes it would write over which operand, if it could over those in ``dead``."""
+        found: dict[Value, Value] = {}
+        for value, operands in zip(self.made, self.over, strict=True):
+            operand = next((operand for operand in operands if operand in dead and operand not in found.values()), None)
+            if operand is not None:
+                found[value] = operand
+        return found
 
 
 class _State(NamedTuple):
@@ -103,16 +112,19 @@ class _Problem:
             read = tuple(dict.fromkeys(roots[value] for value in reads(node)))
             if node.op == "group":
                 before = barrier | sum({1 << makers[value] for value in read if value in makers})
-                made = tuple(value for value in node.outputs if value not in outside)
+                pairs = zip(node.outputs, overwritable(node, roots), strict=True)
+                made = {
+                    value: tuple(roots[node.present_inputs[operand]] for operand in operands) for value, operands in pairs if value not in outside
+                }
             else:
-                before, made = (1 << number) - 1, ()
+                before, made = (1 << number) - 1, {}
                 barrier = 1 << number
             makers.update(dict.fromkeys(node.outputs, number))
             nbytes.update({value: aligned(estimated_bytes(value.type, sizes)) for value in made})
             for value in read:
                 readers[value] = readers.get(value, 0) | 1 << number
-            over = tuple(roots[node.present_inputs[operand]] for operand in overwritable(node, roots)) if made else ()
-            steps.append(_Step(node, before, tuple(v for v in read if v in nbytes), made, tuple(v for v in over if v in nbytes)))
+            over = tuple(tuple(v for v in operands if v in nbytes) for operands in made.values())
+            steps.append(_Step(node, before, tuple(v for v in read if v in nbytes), tuple(made), over))
             after.append([])
             for earlier in _bits(before):
                 after[earlier].append(number)
@@ -121,8 +133,8 @@ class _Problem:
     def needed(self, number: int) -> int:
         """The bytes that live while a step runs in any order."""
         step = self.steps[number]
-        taken = 0 if step.over else sum(self.nbytes[value] for value in step.made)
-        return taken + sum(self.nbytes[value] for value in step.reads)
+        over = step.written_over(step.reads)
+        return sum(self.nbytes[value] for value in (*step.made, *step.reads) if value not in over)
 
     def peak(self, order: Sequence[int]) -> int:
         """The most bytes that live at once in an order."""
@@ -165,7 +177,7 @@ class _Problem:
                 ready |= 1 << later
         dead = [value for value in step.reads if not self.readers[value] & ~done]
         made = sum(self.nbytes[value] for value in step.made)
-        during = state.live + (0 if any(value in dead for value in step.over) else made)
+        during = state.live + made - sum(self.nbytes[value] for value in step.written_over(dead))
         live = state.live + made - sum(self.nbytes[value] for value in dead)
         live -= sum(self.nbytes[value] for value in step.made if value not in self.readers)
         return _State(done, ready, max(state.peak, during), live, (number, state))

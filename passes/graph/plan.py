@@ -27,12 +27,13 @@ from passes.base import PassResult, register_pass
 @register_pass
 @dataclass(frozen=True)
 class PlanMemory:
-    """Gives each group that does not write an output an ``offset`` (bytes, a multiple of 64), and the graph ``arena_bytes`` and
+    """Gives each output of a group that is not one of the graph an ``offset`` (bytes, a multiple of 64), and the graph ``arena_bytes`` and
     ``arena_bound_bytes``, the most bytes alive at once, values in whole alignment units: no plan for this order of nodes can be smaller
     (None where sizes are not known). ``arena_peak`` names a node at which so many are alive.
 
     A group may write over an operand that is not needed later and of which it reads, elementwise, just what it writes; the attribute
-    ``in_place`` is then that operand's number. ``effort`` bounds the search, in comparisons of two values.
+    ``in_place`` then has that operand's number. Attributes of groups have an entry for each output, None for one that they say nothing of.
+    ``effort`` bounds the search, in comparisons of two values.
 
     Where sizes are expressions, so are offsets: values lie in the order that is best for typical sizes, each where those below it end. What
     a run works out before it begins, ``define`` nodes included, is in the graph's ``definitions``, pairs of a symbol and its value. A value
@@ -141,12 +142,16 @@ class _Planner:
                 if node.op == "loop":
                     loop = Loop.of(node)
                     attrs["following"] = tuple(self._buffer() for _ in range(len(loop.body.outputs) - len(loop.scans)))
-            elif node.op == "group" and roots[node.output] in slots:
-                attrs["offset"] = offsets[slots[roots[node.output]]] + places[node.output].offset
-            elif node.outputs and node.output in buffers:
-                attrs["dynamic"] = buffers[node.output]
-            if node in in_place:
-                attrs["in_place"] = in_place[node]
+            elif node.op == "group":
+                slot_of = [slots.get(roots[v]) for v in node.outputs]
+                found = {
+                    "offset": tuple(
+                        None if slot is None else offsets[slot] + places[v].offset for v, slot in zip(node.outputs, slot_of, strict=True)
+                    ),
+                    "dynamic": tuple(buffers.get(v) for v in node.outputs),
+                    "in_place": tuple(in_place.get(v) for v in node.outputs),
+                }
+                attrs |= {name: items for name, items in found.items() if any(item is not None for item in items)}
             if node.op != "define" or node.attrs["symbol"] not in self._typical:
                 nodes.append(replace(node, attrs=attrs, regions=regions))
         return _Level(tuple(nodes), arena, bound, graph.nodes[peak].name if bound else "")
@@ -173,21 +178,25 @@ class _Planner:
 
     def _slots(
         self, graph: Graph, outside: set[Value], roots: Mapping[Value, Value], ranges: Mapping[Value, tuple[int, int]]
-    ) -> tuple[dict[Value, _Slot], dict[Node, int]]:
-        """The memory of each value in the arena, and the groups that write over an operand, with its number."""
+    ) -> tuple[dict[Value, _Slot], dict[Value, int]]:
+        """The memory of each value in the arena, and the results that are written over an operand, with its number."""
         slots: dict[Value, _Slot] = {}
-        in_place: dict[Node, int] = {}
+        in_place: dict[Value, int] = {}
         for number, node in enumerate(graph.nodes):
-            for value in node.outputs if node.op == "group" else ():
+            if node.op != "group":
+                continue
+            operands = [slots.get(roots[v]) for v in node.present_inputs]
+            taken: set[int] = set()
+            for value, over in zip(node.outputs, overwritable(node, roots), strict=True):
                 root = roots[value]
                 if root in slots or root in outside or not self._known(root.type.nbytes):
                     continue
                 first, last = ranges[root]
-                operands = [slots.get(roots[v]) for v in node.present_inputs]
-                free = ((k, operands[k]) for k in overwritable(node, roots)) if root is value else ()
-                for over, slot in free:
-                    if slot is not None and slot.last == number:
-                        in_place[node], slots[value], slot.last = over, slot, last
+                for operand in over if root is value else ():
+                    slot = operands[operand]
+                    if slot is not None and slot.last == number and operand not in taken:
+                        in_place[value], slots[value], slot.last = operand, slot, last
+                        taken.add(operand)
                         break
                 else:
                     slots[root] = _Slot(root.type.nbytes, first, last)
