@@ -267,7 +267,7 @@ def test_work_that_all_iterations_share_is_done_once(folder: Path, trips: int) -
     x, w = rng.standard_normal((5, 3)).astype(np.float32), rng.standard_normal((3, 3)).astype(np.float32)
     assert _check(ALIKE, folder, x=x, w=w, n=np.array(trips))["all"].shape == (trips, 5, 3)
     (loop,) = (node for node in optimize(_graph(ALIKE), native(), verify=True)[0].nodes if node.op == "loop")
-    assert sum(node.op == "group" for node in loop.regions[0].nodes) == 2
+    assert sum(node.op == "group" for node in loop.regions[0].nodes) == 1
 
 
 def test_sizes_that_no_memory_has(folder: Path) -> None:

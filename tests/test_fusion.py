@@ -106,7 +106,7 @@ def test_a_part_that_begins_where_only_a_run_knows() -> None:
     x = b.input("x", f32(sym("n"), 4))
     rows = b.emit("slice", table, starts=(sym("n"), 0), sizes=(sym("n"), 4), steps=(1, 1))
     total = b.emit("add", x, rows)
-    assert groups(check(b.graph([total, b.emit("mul", b.emit("slice", x, starts=(1, 0), sizes=(1, 4), steps=(1, 1)), x)]))) == ["add", "mul"]
+    assert groups(check(b.graph([total, b.emit("mul", b.emit("slice", x, starts=(1, 0), sizes=(1, 4), steps=(1, 1)), x)]))) == ["add mul"]
 
 
 def test_numbers_for_several_kernels_are_computed_in_each() -> None:
@@ -188,7 +188,7 @@ def test_a_product_does_not_write_over_what_its_prologue_reads() -> None:
     product = b.emit("matmul", b.emit("tanh", x), b.constant(np.ones((8, 8), np.float32)))
     grouped = Group().run(b.graph([b.emit("add", product, y)])).graph
     (group,) = grouped.nodes
-    assert [group.present_inputs[number] for number in overwritable(group, memory_roots(grouped))] == [y]
+    assert [[group.present_inputs[number] for number in over] for over in overwritable(group, memory_roots(grouped))] == [[y]]
 
 
 def test_a_blocked_reduction_computes_what_it_reads() -> None:
@@ -222,4 +222,4 @@ def test_what_takes_long_is_computed_once() -> None:
     x, y = b.input("x", f32(64, 256)), b.input("y", f32(64, 256))
     slow = b.emit("tanh", x)
     found = groups(optimize(b.graph([b.emit("add", slow, y), b.emit("mul", slow, y)]), TARGET, verify=True)[0])
-    assert found == ["tanh", "add", "mul"]
+    assert found == ["tanh add mul"]

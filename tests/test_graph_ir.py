@@ -50,14 +50,14 @@ LAID_OUT = """graph @net {
 
 PLANNED = """graph @net(arena_bytes = 192) {
   input %x: f32[16]
-  %a: f32[16] = group(%x) {offset = 0} "first"
+  %a: f32[16] = group(%x) {offset = [0]} "first"
     region @first {
       input %x1: f32[16]
       %a1: f32[16] = relu(%x1)
       return %a1
     }
   %v: f32[4, 4] = reshape(%a) {shape = [4, 4]}
-  %b: f32[4, 4] = group(%v) {offset = 64}
+  %b: f32[4, 4] = group(%v) {offset = [64]}
     region @second {
       input %v1: f32[4, 4]
       %b0: f32[4, 4] = neg(%v1)
@@ -309,12 +309,19 @@ def test_rules_of_layouts(old: str, new: str, what: str) -> None:
     [
         ("%v: f32[4, 4] = reshape(%a) {shape = [4, 4]}", "%r: f32[16] = neg(%a)\n%v: f32[4, 4] = reshape(%r) {shape = [4, 4]}", "is not a view"),
         ("input %v1: f32[4, 4]", "input %v1: f32[16]", "not of the types of the group's"),
-        ("return %b1", "%b3: f32[16] = reshape(%b1) {shape = [16]} return %b3", "output is not of the type"),
+        ("return %b1", "%b3: f32[16] = reshape(%b1) {shape = [16]} return %b3", "outputs are not of the types"),
         ("add(%b0, %v1)", "add(%b0, %v)", "reads %v from outside"),
         (
             "%b0: f32[4, 4] = neg(%v1)",
             "%r: f32[4, 4] = transpose(%v1) {perm = [1, 0]} %b0: f32[4, 4] = transpose(%r) {perm = [1, 0]}",
             "more than one anchor",
+        ),
+        ('%a: f32[16] = group(%x) {offset = [0]} "first"', "%a: f32[16], %d: f32[4, 4] = group(%x)", "not of the types of the group's"),
+        ("return %a1", "return %x1", "%x1 of the region is there before its anchor"),
+        (
+            "%a1: f32[16] = relu(%x1)\n      return %a1",
+            "%e: f32[16] = exp(%x1) %a1: f32[16] = softmax(%e) {axis = 0, log = false} return %e",
+            "%e of the region is",
         ),
         ("input %x: f32[16]", "input %x: f32[16] input %none: f32[1]", ""),
     ],
@@ -327,15 +334,23 @@ def test_rules_of_grouped_graphs(old: str, new: str, what: str) -> None:
         verify_graph(graph, Stage.GROUPED)
 
 
+def test_outputs_of_a_group_are_of_one_shape() -> None:
+    text = PLANNED.replace("%a: f32[16] = group(%x) {offset = [0]}", "%a: f32[16], %d: f32[4, 4] = group(%x)")
+    graph = parse_graph(text.replace("return %a1", "%d1: f32[4, 4] = reshape(%a1) {shape = [4, 4]} return %a1, %d1"))
+    _refuse(graph, Stage.GROUPED, "more than one shape or layout")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
         ("(arena_bytes = 192)", "", "None is not a number of bytes"),
-        ("offset = 64", "offset = 32", "not a multiple of 64"),
-        ("{offset = 64}", "", "offset None"),
-        ("offset = 64", "offset = 0", "overlaps %a, which is still read"),
-        ("offset = 64", "offset = 192", "outside the arena"),
-        ("= group(%b, %v)", "= group(%b, %v) {offset = 64}", "overlaps %b"),
+        ("offset = [64]", "offset = [32]", "not a multiple of 64"),
+        ("{offset = [64]}", "", "offset None"),
+        ("{offset = [64]}", "{offset = 64}", "does not say offset for each of 1 outputs"),
+        ("{offset = [64]}", "{offset = [64, 128]}", "does not say offset for each of 1 outputs"),
+        ("offset = [64]", "offset = [0]", "overlaps %a, which is still read"),
+        ("offset = [64]", "offset = [192]", "outside the arena"),
+        ("= group(%b, %v)", "= group(%b, %v) {offset = [64]}", "overlaps %b"),
     ],
 )
 def test_rules_of_planned_graphs(old: str, new: str, what: str) -> None:
@@ -343,14 +358,14 @@ def test_rules_of_planned_graphs(old: str, new: str, what: str) -> None:
 
 
 def test_outputs_live_to_the_end() -> None:
-    text = PLANNED.replace("= group(%b, %v)", "= group(%b, %b) {offset = 0}")
+    text = PLANNED.replace("= group(%b, %v)", "= group(%b, %b) {offset = [0]}")
     verify_graph(parse_graph(text), Stage.PLANNED)
     _refuse(parse_graph(text.replace("return %c\n", "return %c, %v\n")), Stage.PLANNED, "overlaps %a")
 
 
 def test_memory_of_dead_values_may_be_used_again() -> None:
     last = "%d: f32[4, 4] = group(%c) region @fourth { input %c2: f32[4, 4] %d1: f32[4, 4] = neg(%c2) return %d1 } return %d }"
-    text = PLANNED.replace("= group(%b, %v)", "= group(%b, %b) {offset = 0}").removesuffix("return %c\n}\n") + last
+    text = PLANNED.replace("= group(%b, %v)", "= group(%b, %b) {offset = [0]}").removesuffix("return %c\n}\n") + last
     verify_graph(parse_graph(text), Stage.PLANNED)
 
 

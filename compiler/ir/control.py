@@ -154,13 +154,13 @@ def planned_sizes(graph: Graph) -> Iterator[tuple[str, Dim]]:
         yield name, value
 
 
-def planned_places(node: Node, name: str) -> tuple[Dim | None, ...]:
+def planned_places(node: Node, name: str, where: str = "planned graph") -> tuple[Dim | None, ...]:
     """What memory planning says of each output of a group in its attribute ``name``; None where it says nothing."""
     given = node.attrs.get(name, (None,) * len(node.outputs))
-    items = given if isinstance(given, tuple) else (given,)
+    items = given if isinstance(given, tuple) else ()
     found = tuple(item for item in items if item is None or isinstance(item, int | IntExpr))
     if len(found) != len(items) or len(found) != len(node.outputs):
-        raise InternalError(f"{given!r} does not say {name} for each of {len(node.outputs)} outputs", where=f"node {node.name}")
+        raise InternalError(f"{given!r} does not say {name} for each of {len(node.outputs)} outputs", where=where)
     return found
 
 
