@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from compiler.ir.control import type_symbols
@@ -22,6 +23,9 @@ _STORE_ONCE = frozenset({"attention", "conv", "gather", "matmul"})
 
 _OVER_OPERAND = frozenset({"softmax"})
 """Of the others those whose kernels do not read an element of their operand after they write that element of the result, an epilogue apart."""
+
+_REGIONS = 1 << 10
+"""Groups of which what is found is remembered: passes look at the same ones again and again."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,21 @@ def _stores_once(node: Node) -> bool:
     return lookup(node.op).regions([value.type for value in node.present_inputs], node.attrs) is not None
 
 
-def nodes_behind(region: Graph) -> set[Node]:
+@lru_cache(_REGIONS)
+def nodes_behind(region: Graph) -> frozenset[Node]:
     """The elementwise nodes of a group's region whose results are not read for its anchor, nor by inner groups."""
     before: set[Node] = set()
     for node in reversed(region.nodes):
         if node in before or not is_elementwise(node):
             before.update(region.producers[value] for value in node.present_inputs if value in region.producers)
-    return {node for node in region.nodes if node not in before and is_elementwise(node)}
+    return frozenset(node for node in region.nodes if node not in before and is_elementwise(node))
+
+
+@lru_cache(_REGIONS)
+def _storing_twice(region: Graph) -> frozenset[str]:
+    """The ops of a group's region whose kernels may keep intermediate results in its first result."""
+    apart = inner_nodes(region)
+    return frozenset(node.op for node in region.nodes if node not in apart and not _stores_once(node))
 
 
 def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[tuple[int, ...], ...]:
@@ -123,22 +135,24 @@ def overwritable(node: Node, roots: Mapping[Value, Value]) -> tuple[tuple[int, .
     if node.op != "group":
         return tuple(() for _ in node.outputs)
     (region,) = node.regions
-    before, behind = inner_nodes(region), nodes_behind(region)
-    anchors = {inner.op for inner in region.nodes if inner not in before and not _stores_once(inner)}
     memory = [roots[value] for value in node.present_inputs]
-    found: list[tuple[int, ...]] = []
-    for result in (value.type for value in region.outputs):
-        over = []
-        for operand, (value, root) in enumerate(zip(region.inputs, memory, strict=True)):
-            type_ = value.type
-            same = (type_.shape, type_.block, type_.dtype.itemsize) == (result.shape, result.block, result.dtype.itemsize)
-            # The same memory must not also come in as another operand, nor be read elsewhere than at the element written, as a prologue is.
-            users = region.users.get(value, ())
-            if anchors and not found:  # the first result may hold intermediate ones
-                fits = anchors <= _OVER_OPERAND and [user.op for user in users] == [*anchors]
-            else:
-                fits = behind.issuperset(users)
-            if same and fits and memory.count(root) == 1 and root.type.nbytes == result.nbytes:
-                over.append(operand)
-        found.append(tuple(over))
-    return tuple(found)
+    # The same memory must not also come in as another operand.
+    alone = [operand for operand, root in enumerate(memory) if memory.count(root) == 1 and root.type.nbytes == region.inputs[operand].type.nbytes]
+    alike = [[operand for operand in alone if _same_bytes(region.inputs[operand].type, result.type)] for result in region.outputs]
+    if not any(alike):
+        return tuple(() for _ in node.outputs)
+    anchors, behind = _storing_twice(region), nodes_behind(region)
+
+    def fits(operand: int, number: int) -> bool:
+        """Whether an operand is not read elsewhere than at the element written, as a prologue is; the first result may hold intermediate ones."""
+        users = region.users.get(region.inputs[operand], ())
+        if anchors and number == 0:
+            return anchors <= _OVER_OPERAND and [user.op for user in users] == [*anchors]
+        return behind.issuperset(users)
+
+    return tuple(tuple(operand for operand in operands if fits(operand, number)) for number, operands in enumerate(alike))
+
+
+def _same_bytes(one: TensorType, other: TensorType) -> bool:
+    """Whether each element of two types is in the same bytes."""
+    return (one.shape, one.block, one.dtype.itemsize) == (other.shape, other.block, other.dtype.itemsize)

@@ -26,19 +26,21 @@ class MergeGroups:
 
     All their results are stored while that is at hand: a kernel less, and one reading of it. What is read inside alone then is not stored. Results
     must be of one shape and layout, and nothing that depends on the first group may lead to the second one. No more bytes live at once than
-    before, since all operands of both are needed at the same time.
+    before, though all operands of both are needed at the same time; ``effort`` bounds the search for what may be merged so, in nodes planned.
 
     ``%t = group(%x, %w) {matmul}; %y = group(%t) {relu}; %z = group(%t, %v) {matmul}`` becomes
     ``%t, %y = group(%x, %w) {matmul, relu}; %z = group(%t, %v) {matmul}``.
     """
 
+    effort: int = 10_000
     name: ClassVar[str] = "merge-groups"
     stage: ClassVar[Stage] = Stage.GROUPED
 
     def run(self, graph: Graph) -> PassResult:
         before = _Merged(graph, {})
         pairs = [*_pairs(graph)]
-        found = before.within(pairs, arena_bound(graph)) if pairs else before
+        fewest = max(1, len(pairs) * len(graph.nodes) // self.effort)
+        found = before.within(arena_bound(graph), pairs, fewest) if pairs else before
         groups = len(graph.nodes) - len(found.graph.nodes)
         return PassResult(found.graph, groups > 0, (f"{groups} groups merged",) if groups else ())
 
@@ -50,15 +52,16 @@ class _Merged:
     graph: Graph
     hosts: Mapping[Node, Node]
 
-    def within(self, pairs: Sequence[tuple[Node, Node]], bound: int) -> _Merged:
-        """With as many pairs merged as leave the arena within ``bound`` bytes: all of them, or else what each half of them allows."""
+    def within(self, bound: int, pairs: Sequence[tuple[Node, Node]], fewest: int) -> _Merged:
+        """With as many pairs merged as leave the arena within ``bound`` bytes: all of them, or else what each half of them allows, where these
+        are not less than ``fewest``."""
         found = self
         for pair in pairs:
             found = found._with(*pair)
         if found is self or arena_bound(found.graph) <= bound:
             return found
         half = len(pairs) // 2
-        return self.within(pairs[:half], bound).within(pairs[half:], bound) if half else self
+        return self.within(bound, pairs[:half], fewest).within(bound, pairs[half:], fewest) if half >= fewest else self
 
     def _with(self, first: Node, second: Node) -> _Merged:
         """With two groups, the first of which stands before the second, as one, where they may be."""
@@ -68,11 +71,11 @@ class _Merged:
         first, second, between = nodes[begin], nodes[end], nodes[begin + 1 : end]
         if first is second or not _fit(first, second) or any(node.op in CONTROL for node in between):
             return self
-        made, behind = set(first.outputs), []
+        made, behind = set(first.outputs), dict[Node, None]()
         for node in between:
             if not made.isdisjoint(reads(node)):
                 made.update(node.outputs)
-                behind.append(node)
+                behind[node] = None
         if not made.isdisjoint({*second.present_inputs} - {*first.outputs}):
             return self
         merged = _merged(self.graph, first, second)
@@ -83,15 +86,16 @@ class _Merged:
 
 
 def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
-    """The groups of which one reads element by element what the other makes or reads so, too, the earlier one first."""
-    groups: dict[Value, list[Node]] = {}
+    """Groups that read a value element by element, each behind the one that makes it and the last one before that reads it so."""
+    makers: dict[Value, Node] = {}
+    readers: dict[Value, Node] = {}
     for node in graph.nodes:
         if node.op == "group":
             shared = [value for value in _elementwise_operands(node) if value not in graph.constants]
-            earlier = dict.fromkeys(other for value in shared for other in groups.get(value, ()))
+            earlier = dict.fromkeys(found[value] for found in (makers, readers) for value in shared if value in found)
             yield from ((other, node) for other in earlier if _fit(other, node))
-            for value in (*shared, *node.outputs):
-                groups.setdefault(value, []).append(node)
+            makers.update(dict.fromkeys(node.outputs, node))
+            readers.update(dict.fromkeys(shared, node))
 
 
 def _elementwise_operands(group: Node) -> list[Value]:
