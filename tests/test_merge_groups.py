@@ -259,8 +259,19 @@ def test_results_must_not_overlap() -> None:
     assert first != second
     for name, items in (("offset", (first, first)), ("offset", (first,)), ("offset", (first, 8)), ("offset", (first, None))):
         broken = replace(node, attrs={**node.attrs, name: items})
-        with pytest.raises(InternalError, match=r"overlaps|for each of 2|not a multiple"):
+        with pytest.raises(InternalError, match=r"overlaps|for each of 2|not a multiple|not a number"):
             verify_graph(graph.with_(nodes=tuple(broken if other is node else other for other in graph.nodes)), Stage.PLANNED)
+
+
+def test_what_lies_in_strides_is_stored_alone() -> None:
+    b = GraphBuilder("g", folding=False)
+    x, y = b.input("x", f32(300, 64)), b.input("y", f32(300, 64))
+    parts = [b.emit("exp", x), b.emit("softmax", y, axis=1, log=False)]
+    sine = b.emit("sin", x)
+    graph = planned(b.graph([b.emit("concat", *parts, axis=1), sine]))
+    assert [node.op for node in graph.nodes].count("join") == 1
+    assert all(len(node.outputs) == 1 for node in graph.nodes)
+    check_program(graph, lower(graph, TARGET, threads=2), workers=2)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])

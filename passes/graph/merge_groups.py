@@ -9,6 +9,7 @@ from typing import ClassVar
 from compiler.ir.control import CONTROL
 from compiler.ir.graph import Graph, Node, Value, reads
 from compiler.ir.op import lookup
+from compiler.ir.places import memory_places
 from compiler.ir.verify import Stage, inner_nodes, is_elementwise
 from passes.analysis.liveness import nodes_behind
 from passes.base import PassResult, register_pass
@@ -25,8 +26,9 @@ class MergeGroups:
     """Makes one group of two, of which one at least is elementwise, where one reads element by element what the other makes or reads so, too.
 
     All their results are stored while that is at hand: a kernel less, and one reading of it. What is read inside alone then is not stored. Results
-    must be of one shape and layout, and nothing that depends on the first group may lead to the second one. No more bytes live at once than
-    before, though all operands of both are needed at the same time; ``effort`` bounds the search for what may be merged so, in nodes planned.
+    must be of one shape and layout and not lie in strides, and nothing that depends on the first group may lead to the second one. No more bytes
+    live at once than before, though all operands of both are needed at the same time; ``effort`` bounds the search for what may be merged so, in
+    nodes planned.
 
     ``%t = group(%x, %w) {matmul}; %y = group(%t) {relu}; %z = group(%t, %v) {matmul}`` becomes
     ``%t, %y = group(%x, %w) {matmul, relu}; %z = group(%t, %v) {matmul}``.
@@ -87,10 +89,11 @@ class _Merged:
 
 def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
     """Groups that read a value element by element, each behind the one that makes it and the last one before that reads it so."""
+    places = memory_places(graph)
     makers: dict[Value, Node] = {}
     readers: dict[Value, Node] = {}
     for node in graph.nodes:
-        if node.op == "group":
+        if node.op == "group" and all(places[value].strides is None for value in node.outputs):
             shared = [value for value in _elementwise_operands(node) if value not in graph.constants]
             earlier = dict.fromkeys(found[value] for found in (makers, readers) for value in shared if value in found)
             yield from ((other, node) for other in earlier if _fit(other, node))
