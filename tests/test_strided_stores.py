@@ -54,7 +54,7 @@ def within(workload: Workload, sizes: dict[str, int]) -> Iterator[tuple[tuple[in
 
 
 class BothWays(_Run):
-    """Runs every kernel in strides, too; ``seen`` are the families that can."""
+    """Runs every kernel of one result in strides, too; ``seen`` are the families that can."""
 
     def __init__(self, program: Program, chosen: list[Chosen], *rest: Any) -> None:
         super().__init__(program, *rest)
@@ -71,7 +71,7 @@ class BothWays(_Run):
         function = self._kernels[call.function].function
         params = {name: self._number(param) for name, param in zip(function.params, call.params, strict=True)}
         views = self._views(call, params)
-        if found is None or sum(view.size for view in views) > _MOST_ELEMENTS:
+        if found is None or found[1].further or sum(view.size for view in views) > _MOST_ELEMENTS:
             super()._call(call)
             return
         before = [view.copy() for view in views]
