@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import tensorsmith as ts
+from compiler.driver import Options, build
 from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.control import planned_places
@@ -190,6 +193,23 @@ def test_results_of_sizes_that_a_run_knows_are_made_in_place(axis: int) -> None:
     given_ = feeds(graph)
     (want,), (got,) = interpret(graph, given_).values(), run_natively(graph, given_).values()
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_sizes_of_a_run_may_be_none_or_one(axis: int, tmp_path: Path) -> None:
+    b = GraphBuilder("g", folding=False)
+    x = b.input("x", f32(2, sym("n"), sym("m")))
+    parts = [b.emit("softmax", x, axis=over, log=False) for over in (1, 2)]
+    joined = b.emit("concat", b.emit("concat", *parts, axis=1), b.emit("softmax", b.emit("concat", x, x, axis=1), axis=0, log=True), axis=axis)
+    graph = b.graph([joined]).with_(attrs={"input_names": ("x",), "output_names": ("y",)})
+    assert joins(graph) == {1: [3], 2: [2, 2]}[axis]
+    path = tmp_path / "m.tsm"
+    build(graph, Options.checked("native", 2, None, 3)).write(path)
+    module = ts.load(path)
+    for n, m in ((0, 3), (3, 0), (1, 1), (1, 9), (13, 1), (4, 21)):
+        given_ = {"x": np.random.default_rng(0).standard_normal((2, n, m)).astype(np.float32)}
+        (want,) = interpret(graph, given_).values()
+        np.testing.assert_allclose(module.run(given_)["y"], want, rtol=0, atol=1e-6)
 
 
 def test_a_graph_with_joins_keeps_its_order() -> None:
