@@ -208,7 +208,7 @@ def test_opt_prints_around_the_passes_that_are_named(model: Path) -> None:
     output = call("opt", model, *SHAPE, "--print-before", "group", "--print-after", "group", "--verify")
     assert re.findall("// .*", output) == ["// before group", "// after group"]
     names = re.findall("// after ([a-z-]+)", call("opt", model, *SHAPE, "--print-after", "all"))
-    assert names[-4:] == ["order-nodes", "join-in-place", "inline-groups", "plan-memory"]
+    assert names[-4:] == ["join-in-place", "inline-groups", "merge-groups", "plan-memory"]
     assert re.findall("// .*", call("opt", model, "--passes", "simplify,eliminate-dead-code", "--print-after", "all")) != []
 
 
