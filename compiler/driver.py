@@ -9,7 +9,6 @@ import contextlib
 import gc
 import operator
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -258,22 +257,22 @@ def _uncollected() -> Iterator[None]:
 
 def lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:
     """The planned graph, what each pass did, and the program; within the budget, of which scratch is only known when there is a program:
-    the first is made without a limit."""
+    the first is made without one."""
     from compiler.lowering import lower
     from compiler.memory_budget import MemoryBudget
     from compiler.pipeline import optimize
 
     limit = options.memory_budget
-    budget = None if limit is None else MemoryBudget(sys.maxsize)
+    budget: MemoryBudget | None = None
     while True:
-        planned, reports = optimize(graph, target, options.opt_level, verify=options.verify, memory_budget=budget)
+        planned, reports = optimize(graph, target, options.opt_level, threads=options.workers, verify=options.verify, memory_budget=budget)
         program = lower(planned, target, options.workers)
-        if budget is None or limit is None:
+        if limit is None:
             return planned, reports, program
         scratch = options.workers * (program.scratch_bytes if isinstance(program.scratch_bytes, int) else 0)
         if isinstance(program.arena_bytes, int) and program.arena_bytes + scratch <= limit:
             return planned, reports, program
-        budget = MemoryBudget(limit, max(scratch, budget.scratch_bytes))
+        budget = MemoryBudget(limit, 0 if budget is None else max(scratch, budget.scratch_bytes))
 
 
 def _pass_info(report: PassReport) -> artifact.PassInfo:

@@ -17,6 +17,7 @@ from compiler.ir.loop import Access, Function
 from compiler.ir.loop_chain import Link, chained
 from compiler.ir.places import memory_places, memory_roots
 from compiler.ir.program import (
+    SHARE,
     TEXTS,
     WORKERS,
     Address,
@@ -28,6 +29,7 @@ from compiler.ir.program import (
     Program,
     Read,
     Repeat,
+    Shares,
     Space,
     Step,
     Swap,
@@ -39,12 +41,10 @@ from compiler.ir.verify import ARENA_ALIGNMENT
 from compiler.kernels.base import Family, PanelReader, TextMaker, Workload, family
 from compiler.sharing import tied_panels
 from compiler.target import Target
+from compiler.weights import Weights
 from compiler.workloads import Made, Selected, copied, select
 from passes.graph.plan import direct_outputs
 from runtime.texts import Records
-
-_SAMPLE = 256
-"""Bytes of weights by which those are told apart that cannot be the same."""
 
 Build = Callable[[Workload, Any, Target, str], Function]
 
@@ -150,9 +150,7 @@ class _Writer:
         self._choose = choose
         self._selected = selected
         self._functions: list[Function] = []
-        self._weights: list[tuple[int, Array]] = []
-        self._weights_bytes = 0
-        self._alike: dict[tuple[int, bytes], list[tuple[int, Array]]] = {}
+        self._weights = Weights()
         self._kernels: dict[str, int] = {}
         self._whole: dict[tuple[Constant, int], int] = {}
         self._packed: dict[tuple[Constant, int, Workload, Any], int] = {}
@@ -181,7 +179,7 @@ class _Writer:
         texts = None
         if self._texts_buffer is not None:
             records = np.frombuffer(self._records.data(), np.uint8)
-            texts = Texts(self._texts_buffer, self._store(records), records.size)
+            texts = Texts(self._texts_buffer, self._weights.store(records), records.size)
         bound = graph.attrs["arena_bound_bytes"]
         return Program(
             name=graph.name,
@@ -189,8 +187,8 @@ class _Writer:
             outputs=graph.outputs,
             functions=tuple(self._functions),
             body=body,
-            weights=tuple(self._weights),
-            weights_bytes=self._weights_bytes,
+            weights=tuple(self._weights.stored),
+            weights_bytes=self._weights.nbytes,
             arena_bytes=_dim(graph.attrs["arena_bytes"]),
             arena_bound_bytes=None if bound is None else _number(bound),
             scratch_bytes=self._scratch_bytes,
@@ -293,13 +291,16 @@ class _Writer:
         constant, offset = found
         key = constant, level.root(value).type.block
         if key not in self._whole:
-            self._whole[key] = self._store(pack_physical(self._stored(constant.array), key[1]))
+            self._whole[key] = self._weights.store(pack_physical(self._stored(constant.array), key[1]))
         return Address(Space.WEIGHTS, self._whole[key] + offset)
 
     # -- kernels ------------------------------------------------------------------------------------------------
 
     def _call(self, level: _Level, selected: Selected, to: Sequence[Address], name: str) -> Iterator[Step]:
         chosen, group = selected.family, selected.group
+        if group.shares > 1:
+            yield Shares(group.shares, tuple(self._in_shares(level, selected, *to)))
+            return
         reads: list[Address] = []
         parts: list[_Part] = []
         flops: Dim = 0
@@ -307,7 +308,7 @@ class _Writer:
         for each in (*selected.inner, selected):
             workload = self._tied(level, each)
             schedule = self._choose(each.family, workload, self._target)
-            reads += self._reads(level, each.family, workload, schedule, each.group.reads)
+            reads += self._reads(level, each, workload, schedule)
             parts.append(_Part(each.family.build, workload, schedule, each.group.made))
             flops = flops + each.family.flops(workload)
             for type_ in (*(o.type for o in (*workload.inputs, *workload.operands)), *workload.results):
@@ -331,10 +332,32 @@ class _Writer:
         data, *others = workload.inputs
         return replace(workload, inputs=(replace(data, panels=panels), *others))
 
-    def _kernel(self, number: int, given: tuple[Address, ...], call: KernelCall) -> Iterator[Step]:
-        """A call with all its arguments: those given, and what else the function's buffers ask for."""
+    def _in_shares(self, level: _Level, selected: Selected, to: Address) -> Iterator[KernelCall]:
+        """The calls for one share. What inner groups make of it lies one after another at the start of the worker's scratch."""
+        shares, made, begin = selected.group.shares, list[Address](), 0
+        for inner in selected.inner:
+            made.append(Address(Space.SCRATCH, begin))
+            begin += _aligned(_number(inner.group.workload.output.nbytes))
+        for each, result in zip((*selected.inner, selected), (*made, to), strict=True):
+            workload = replace(each.group.workload, family=each.family.name)
+            schedule = self._choose(each.family, workload, self._target)
+            number = self._function(each.family.name, [_Part(each.family.build, workload, schedule, {})])
+            outside = iter(self._reads(level, each, workload, schedule, shares))
+            places = [_later(made[v.number], v.offset) if isinstance(v, Made) else next(outside) for v in each.group.reads]
+            cut = each.group.cut if each is not selected else {*each.group.cut, len(places)}
+            pairs = enumerate(zip((*places, result), self._functions[number].buffers, strict=False))
+            given = [_later(place, sym(SHARE) * buffer.size * buffer.dtype.itemsize) if i in cut else place for i, (place, buffer) in pairs]
+            nbytes = sum(_number(buffer.size) * buffer.dtype.itemsize for buffer in self._functions[number].buffers[: len(given)])
+            flops = each.family.flops(workload) * shares
+            call = KernelCall(number, (), each.group.name, each.family.name, str(schedule), flops, nbytes * shares)
+            for step in self._kernel(number, tuple(given), call, begin):
+                if isinstance(step, KernelCall):
+                    yield step
+
+    def _kernel(self, number: int, given: tuple[Address, ...], call: KernelCall, begin: int = 0) -> Iterator[Step]:
+        """A call with all its arguments: those given, and what else the function's buffers ask for; its own scratch is from ``begin`` on."""
         function = self._functions[number]
-        scratch, bytes_each = _scratch(function)
+        scratch, bytes_each = _scratch(function, begin)
         if all(name in self._known for name in symbols(bytes_each)):
             self._scratch_bytes = maximum(self._scratch_bytes, bytes_each)
         else:
@@ -396,20 +419,24 @@ class _Writer:
             self._functions.append(replace(built, params=(*parts[-1].workload.symbols, *texts)))
         return number
 
-    def _reads(self, level: _Level, chosen: Family, workload: Workload, schedule: Any, read: Sequence[Value | Made]) -> list[Address]:
-        """Where each operand lies that no inner group makes; constants are packed when this kernel reads them for the first time."""
-        reads = [None if isinstance(v, Made) else v for v in read]
+    def _reads(self, level: _Level, selected: Selected, workload: Workload, schedule: Any, shares: int = 1) -> list[Address]:
+        """Where each operand lies that no inner group makes; constants are packed when this kernel reads them for the first time, those of which
+        each share has its own part share by share."""
+        reads, cut = [None if isinstance(v, Made) else v for v in selected.group.reads], selected.group.cut
         constants = [None if v is None else level.graph.constants.get(v) for v in reads]
         keys = [None if c is None else (c, i, workload, schedule) for i, c in enumerate(constants)]
         if any(key is not None and key not in self._packed for key in keys):
             types = [operand.type for operand in (*workload.inputs, *workload.operands)]
-            arrays = [
-                None if c is None else self._stored(c.array).reshape(t.static_shape).astype(t.dtype.numpy, copy=False)
-                for c, t in zip(constants, types, strict=True)
+            arrays = [None if c is None else self._stored(c.array).astype(t.dtype.numpy, copy=False) for c, t in zip(constants, types, strict=True)]
+            pieces = [None if x is None else x.reshape(shares if i in cut else 1, *types[i].static_shape) for i, x in enumerate(arrays)]
+            packed = [
+                selected.family.pack(workload, schedule, [None if x is None else x[share if i in cut else 0] for i, x in enumerate(pieces)])
+                for share in range(shares)
             ]
-            for key, array in zip(keys, chosen.pack(workload, schedule, arrays), strict=True):
+            for i, (key, array) in enumerate(zip(keys, packed[0], strict=True)):
                 if key is not None and array is not None and key not in self._packed:
-                    self._packed[key] = self._store(array)
+                    whole = np.stack([x for each in packed if (x := each[i]) is not None]) if i in cut else array
+                    self._packed[key] = self._weights.store(whole)
         outside = [(v, key) for v, key in zip(reads, keys, strict=True) if v is not None]
         return [self._address(level, v) if key is None else Address(Space.WEIGHTS, self._packed[key]) for v, key in outside]
 
@@ -420,24 +447,19 @@ class _Writer:
         self._texts()
         return self._records.places(array)
 
-    def _store(self, array: Array) -> int:
-        """The offset of an array among the weights, to which it is appended where no other has the same bytes."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        alike = self._alike.setdefault((data.size, data[:: data.size // _SAMPLE + 1].tobytes()), [])
-        for offset, other in alike:
-            if np.array_equal(data, other):
-                return offset
-        offset = -(-self._weights_bytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
-        alike.append((offset, data))
-        self._weights.append((offset, array))
-        self._weights_bytes = offset + array.nbytes
-        return offset
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ARENA_ALIGNMENT) * ARENA_ALIGNMENT
 
 
-def _scratch(function: Function) -> tuple[list[Address], Dim]:
-    """Where a worker's scratch buffers lie, one after another from the start of its scratch, which every kernel begins anew; their bytes."""
+def _later(address: Address, nbytes: Dim) -> Address:
+    return replace(address, offset=address.offset + nbytes)
+
+
+def _scratch(function: Function, begin: int) -> tuple[list[Address], Dim]:
+    """Where a worker's scratch buffers lie, one after another from a place in its scratch, which every kernel begins anew; the end of them."""
     addresses: list[Address] = []
-    end: Dim = 0
+    end: Dim = begin
     for buffer in function.buffers:
         if buffer.access is Access.SCRATCH:
             addresses.append(Address(Space.SCRATCH, end))

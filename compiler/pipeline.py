@@ -14,6 +14,7 @@ from passes.base import Observer, Pass, PassManager, PassReport
 from passes.graph.append import AppendInLoops
 from passes.graph.attention import FuseAttention
 from passes.graph.canonicalize import EqualizeRanks, GatherConstants
+from passes.graph.chain_shares import ChainShares
 from passes.graph.common_subexpressions import CommonSubexpressions
 from passes.graph.constant_fold import ConstantFold
 from passes.graph.control_flow import SimplifyControlFlow
@@ -40,11 +41,11 @@ OPT_LEVELS = (0, 1, 2, 3)
 """0: only what code generation needs. 1: exact simplification and fusion. 2: weights folded (rounding differs). 3: as 2, larger search."""
 
 
-def passes_for(target: Target, opt_level: int = 3) -> tuple[Pass, ...]:
+def passes_for(target: Target, opt_level: int = 3, threads: int = 1) -> tuple[Pass, ...]:
     """Every pass from the canonical graph to the planned one. Raises UserError for a level that does not exist."""
     if opt_level not in OPT_LEVELS:
         raise UserError(f"opt_level is {opt_level!r}", where="compile", hint=f"use one of {', '.join(map(str, OPT_LEVELS))}")
-    return (*canonical_passes(opt_level), *backend_passes(target, opt_level))
+    return (*canonical_passes(opt_level), *backend_passes(target, opt_level, threads))
 
 
 def canonical_passes(opt_level: int) -> tuple[Pass, ...]:
@@ -80,7 +81,7 @@ def free_passes(opt_level: int) -> tuple[Pass, ...]:
     return clean
 
 
-def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
+def backend_passes(target: Target, opt_level: int, threads: int) -> tuple[Pass, ...]:
     """Canonical graph to a grouped, laid-out and planned one."""
     return (
         EqualizeRanks(),
@@ -90,7 +91,7 @@ def backend_passes(target: Target, opt_level: int) -> tuple[Pass, ...]:
         AssignLayout(target.lanes),
         CopyOutputs(),
         Group(fuse=opt_level >= 1),
-        *((OrderNodes(), JoinInPlace(), InlineGroups(), MergeGroups()) if opt_level >= 1 else ()),
+        *((ChainShares(target.l2_bytes, threads), OrderNodes(), JoinInPlace(), InlineGroups(), MergeGroups()) if opt_level >= 1 else ()),
         PlanMemory(effort=400_000 if opt_level == 3 else 50_000),
     )
 
@@ -100,21 +101,23 @@ def optimize(
     target: Target,
     opt_level: int = 3,
     *,
+    threads: int = 1,
     memory_budget: MemoryBudget | None = None,
     verify: bool = False,
     observer: Observer | None = None,
 ) -> tuple[Graph, tuple[PassReport, ...]]:
     """The planned graph, ready for lowering, and what each pass did. Raises UserError where nothing meets ``memory_budget``.
 
-    With a budget small groups stay kernels: inside of others, every worker has their results to itself. Joins may take what the budget has.
+    With a budget no group goes into another: every worker would have its results to itself. Joins may take what the budget has.
     """
-    steps = passes_for(target, opt_level)
+    steps = passes_for(target, opt_level, threads)
     canonical = canonical_passes(opt_level)
     graph, reports = PassManager(canonical, verify, observer).run(graph)
     rest = steps[len(canonical) :]
     if memory_budget is not None:
         enough = memory_budget.nbytes - memory_budget.scratch_bytes
-        rest = tuple(replace(step, enough=enough) if isinstance(step, JoinInPlace) else step for step in rest if not isinstance(step, InlineGroups))
+        rest = tuple(step for step in rest if not isinstance(step, InlineGroups | ChainShares))
+        rest = tuple(replace(step, enough=enough) if isinstance(step, JoinInPlace) else step for step in rest)
         rest = (*budget_passes(graph, rest, memory_budget), *rest)
     graph, more = PassManager(rest, verify, observer).run(graph)
     return graph, (*reports, *more)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -17,6 +17,7 @@ from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
 from compiler.ir.places import Place, held_starts, memory_places, view_offset
 from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
+from compiler.ir.shares import shares_of
 from compiler.ir.strided import strided_reads, through
 from compiler.ir.types import DType, TensorType, compute_dtype, is_coded
 from compiler.ir.verify import computing, inner_nodes, is_elementwise, is_view
@@ -38,6 +39,9 @@ class LoweredGroup:
     or what those in ``inner``, which every worker computes first, one after another, make.
 
     ``divisions`` are the names of the nodes that divide integers, one for each different ``nonzero`` of the epilogue, in order.
+
+    A group in shares is the workload of one of ``shares``, which are computed one after another, inner groups first; ``cut`` are the numbers of those
+    ``reads`` of which each share has its own part. ``name`` is the node's.
     """
 
     workload: Workload
@@ -45,6 +49,9 @@ class LoweredGroup:
     reads: tuple[Value | Made, ...]
     divisions: tuple[str, ...] = ()
     inner: tuple[LoweredGroup, ...] = ()
+    shares: int = 1
+    cut: frozenset[int] = frozenset()
+    name: str = ""
 
     @property
     def made(self) -> dict[int, tuple[int, Dim]]:
@@ -59,10 +66,11 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
 
     ``stored_strides`` say how its result lies where that is not together (``Place``).
     """
-    (region,) = node.regions
+    shares = shares_of(node)
+    region, threads = shares.region, threads if shares.count == 1 else 1
     sources: dict[Value, Value | Made] = dict(zip(region.inputs, node.present_inputs, strict=True))
     held = {value: constants[outside] for value, outside in zip(region.inputs, node.present_inputs, strict=True) if outside in constants}
-    inner_groups, apart = _inner(region, sources, held), inner_nodes(region)
+    inner_groups, apart = _inner(region, sources, held, shares.cut), inner_nodes(region)
     region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
     anchor = next((inner for inner in reversed(region.nodes) if not is_elementwise(inner)), None)
     brought = {} if anchor is None else strided_reads(anchor, computing(anchor, region.producers), region.producers)
@@ -109,20 +117,25 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
     divisions = tuple(dividing[divisor] for divisor in divisors(*workload.elements))
     families = lookup((anchor or region.nodes[-1]).op).families
     starts = {v: nodes[0].present_inputs[0] for v, nodes in brought.items()}
-    reads = tuple(sources[starts.get(v, v)] for v in (*inputs, *epilogue.operands))
-    return LoweredGroup(_in_memory(workload), families, reads, divisions, inner_groups)
+    reads = [starts.get(v, v) for v in (*inputs, *epilogue.operands)]
+    found = LoweredGroup(_in_memory(workload), families, tuple(sources[v] for v in reads), divisions, inner_groups)
+    return replace(found, shares=shares.count, cut=_numbers(reads, shares.cut), name=node.name)
 
 
-def _inner(region: Graph, sources: dict[Value, Value | Made], held: Mapping[Value, Constant]) -> tuple[LoweredGroup, ...]:
+def _numbers(values: Sequence[Value], cut: frozenset[Value]) -> frozenset[int]:
+    return frozenset(number for number, value in enumerate(values) if value in cut)
+
+
+def _inner(region: Graph, sources: dict[Value, Value | Made], held: Mapping[Value, Constant], cut: frozenset[Value]) -> tuple[LoweredGroup, ...]:
     """The inner groups of a group's region, in order; what they make, and views of it, is added to ``sources``."""
     found: list[LoweredGroup] = []
     for node in region.nodes:
         source = sources.get(node.present_inputs[0]) if node.present_inputs else None
         if node.op == "group":
             lowered = lower_group(node, held, threads=1)
-            reads = (read if isinstance(read, Made) else sources[read] for read in lowered.reads)
+            reads = [read for read in lowered.reads if not isinstance(read, Made)]  # it has no inner groups itself
             sources[node.output] = Made(len(found))
-            found.append(replace(lowered, reads=tuple(reads)))
+            found.append(replace(lowered, reads=tuple(sources[read] for read in reads), cut=_numbers(reads, cut)))
         elif isinstance(source, Made) and (offset := view_offset(node)) is not None:
             sources[node.output] = Made(source.number, source.offset + offset)
     return tuple(found)

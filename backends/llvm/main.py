@@ -10,6 +10,7 @@ from backends.llvm.indices import IndexWriter
 from compiler.errors import CALL_BITS
 from compiler.ir.intexpr import sym, symbols
 from compiler.ir.program import (
+    SHARE,
     TEXTS,
     WORKERS,
     Address,
@@ -21,6 +22,7 @@ from compiler.ir.program import (
     Program,
     Read,
     Repeat,
+    Shares,
     Space,
     Step,
     Swap,
@@ -297,14 +299,14 @@ class _Main:
                     self._branch(step)
                 case Repeat():
                     self._repeat(step)
+                case Shares():
+                    self._shares(step)
 
     def _call(self, call: KernelCall) -> None:
         w, number = self._writer, self._calls
         self._calls += 1
-        args = [f"ptr {self._pointer(address)}" for address in call.args]
-        args += [f"i64 {w.value(param)}" for param in call.params]
         self._stamp(2 + number, -1)
-        w.do(f"call void @{self._program.functions[call.function].name}({', '.join([*args, 'i64 %tid', 'i64 %nthreads'])})")
+        self._kernel(call, "%tid", "%nthreads")
         self._barrier()
         self._stamp(2 + number)
         # A block for each call: what LLVM takes for one of thousands of calls is their number squared.
@@ -319,6 +321,32 @@ class _Main:
         else:
             w.do(f"br label %{go}")
         self._open(go)
+
+    def _kernel(self, call: KernelCall, worker: str, workers: str) -> None:
+        args = [f"ptr {self._pointer(address)}" for address in call.args]
+        args += [f"i64 {self._writer.value(param)}" for param in call.params]
+        self._writer.do(f"call void @{self._program.functions[call.function].name}({', '.join([*args, f'i64 {worker}', f'i64 {workers}'])})")
+
+    def _shares(self, step: Shares) -> None:
+        w = self._writer
+        test, body, after = (self._label(stem) for stem in ("test", "body", "after"))
+        first, stop = (w.ins(f"sdiv i64 {w.ins(f'mul i64 {worker}, {step.count}')}, %nthreads") for worker in ("%tid", w.ins("add i64 %tid, 1")))
+        self._set(SHARE, first)
+        w.do(f"br label %{test}")
+        self._open(test)
+        w.do(f"br i1 {w.ins(f'icmp slt i64 {w.value(sym(SHARE))}, {stop}')}, label %{body}, label %{after}")
+        self._open(body)
+        for call in step.body:
+            self._stamp(2 + self._calls, -1)
+            self._kernel(call, "0", "1")
+            self._stamp(2 + self._calls)
+            self._calls += 1
+        self._set(SHARE, w.value(sym(SHARE) + 1))
+        w.do(f"br label %{test}")
+        self._open(after)
+        self._stamp(1 + self._calls, -1)
+        self._barrier()
+        self._stamp(1 + self._calls)
 
     def _set(self, symbol: str, value: str) -> None:
         self._writer.do(f"store i64 {value}, ptr {self._late[symbol]}")
@@ -441,4 +469,6 @@ def _defined(steps: tuple[Step, ...]) -> list[str]:
                 names.append(step.symbol)
             case Repeat():
                 names += [step.iteration, step.count, _going(step), *(definition.symbol for definition in step.carried)]
+            case Shares():
+                names.append(SHARE)
     return names

@@ -13,6 +13,7 @@ from compiler.ir.intexpr import Dim, evaluate
 from compiler.ir.loop import Access, Buffer
 from compiler.ir.loop_interp import LoopInterpreter
 from compiler.ir.program import (
+    SHARE,
     TEXTS,
     WORKERS,
     Address,
@@ -24,6 +25,7 @@ from compiler.ir.program import (
     Program,
     Read,
     Repeat,
+    Shares,
     Space,
     Step,
     Swap,
@@ -36,7 +38,8 @@ from runtime.texts import WORD_BYTES, Records, decoded
 def run_program(program: Program, feeds: Mapping[str, Array], workers: int = 1) -> dict[str, Array]:
     """The program's outputs by name for its inputs by name (logical arrays of their types).
 
-    Every call runs on views of one arena and one weights blob, at the program's offsets, both first filled with bits that are NaN as floats.
+    Every call runs on views of one arena and one weights blob, at the program's offsets, both first filled with bits that are NaN as floats;
+    so is what the calls for one share hand on, for each anew.
     Raises UserError for feeds that do not fit and for checks that do not hold; InternalError for an access outside a buffer, or a buffer
     outside its memory.
     """
@@ -68,6 +71,7 @@ class _Run:
         self._results = program.results or (None,) * len(program.outputs)
         given = zip(program.outputs, self._results, strict=True)
         self._outputs = [_nothing(self._number(value.type.nbytes) if buffer is None else 0) for value, buffer in given]
+        self._scratch = _nothing(0)
         self._status = np.zeros(STATUS_WORDS, np.int64)
 
     def outputs(self) -> dict[str, Array]:
@@ -111,7 +115,7 @@ class _Run:
         for step in steps:
             match step:
                 case KernelCall():
-                    self._call(step)
+                    self._call(step, self._workers)
                 case Read():
                     values = self._read(step.address, step.dtype, len(step.symbols))
                     self._sizes.update(zip(step.symbols, map(int, values), strict=True))
@@ -128,15 +132,21 @@ class _Run:
                     self._steps(step.then if self._holds(step.condition) else step.orelse)
                 case Repeat():
                     self._repeat(step)
+                case Shares():
+                    for number in range(step.count):
+                        self._sizes[SHARE] = number
+                        self._scratch = _nothing(self._number(self._program.scratch_bytes))
+                        for call in step.body:
+                            self._call(call, workers=1)
 
-    def _call(self, call: KernelCall) -> None:
+    def _call(self, call: KernelCall, workers: int) -> None:
         kernel = self._kernels[call.function]
         function = kernel.function
         if len(function.buffers) != len(call.args) or len(function.params) != len(call.params):
             raise InternalError(f"{len(call.args)} arguments for {len(function.buffers)} buffers", where=f"call of {call.name}")
         params = {name: self._number(param) for name, param in zip(function.params, call.params, strict=True)}
         views = [self._view(call, buffer, address, params) for buffer, address in zip(function.buffers, call.args, strict=True)]
-        kernel(views, params, self._workers)
+        kernel(views, params, workers)
         self._sizes[TEXTS] = int(self._texts_end[0])
         what, index, size, axis = map(int, self._status)
         if what >= DIVISION:
@@ -212,7 +222,7 @@ class _Run:
             case Space.TEXTS_END:
                 return self._texts_end.view(np.uint8)
             case Space.SCRATCH:
-                raise InternalError("a buffer that is not scratch lies in scratch", where="backends.reference")
+                return self._scratch
 
 
 def _nothing(nbytes: int) -> Array:

@@ -62,7 +62,7 @@ def opt_command(
     if passes and options.memory_budget is not None:
         raise UserError("the passes are given, and a budget, which asks for its own", where="--passes, --memory-budget", hint="leave one of them out")
     machine = resolve(options.target)
-    steps = parse_passes(passes) if passes else passes_for(machine, options.opt_level)
+    steps = parse_passes(passes) if passes else passes_for(machine, options.opt_level, options.workers)
     graph = import_model(model, dict(options.input_shapes))
     if options.memory_budget is not None:
         steps = tuple(report.step for report in lowered(graph, machine, options)[1])

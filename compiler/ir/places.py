@@ -134,10 +134,11 @@ def _is_made_there(graph: Graph, root: Value, join: Node) -> bool:
 
 
 def stores_strided(node: Node) -> bool:
-    """Whether a node is a group of one result whose kernels can store it in strides."""
+    """Whether a node is a group of one result whose kernels can store it in strides, which shares are not cut in."""
     return (
         node.op == "group"
         and len(node.outputs) == 1
+        and "shares" not in node.attrs
         and all(inner.op == "group" or lookup(inner.op).takes_epilogue for inner in node.regions[0].nodes)
     )
 

@@ -57,8 +57,8 @@ class Address:
 class KernelCall:
     """One kernel of the inference. ``function`` is its number in ``Program.functions``; ``params`` are its integer arguments.
 
-    The rest is for people and profiles; ``flops`` and ``nbytes`` (read and written) of one call. ``divisions`` are the nodes whose integer
-    divisors it checks, in the order of their numbers.
+    The rest is for people and profiles; ``flops`` and ``nbytes`` (read and written) of one call, or of those for all shares. ``divisions`` are the
+    nodes whose integer divisors it checks, in the order of their numbers.
     """
 
     function: int
@@ -142,7 +142,18 @@ class Repeat:
     body: tuple[Step, ...]
 
 
-Step = Union[KernelCall, Read, Define, Check, Allocate, Swap, Branch, Repeat]
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Runs ``body`` once for every number from 0 up to ``count``, which its addresses know as ``SHARE``: every worker for its part of the numbers and
+    by itself, as if it were the only one. What is written for one number is not read for another, but in the worker's scratch, where each
+    begins anew. None of the kernels reports.
+    """
+
+    count: int
+    body: tuple[KernelCall, ...]
+
+
+Step = Union[KernelCall, Read, Define, Check, Allocate, Swap, Branch, Repeat, Shares]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +176,9 @@ class StateLayout:
 
 WORKERS = "workers."
 """A symbol that steps may use: the number of workers of the run."""
+
+SHARE = "share."
+"""A symbol that the calls of a ``Shares`` step may use: the number that they run for."""
 
 TEXTS = "texts."
 """A symbol that steps may use, and a param of kernels that read texts: the bytes of texts in use. It rises as texts are made."""
@@ -240,5 +254,5 @@ def walk(steps: tuple[Step, ...]) -> Iterator[Step]:
             case Branch():
                 yield from walk(step.then)
                 yield from walk(step.orelse)
-            case Repeat():
+            case Repeat() | Shares():
                 yield from walk(step.body)

@@ -18,6 +18,9 @@
       repeat i count n trips <u2> first none following dynamic 1 {
         swap dynamic 1, 2
       } carry u1 = <u1 + 1>, u2 = <3>
+      shares 4 {
+        call @halves(arena + <64*share.>, scratch + 0)() "half" injective "Schedule(vectors=4)" flops <9> bytes <60>
+      }
     }
 
 The functions follow, as ``loop_text`` writes them. ``<>`` holds an integer expression.
@@ -35,7 +38,7 @@ from compiler.ir.intexpr import Dim, parse
 from compiler.ir.loop_text import parse_functions, print_function
 from compiler.ir.parser import parse_type, unquoted
 from compiler.ir.printer import BARE_NAME, print_value, quoted
-from compiler.ir.program import Address, Allocate, Branch, Check, Define, KernelCall, Program, Read, Repeat, Space, Step, Swap, Texts
+from compiler.ir.program import Address, Allocate, Branch, Check, Define, KernelCall, Program, Read, Repeat, Shares, Space, Step, Swap, Texts
 from compiler.ir.types import DType, TensorType
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
@@ -54,6 +57,7 @@ _CHECK = re.compile(rf"check {_MAYBE} <= {_DIM} <= {_MAYBE} ({_STRING})")
 _ALLOCATE = re.compile(rf"allocate dynamic (\d+) {_DIM}( keep)?")
 _SWAP = re.compile(r"swap dynamic (\d+), (\d+)")
 _REPEAT = re.compile(rf"repeat (\S+) count (\S+) trips {_MAYBE} first {_PLACE} following {_PLACE} \{{")
+_SHARES = re.compile(r"shares (\d+) \{")
 _CARRY = re.compile(rf"(\S+) = {_DIM}")
 _ADDRESS = re.compile(r"(arena|weights|scratch|input|output|dynamic|texts_end|status)(?: (\d+))?(?: \+ (?:(\d+)|<([^>]*)>))?(?: each <([^>]*)>)?")
 
@@ -123,6 +127,10 @@ def _steps(program: Program, steps: tuple[Step, ...], indent: str) -> Iterator[s
                 yield from _steps(program, step.body, indent + "  ")
                 carried = ", ".join(f"{definition.symbol} = <{definition.value}>" for definition in step.carried)
                 yield f"{indent}}} carry {carried}".rstrip()
+            case Shares():
+                yield f"{indent}shares {step.count} {{"
+                yield from _steps(program, step.body, indent + "  ")
+                yield f"{indent}}}"
 
 
 def _maybe(dim: Dim | None) -> str:
@@ -239,6 +247,9 @@ class _Parser:
             body, end = self._block()
             carried = tuple(Define(name, self._dim(value)) for name, value in _CARRY.findall(end.removeprefix("} carry")))
             return Repeat(match[1], match[2], self._maybe(match[3]), first, following, carried, body)
+        if match := _SHARES.fullmatch(line):
+            body, _ = self._block()
+            return Shares(int(match[1]), tuple(step for step in body if isinstance(step, KernelCall)))
         raise self._error(f"{line!r} is not a part of a program")
 
     def _block(self) -> tuple[tuple[Step, ...], str]:

@@ -20,7 +20,7 @@ grouped: the nodes are groups, views, joins, whose operands are made where they 
 inputs and outputs have the types of the group's own; and in the region at most one node that is not elementwise, its anchor, apart from nodes that
 bring what the anchor reads into order (``strided_reads``) and inner groups of known sizes, which have one output and no inner groups, and views of
 what these make, of the same element type (``inner_nodes``). Its outputs are of one shape and layout, and nothing that makes one comes before its
-anchor.
+anchor. A group with the attribute ``shares`` has one output and can be computed in so many (``compiler/ir/shares.py``).
 
 planned: as grouped, and ``arena_bytes`` is set. Every output of a group has an entry in ``offset``, a multiple of 64 (or where a join holds it) with
 the value inside the arena, or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node
@@ -41,6 +41,7 @@ from compiler.ir.op import Layouts, lookup
 from compiler.ir.places import held_starts, unfit_joins, view_offset
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
+from compiler.ir.shares import shares_of
 from compiler.ir.strided import strided_reads
 from compiler.ir.types import TensorType
 from compiler.ir.verify_plan import ARENA_ALIGNMENT as ARENA_ALIGNMENT
@@ -222,6 +223,7 @@ class _Verifier:
         self._depth += 1
         self._scope(region, set(symbols_), f"{where}, region {region.name}", grouped=False)
         self._depth -= 1
+        shares_of(node)
         before = inner_nodes(region)
         anchors = [inner for inner in region.nodes if inner not in before and not is_elementwise(inner)]
         if len(anchors) > 1:

@@ -8,12 +8,11 @@ from typing import ClassVar
 
 from compiler.ir.control import own_symbols
 from compiler.ir.graph import Graph, Node, Value
-from compiler.ir.op import lookup
 from compiler.ir.places import memory_roots
-from compiler.ir.scalar import divisors
 from compiler.ir.types import DType
-from compiler.ir.verify import Stage, inner_nodes, is_elementwise, is_view
-from passes.analysis.estimate import estimate, expression, group_work
+from compiler.ir.verify import Stage, inner_nodes, is_view
+from passes.analysis.estimate import estimate, group_work
+from passes.analysis.reports import reports_nothing
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish, substitute
 
@@ -32,9 +31,6 @@ _RESULT_BYTES = 1 << 14
 
 _KEPT_BYTES = 1 << 12
 """The largest value that may have to live longer for it, where it is larger than the result."""
-
-_ANCHORS = frozenset({"conv", "matmul", "normalize", "pool", "reduce", "softmax", "to_layout"})
-"""Anchors, beside index maps, whose kernels report nothing."""
 
 
 @register_pass
@@ -108,7 +104,7 @@ class _Inliner:
         pending = [value]
         for current in pending:
             for user in self._graph.users.get(current, ()):
-                if user.op == "group" and DType.STRING not in {made.type.dtype for made in user.outputs}:
+                if user.op == "group" and DType.STRING not in {made.type.dtype for made in user.outputs} and "shares" not in user.attrs:
                     readers.update(dict.fromkeys(self._around(user)))
                 elif is_view(user) and user.present_inputs == (current,) and user.output.type.dtype is current.type.dtype and not own_symbols(user):
                     views.append(user)
@@ -217,22 +213,16 @@ def _may_repeat(group: Node) -> bool:
     (region,) = group.regions
     inside = inner_nodes(region)
     return (
-        len(group.outputs) == 1
+        "shares" not in group.attrs
+        and len(group.outputs) == 1
         and _fits(group.output, _RESULT_BYTES)
-        and all(node in inside or (_reports_nothing(node) and _is_known(node)) for node in region.nodes)
+        and all(node in inside or (reports_nothing(node) and _is_known(node)) for node in region.nodes)
     )
 
 
 def _fits(value: Value, nbytes: int) -> bool:
     """Whether a value is sure to have at most so many bytes."""
     return value.type.is_static and estimate(value.type.nbytes) <= nbytes
-
-
-def _reports_nothing(node: Node) -> bool:
-    if is_elementwise(node):
-        expr = expression(node)
-        return expr is not None and not divisors(expr)
-    return node.op in _ANCHORS or lookup(node.op).regions([v.type for v in node.present_inputs], node.attrs) is not None
 
 
 def _is_known(node: Node) -> bool:

@@ -115,6 +115,8 @@ def _elementwise_operands(group: Node) -> list[Value]:
 
 def _fit(first: Node, second: Node) -> bool:
     """Whether one kernel can do what two groups do, of which the second may read what the first makes."""
+    if "shares" in first.attrs or "shares" in second.attrs:
+        return False
     one, other = first.outputs[0].type, second.outputs[0].type
     anchors = [*_anchors(first), *_anchors(second)]
     alike = (one.shape, one.block) == (other.shape, other.block) and not (_anchors(first) and _anchors(second))
