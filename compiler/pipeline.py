@@ -20,6 +20,7 @@ from passes.graph.constant_fold import ConstantFold
 from passes.graph.control_flow import SimplifyControlFlow
 from passes.graph.dead_code import EliminateDeadCode
 from passes.graph.fold_reshapes import FoldReshapes
+from passes.graph.fuse_siblings import FuseSiblings
 from passes.graph.group import Group
 from passes.graph.hoist import HoistInvariants
 from passes.graph.inline_groups import InlineGroups
@@ -84,6 +85,7 @@ def free_passes(opt_level: int) -> tuple[Pass, ...]:
 def backend_passes(target: Target, opt_level: int, threads: int) -> tuple[Pass, ...]:
     """Canonical graph to a grouped, laid-out and planned one."""
     return (
+        *((FuseSiblings(target.lanes),) if opt_level >= 1 else ()),
         EqualizeRanks(),
         CommonSubexpressions(),
         EliminateDeadCode(),
@@ -108,7 +110,8 @@ def optimize(
 ) -> tuple[Graph, tuple[PassReport, ...]]:
     """The planned graph, ready for lowering, and what each pass did. Raises UserError where nothing meets ``memory_budget``.
 
-    With a budget no group goes into another: every worker would have its results to itself. Joins may take what the budget has.
+    With a budget products stay apart, whose results are alive at once where they are one, and no group goes into another: every worker would have
+    its results to itself. Joins may take what the budget has.
     """
     steps = passes_for(target, opt_level, threads)
     canonical = canonical_passes(opt_level)
@@ -116,7 +119,7 @@ def optimize(
     rest = steps[len(canonical) :]
     if memory_budget is not None:
         enough = memory_budget.nbytes - memory_budget.scratch_bytes
-        rest = tuple(step for step in rest if not isinstance(step, InlineGroups | ChainShares))
+        rest = tuple(step for step in rest if not isinstance(step, FuseSiblings | InlineGroups | ChainShares))
         rest = tuple(replace(step, enough=enough) if isinstance(step, JoinInPlace) else step for step in rest)
         rest = (*budget_passes(graph, rest, memory_budget), *rest)
     graph, more = PassManager(rest, verify, observer).run(graph)
