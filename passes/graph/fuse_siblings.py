@@ -15,8 +15,9 @@ from compiler.ir.op import lookup
 from compiler.ir.strided import Strided, after
 from compiler.ir.types import TensorType
 from compiler.ir.verify import Stage, held_offsets, is_view
-from passes.base import PassResult, RuleEvent, register_pass
+from passes.base import PassManager, PassResult, RuleEvent, register_pass
 from passes.graph.group import Group
+from passes.graph.plan import arena_bound
 from passes.rewrite import builder_for, finish, substitute
 from passes.siblings import Bundle, Constants, Operand, Places, Repeated, Run, Shared, products, together
 
@@ -43,7 +44,8 @@ class FuseSiblings:
         if not families:
             return PassResult(graph, changed=False)
         search = _Search(graph, self.block)
-        found = _of_own_weights(graph, list(chain.from_iterable(map(search.fused, families))))
+        found = search.within_memory(_of_own_weights(graph, [fused for family in families for fused in search.fused(family)]))
+        found = _of_own_weights(graph, found)
         events = (*search.events, *(RuleEvent(_RULE, _name(bundles[0].nodes[0])) for bundles in found))
         if not found:
             return PassResult(graph, changed=False, events=events)
@@ -76,6 +78,11 @@ def _of_own_weights(graph: Graph, found: list[list[Bundle]]) -> list[list[Bundle
         if len(kept) == len(found):
             return found
         found = kept
+
+
+def _alive(graph: Graph) -> int:
+    """The most bytes alive at once where every group is a kernel."""
+    return arena_bound(PassManager((Group(),)).run(graph)[0])
 
 
 def _name(node: Node) -> str:
@@ -113,6 +120,41 @@ class _Search:
             return [bundles for each in alike.values() for bundles in self.fused(each)]
         self.events += [RuleEvent(_RULE, _name(node), wrong[number]) for number, node in enumerate(nodes)]
         return []
+
+    def within_memory(self, found: list[list[Bundle]]) -> list[list[Bundle]]:
+        """Those of what was found, as a whole or only as far as readers have parts in common, with which no more memory is alive at once: parts of
+        one value live as long as the one that is read last."""
+        most = _alive(self._graph)
+        kept: list[list[Bundle]] = []
+        pending = [found]
+        while pending:
+            some = pending.pop()
+            if not some or _alive(_Writer(self._graph, chain(*kept, *some)).write()) <= most:
+                kept += some
+            elif len(some) > 1:
+                pending += [some[len(some) // 2 :], some[: len(some) // 2]]
+            else:
+                parts = self._by_reader(some[0])
+                pending += [[fused] for nodes in parts for fused in self.fused(nodes)]
+                if not parts:
+                    self.events.append(RuleEvent(_RULE, _name(some[0][0].nodes[0]), "more memory would be alive at once"))
+        return kept
+
+    def _by_reader(self, bundles: Sequence[Bundle]) -> list[list[Node]]:
+        """The products in sets whose parts have readers in common; none where all have."""
+        taken = {node for bundle in bundles for node in bundle.nodes}
+        sets: list[tuple[set[int], set[Node]]] = []
+        for bundle in bundles:
+            for number, node in enumerate(bundle.nodes):
+                numbers, readers = {bundle.origin + number}, {user for user in self._graph.users.get(node.output, ()) if user not in taken}
+                apart = []
+                for other in sets:
+                    if numbers & other[0] or readers & other[1]:
+                        numbers, readers = numbers | other[0], readers | other[1]
+                    else:
+                        apart.append(other)
+                sets = [*apart, (numbers, readers)]
+        return [[bundles[0].nodes[number] for number in sorted(numbers)] for numbers, _ in sets] if len(sets) > 1 else []
 
     def _in_blocks(self, node: Node) -> bool:
         """Whether the result of a product may be laid out with channels in blocks."""
