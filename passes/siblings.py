@@ -83,6 +83,12 @@ class Bundle:
     attrs: Attrs
     origin: int = 0
 
+    @property
+    def root(self) -> Bundle:
+        """The products that this begins with."""
+        run = next((operand for operand in self.operands if isinstance(operand, Run)), None)
+        return self if run is None else run.bundle.root
+
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """How long each part is along the axis."""

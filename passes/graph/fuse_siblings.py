@@ -14,7 +14,7 @@ from compiler.ir.intexpr import mod
 from compiler.ir.op import lookup
 from compiler.ir.strided import Strided, after
 from compiler.ir.types import TensorType
-from compiler.ir.verify import Stage, held_offsets, is_view
+from compiler.ir.verify import Stage
 from passes.base import PassManager, PassResult, RuleEvent, register_pass
 from passes.graph.group import Group
 from passes.graph.plan import arena_bound
@@ -228,7 +228,7 @@ class _Search:
 
     def _is_view(self, bundle: Bundle, first: int, count: int) -> bool:
         taken = bundle.taken(first, count)
-        if bundle.axis == 1 and bundle.nodes[0].op != "matmul" and mod(bundle.starts[first], self._block) != 0:
+        if self._in_blocks(bundle.root.nodes[0]) and mod(bundle.starts[first], self._block) != 0:
             return False
         part = TensorType(bundle.type.dtype, tuple(taken["sizes"])) if isinstance(taken["sizes"], tuple) else bundle.type
         return lookup("slice").view_offset([bundle.type], taken, part) is not None
@@ -253,7 +253,7 @@ class _Search:
         if not outside:
             return None
         view = self._is_view(bundle, number, 1)
-        if view and value in self._stored and not any(map(held_offsets, outside)):
+        if view and value in self._stored and not any(map(self._holds, outside)):
             return None
         region = Strided.row_major(bundle.type.shape)
         regions = lookup("slice").regions([bundle.type], bundle.taken(number, 1)) or ()
@@ -263,6 +263,12 @@ class _Search:
         if view:
             return f"%{value.name} is stored for no other reason"
         return f"a part of what makes %{value.name} is no view, and not all that read it could read it where it lies"
+
+    def _holds(self, node: Node) -> bool:
+        """Whether a node is a concatenation whose operands may be made where they lie in its result."""
+        made = self._graph.producers.keys() >= set(node.present_inputs) and self._graph.outputs.count(node.output) == 0
+        types = [v.type for v in node.present_inputs]
+        return node.op == "concat" and made and lookup("join").held_offsets(types, node.attrs, node.output.type) is not None
 
     def _is_read_strided(self, value: Value, view: Strided) -> bool:
         """Whether all readers of a value can read it as a view of something else."""
