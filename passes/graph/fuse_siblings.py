@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import chain
@@ -15,8 +15,11 @@ from compiler.ir.op import lookup
 from compiler.ir.strided import Strided, after
 from compiler.ir.types import TensorType
 from compiler.ir.verify import Stage
+from compiler.ops.support import attr_dims
 from passes.base import PassManager, PassResult, RuleEvent, register_pass
 from passes.graph.group import Group
+from passes.graph.join import JoinInPlace
+from passes.graph.order import OrderNodes
 from passes.graph.plan import arena_bound
 from passes.rewrite import builder_for, finish, substitute
 from passes.siblings import Bundle, Constants, Operand, Places, Repeated, Run, Shared, products, together
@@ -44,7 +47,7 @@ class FuseSiblings:
         if not families:
             return PassResult(graph, changed=False)
         search = _Search(graph, self.block)
-        found = search.within_memory(_of_own_weights(graph, [fused for family in families for fused in search.fused(family)]))
+        found = search.worth(_of_own_weights(graph, [fused for family in families for fused in search.fused(family)]))
         found = _of_own_weights(graph, found)
         events = (*search.events, *(RuleEvent(_RULE, _name(bundles[0].nodes[0])) for bundles in found))
         if not found:
@@ -80,9 +83,15 @@ def _of_own_weights(graph: Graph, found: list[list[Bundle]]) -> list[list[Bundle
         found = kept
 
 
-def _alive(graph: Graph) -> int:
-    """The most bytes alive at once where every group is a kernel."""
-    return arena_bound(PassManager((Group(),)).run(graph)[0])
+def _cost(graph: Graph) -> tuple[int, int]:
+    """How many groups a graph becomes, and the most bytes that are alive at once then."""
+    grouped, _ = PassManager((Group(), OrderNodes(), JoinInPlace())).run(graph)
+    return sum(node.op == "group" for node in grouped.nodes), arena_bound(grouped)
+
+
+def _in_blocks(node: Node) -> bool:
+    """Whether the result of a product may be laid out with channels in blocks."""
+    return node.op == "conv"
 
 
 def _name(node: Node) -> str:
@@ -100,44 +109,61 @@ class _Search:
         self.events: list[RuleEvent] = []
 
     def fused(self, nodes: Sequence[Node]) -> list[list[Bundle]]:
-        """Products of one value as bundles, each with those that follow it: all of the products, or those of them that can be together."""
-        if len(nodes) < 2:
-            return []
-        # Only a part that begins at a whole block is a view, and behind one that is no multiple of a block none does.
-        nodes = sorted(nodes, key=lambda node: self._in_blocks(node) and node.output.type.static_shape[1] % self._block != 0)
-        bundles = self._grown(nodes)
-        wrong = self._wrong(bundles)
+        """Products of one value as bundles, each with those that follow it: all of them, or those that go on alike, and then what fits to them."""
+        bundles, wrong = self._attempt(nodes)
         if not wrong:
             return [bundles]
-        fit = [node for number, node in enumerate(nodes) if number not in wrong]
-        unfit = [node for number, node in enumerate(nodes) if number in wrong]
-        if fit:
-            return [*self.fused(fit), *self.fused(unfit)]
         alike: dict[tuple[str, ...], list[Node]] = {}
         for node in nodes:
             alike.setdefault(self._tail(node), []).append(node)
-        if len(alike) > 1:
-            return [bundles for each in alike.values() for bundles in self.fused(each)]
-        self.events += [RuleEvent(_RULE, _name(node), wrong[number]) for number, node in enumerate(nodes)]
-        return []
+        found: list[list[Node]] = []
+        for each in alike.values():
+            left = self._attempt(each)[1] if len(each) > 1 else {}
+            wrong |= left
+            fit = [node for node in each if node not in left]
+            for some in (fit, *([node] for node in each if node in left)) if fit else ([node] for node in each):
+                into = next((other for other in found if not self._attempt([*other, *some])[1]), None)
+                if into is None:
+                    found.append(some)
+                else:
+                    into += some
+        self.events += [RuleEvent(_RULE, _name(node), wrong[node]) for node, *others in found if not others and node in wrong]
+        return [self._attempt(each)[0] for each in found if len(each) > 1]
 
-    def within_memory(self, found: list[list[Bundle]]) -> list[list[Bundle]]:
-        """Those of what was found, as a whole or only as far as readers have parts in common, with which no more memory is alive at once: parts of
-        one value live as long as the one that is read last."""
-        most = _alive(self._graph)
+    def _attempt(self, nodes: Sequence[Node]) -> tuple[list[Bundle], dict[Node, str]]:
+        """Products as one and all that follows them alike, and those of them that cannot be together with the others, with the reason."""
+        # Only a part that begins at a whole block is a view, and behind one that is no multiple of a block none does.
+        nodes = sorted(nodes, key=lambda node: (_in_blocks(node) and mod(node.output.type.shape[1], self._block) != 0, self._order[node]))
+        bundles = self._grown(nodes)
+        taken = {node for bundle in bundles for node in bundle.nodes}
+        wrong: dict[Node, str] = {}
+        for bundle in bundles:
+            for number in range(len(bundle.nodes)):
+                reason = self._reason(bundle, number, taken)
+                if reason is not None:
+                    wrong.setdefault(nodes[bundle.origin + number], reason)
+        return bundles, wrong
+
+    def worth(self, found: list[list[Bundle]]) -> list[list[Bundle]]:
+        """Those of what was found, as a whole or only as far as readers have parts in common, with which there are fewer kernels and no more memory
+        is alive at once: parts of one value live as long as the one that is read last."""
+        kernels, most = _cost(self._graph)
         kept: list[list[Bundle]] = []
         pending = [found]
         while pending:
             some = pending.pop()
-            if not some or _alive(_Writer(self._graph, chain(*kept, *some)).write()) <= most:
+            cost = _cost(_Writer(self._graph, chain(*kept, *some)).write()) if some else (kernels, most)
+            if cost[0] < kernels and cost[1] <= most:
                 kept += some
+                kernels = cost[0]
             elif len(some) > 1:
                 pending += [some[len(some) // 2 :], some[: len(some) // 2]]
-            else:
+            elif some:
                 parts = self._by_reader(some[0])
-                pending += [[fused] for nodes in parts for fused in self.fused(nodes)]
+                pending += [[fused] for nodes in parts if len(nodes) > 1 for fused in self.fused(nodes)]
                 if not parts:
-                    self.events.append(RuleEvent(_RULE, _name(some[0][0].nodes[0]), "more memory would be alive at once"))
+                    reason = "more memory would be alive at once" if cost[1] > most else "there would be no fewer kernels"
+                    self.events.append(RuleEvent(_RULE, _name(some[0][0].nodes[0]), reason))
         return kept
 
     def _by_reader(self, bundles: Sequence[Bundle]) -> list[list[Node]]:
@@ -155,10 +181,6 @@ class _Search:
                         apart.append(other)
                 sets = [*apart, (numbers, readers)]
         return [[bundles[0].nodes[number] for number in sorted(numbers)] for numbers, _ in sets] if len(sets) > 1 else []
-
-    def _in_blocks(self, node: Node) -> bool:
-        """Whether the result of a product may be laid out with channels in blocks."""
-        return node.op == "conv"
 
     def _tail(self, node: Node) -> tuple[str, ...]:
         """What a product is followed by, as far as one node follows another."""
@@ -228,21 +250,10 @@ class _Search:
 
     def _is_view(self, bundle: Bundle, first: int, count: int) -> bool:
         taken = bundle.taken(first, count)
-        if self._in_blocks(bundle.root.nodes[0]) and mod(bundle.starts[first], self._block) != 0:
+        if _in_blocks(bundle.root.nodes[0]) and mod(bundle.starts[first], self._block) != 0:
             return False
-        part = TensorType(bundle.type.dtype, tuple(taken["sizes"])) if isinstance(taken["sizes"], tuple) else bundle.type
+        part = TensorType(bundle.type.dtype, attr_dims(taken, "sizes"))
         return lookup("slice").view_offset([bundle.type], taken, part) is not None
-
-    def _wrong(self, bundles: Sequence[Bundle]) -> dict[int, str]:
-        """Which of the products cannot be together with the others, and why."""
-        taken = {node for bundle in bundles for node in bundle.nodes}
-        found: dict[int, str] = {}
-        for bundle in bundles:
-            for number, node in enumerate(bundle.nodes):
-                reason = self._reason(bundle, number, taken)
-                if reason is not None:
-                    found.setdefault(bundle.origin + number, reason)
-        return found
 
     def _reason(self, bundle: Bundle, number: int, taken: set[Node]) -> str | None:
         """Why a part of a bundle is not to be had for nothing."""
