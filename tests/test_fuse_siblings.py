@@ -77,7 +77,7 @@ def fused(graph: Graph) -> PassResult:
     again = FUSE.run(after)
     assert (again.changed, print_graph(again.graph)) == (False, print_graph(after))
     assert report.changed == (print_graph(after) != print_graph(graph))
-    steps = backend_passes(TARGET, 3)
+    steps = backend_passes(TARGET, 3, 1)
     with_it, without = (PassManager(tuple(s for s in steps if s not in left), verify=True).run(graph)[0] for left in ((), (FUSE,)))
     assert _kernels(with_it) <= _kernels(without)
     if all(v.type.is_static for v in graph.inputs):
