@@ -277,6 +277,7 @@ _METHODS: dict[str, _Method] = {
     "transpose": _transpose,
     "reshape": _reshape,
     "slice": _slice,
+    "roll": _rows,
     "concat": _concat,
     "normalize": _rows,
     "softmax": _rows,

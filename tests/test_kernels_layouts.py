@@ -82,6 +82,19 @@ def test_shuffled_channels(data: Any, source: int, result: int, dtype: DType) ->
 
 
 @quick
+@given(st.data(), layouts, layouts, st.sampled_from([F32, DType.UINT8, DType.INT64]))
+def test_rolled(data: Any, source: int, result: int, dtype: DType) -> None:
+    shape = tuple(data.draw(st.lists(st.integers(1, 20), min_size=2, max_size=4)))
+    axis = data.draw(st.integers(0, len(shape) - 1))
+    attrs = {"axis": axis, "start": data.draw(st.integers(0, shape[axis] - 1))}
+    x, op = numbers(shape, dtype), lookup("roll")
+    (expected,) = op.evaluate([x], attrs)
+    regions = op.regions([TensorType(dtype, x.shape)], attrs)
+    work = workload("injective", {"regions": regions}, [(x, source)], TensorType(dtype, expected.shape, result))
+    check(run(work, [(x, source)]), expected, rtol=0)
+
+
+@quick
 @given(st.data(), layouts, layouts)
 def test_shuffled_channels_behind_others(data: Any, source: int, result: int) -> None:
     """A region that begins inside a block."""

@@ -232,6 +232,8 @@ IMAGE = TensorType(F32, (1, 16, 6, 6))
         ("interleave", [IMAGE], {"group": 4, "strides": (2, 2)}, Layouts.SAME),
         ("interleave", [IMAGE], {"group": 1, "strides": (4, 4)}, Layouts.SAME),
         ("shuffle_channels", [IMAGE], {"group": 4, "start": 3, "size": 9}, Layouts.SAME),
+        ("roll", [IMAGE], {"axis": 2, "start": 2}, Layouts.ANY),
+        ("roll", [IMAGE], {"axis": 1, "start": 3}, Layouts.ANY),
         ("slice", [IMAGE], {"starts": (0, sym("N"), 0, 0), "sizes": (1, 8, 6, 6), "steps": (1, 1, 1, 1)}, Layouts.PLAIN),
         ("pad", [IMAGE], {"begins": (0, 0, 1, 1), "ends": (0, 0, 1, 1), "mode": "constant", "value": 0}, Layouts.ANY),
         ("transpose", [IMAGE], {"perm": (0, 1, 3, 2)}, Layouts.ANY),

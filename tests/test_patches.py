@@ -45,6 +45,7 @@ IN_PARTS = {
         "reduce",
         "reshape",
         "resize_nearest",
+        "roll",
         "shuffle_channels",
         "slice",
     ),
@@ -98,6 +99,21 @@ def test_parts_of_shuffled_channels() -> None:
         assert part is not None
         (got,) = op.evaluate([x[(*slices(part.boxes[0]), ...)]], part.attrs)
         np.testing.assert_array_equal(got, want[(*slices(box), ...)])
+
+
+def test_parts_of_what_is_rolled() -> None:
+    op, x, rng = lookup("roll"), np.arange(2 * 7 * 3).reshape(2, 7, 3), np.random.default_rng(0)
+    attrs = {"axis": 1, "start": 3}
+    (want,) = op.evaluate([x], attrs)
+    np.testing.assert_array_equal(want, np.concatenate([x[:, 3:], x[:, :3]], 1))
+    for _ in range(40):
+        box = random_box(rng, want.shape)
+        part = op.part([f32(*x.shape)], attrs, box)
+        across = box[1][0] < 4 < box[1][1] and box[1] != (0, 7)
+        assert (part is None) == across
+        if part is not None:
+            (got,) = op.evaluate([x[(*slices(part.boxes[0]), ...)]], part.attrs)
+            np.testing.assert_array_equal(got, want[(*slices(box), ...)])
 
 
 def test_these_ops_are_computed_in_parts() -> None:

@@ -17,6 +17,7 @@ from compiler.ir.types import TensorType
 from compiler.ops.binary import same_dtype
 from compiler.ops.simplify_moves import (
     empty_operands,
+    exchanged,
     expanded_before,
     neighbours,
     order_kept,
@@ -331,7 +332,7 @@ class Concat(IndexMap):
     """The operands one after the other along ``axis``."""
 
     name = "concat"
-    simplifications = (empty_operands, neighbours)
+    simplifications = (empty_operands, neighbours, exchanged)
     samples = (
         Sample("Concat", (_X, _X[:, :1], _X), {"axis": 1}),
         Sample("Concat", (_X, _X), {"axis": -1}),

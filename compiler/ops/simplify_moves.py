@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Node, Value
 from compiler.ir.intexpr import Dim
 from compiler.ir.op import lookup
 from compiler.ir.regroup import runs
 from compiler.ir.run_time import is_natural
+from compiler.ir.types import is_coded
 from compiler.ops.support import attr_dims, attr_int, attr_ints
 
 
@@ -193,6 +196,43 @@ def _together(left: Value, right: Value, axis: int, builder: GraphBuilder) -> Va
     if steps != next_steps or next_starts != following or (*both[:axis], next_sizes[axis], *both[axis + 1 :]) != next_sizes:
         return None
     return builder.emit("slice", first.present_inputs[0], name=first.name, starts=starts, sizes=both, steps=steps)
+
+
+def exchanged(node: Node, builder: GraphBuilder) -> Value | None:
+    """A concatenation of all elements from one on and of those before it: a roll. Where parts are negated, as in rotary position embedding, the
+    signs are factors of its elements."""
+    axis, parts = attr_int(node.attrs, "axis"), [_negated(value, builder) for value in node.present_inputs]
+    slices = [made_by("slice", part, builder) for part, _ in parts]
+    if len(parts) != 2 or slices[0] is None or slices[1] is None or slices[0].present_inputs[0] is not slices[1].present_inputs[0]:
+        return None
+    x, type_ = slices[0].present_inputs[0], node.output.type
+    start, *others = (attr_dims(each.attrs, "starts")[axis] for each in slices if each is not None)
+    if x.type != type_ or others != [0] or not isinstance(start, int) or start == 0 or slices[1].output.type.shape[axis] != start:
+        return None
+    if any(not _spans(each, axis) for each in slices if each is not None) or is_coded(type_.dtype):
+        return None
+    rolled = builder.emit("roll", x, name=node.name, axis=axis, start=start)
+    if not any(negated for _, negated in parts):
+        return rolled
+    signs = np.concatenate([np.full(part.type.shape[axis], -1 if negated else 1) for part, negated in parts]).astype(type_.dtype.numpy)
+    return builder.emit("mul", rolled, builder.constant(signs.reshape(-1, *(1,) * (type_.rank - 1 - axis)), name="signs"), name=node.name)
+
+
+def _negated(value: Value, builder: GraphBuilder) -> tuple[Value, bool]:
+    """What a value is but for its sign, and whether that is another one."""
+    node = made_by("neg", value, builder)
+    return (value, False) if node is None else (node.present_inputs[0], True)
+
+
+def _spans(node: Node, axis: int) -> bool:
+    """Whether a slice takes elements one after another along an axis, and all along the others."""
+    (starts, steps), taken, x = (
+        (attr_dims(node.attrs, name) for name in ("starts", "steps")),
+        node.output.type.shape,
+        node.present_inputs[0].type.shape,
+    )
+    around = all(a == axis or (starts[a] == 0 and taken[a] == x[a]) for a in range(len(x)))
+    return around and all(step == 1 for step in steps) and isinstance(taken[axis], int)
 
 
 def _joined(node: Node, operands: Sequence[Value], builder: GraphBuilder) -> Value | None:
