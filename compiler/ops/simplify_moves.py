@@ -202,20 +202,18 @@ def exchanged(node: Node, builder: GraphBuilder) -> Value | None:
     """A concatenation of all elements from one on and of those before it: a roll. Where parts are negated, as in rotary position embedding, the
     signs are factors of its elements."""
     axis, parts = attr_int(node.attrs, "axis"), [_negated(value, builder) for value in node.present_inputs]
-    slices = [made_by("slice", part, builder) for part, _ in parts]
-    if len(parts) != 2 or slices[0] is None or slices[1] is None or slices[0].present_inputs[0] is not slices[1].present_inputs[0]:
+    first, second = (_span_of(part, axis, builder) for part, _ in parts) if len(parts) == 2 else (None, None)
+    if first is None or second is None or is_coded(node.output.type.dtype):
         return None
-    x, type_ = slices[0].present_inputs[0], node.output.type
-    start, *others = (attr_dims(each.attrs, "starts")[axis] for each in slices if each is not None)
-    if x.type != type_ or others != [0] or not isinstance(start, int) or start == 0 or slices[1].output.type.shape[axis] != start:
-        return None
-    if any(not _spans(each, axis) for each in slices if each is not None) or is_coded(type_.dtype):
+    x, start, end = first
+    if not 0 < start < end or end != x.type.shape[axis] or second != (x, 0, start):
         return None
     rolled = builder.emit("roll", x, name=node.name, axis=axis, start=start)
-    if not any(negated for _, negated in parts):
+    signs = np.repeat([-1 if negated else 1 for _, negated in parts], (end - start, start))
+    if signs.min() == 1:
         return rolled
-    signs = np.concatenate([np.full(part.type.shape[axis], -1 if negated else 1) for part, negated in parts]).astype(type_.dtype.numpy)
-    return builder.emit("mul", rolled, builder.constant(signs.reshape(-1, *(1,) * (type_.rank - 1 - axis)), name="signs"), name=node.name)
+    factors = signs.astype(x.type.dtype.numpy).reshape(-1, *(1,) * (x.type.rank - 1 - axis))
+    return builder.emit("mul", rolled, builder.constant(factors, name="signs"), name=node.name)
 
 
 def _negated(value: Value, builder: GraphBuilder) -> tuple[Value, bool]:
@@ -224,15 +222,15 @@ def _negated(value: Value, builder: GraphBuilder) -> tuple[Value, bool]:
     return (value, False) if node is None else (node.present_inputs[0], True)
 
 
-def _spans(node: Node, axis: int) -> bool:
-    """Whether a slice takes elements one after another along an axis, and all along the others."""
-    (starts, steps), taken, x = (
-        (attr_dims(node.attrs, name) for name in ("starts", "steps")),
-        node.output.type.shape,
-        node.present_inputs[0].type.shape,
-    )
-    around = all(a == axis or (starts[a] == 0 and taken[a] == x[a]) for a in range(len(x)))
-    return around and all(step == 1 for step in steps) and isinstance(taken[axis], int)
+def _span_of(value: Value, axis: int, builder: GraphBuilder) -> tuple[Value, int, int] | None:
+    """What a value is a slice of, and from which element of an axis to which, where it takes all of the others and the numbers are known."""
+    node = made_by("slice", value, builder)
+    if node is None or set(attr_dims(node.attrs, "steps")) != {1}:
+        return None
+    x, starts = node.present_inputs[0], attr_dims(node.attrs, "starts")
+    start, size = starts[axis], value.type.shape[axis]
+    around = all(a == axis or (starts[a], value.type.shape[a]) == (0, dim) for a, dim in enumerate(x.type.shape))
+    return (x, start, start + size) if around and isinstance(start, int) and isinstance(size, int) else None
 
 
 def _joined(node: Node, operands: Sequence[Value], builder: GraphBuilder) -> Value | None:
