@@ -83,6 +83,11 @@ def _of_own_weights(graph: Graph, found: list[list[Bundle]]) -> list[list[Bundle
         found = kept
 
 
+def _kind(bundles: Sequence[Bundle]) -> tuple[tuple[str, TensorType], ...]:
+    """What bundles of another layer have in common with these."""
+    return tuple((node.op, node.output.type) for bundle in bundles for node in bundle.nodes)
+
+
 def _cost(graph: Graph) -> tuple[int, int]:
     """How many groups a graph becomes, and the most bytes that are alive at once then."""
     grouped, _ = PassManager((Group(), OrderNodes(), JoinInPlace())).run(graph)
@@ -146,24 +151,28 @@ class _Search:
 
     def worth(self, found: list[list[Bundle]]) -> list[list[Bundle]]:
         """Those of what was found, as a whole or only as far as readers have parts in common, with which there are fewer kernels and no more memory
-        is alive at once: parts of one value live as long as the one that is read last."""
+        is alive at once: parts of one value live as long as the one that is read last. What is not worth it in one layer is not tried in others."""
         kernels, most = _cost(self._graph)
         kept: list[list[Bundle]] = []
+        reasons: dict[tuple[tuple[str, TensorType], ...], str] = {}
         pending = [found]
         while pending:
             some = pending.pop()
-            cost = _cost(_Writer(self._graph, chain(*kept, *some)).write()) if some else (kernels, most)
-            if cost[0] < kernels and cost[1] <= most:
+            self.events += [RuleEvent(_RULE, _name(each[0].nodes[0]), reasons[_kind(each)]) for each in some if _kind(each) in reasons]
+            some = [each for each in some if _kind(each) not in reasons]
+            if not some:
+                continue
+            count, alive = _cost(_Writer(self._graph, chain(*kept, *some)).write())
+            if count < kernels and alive <= most:
                 kept += some
-                kernels = cost[0]
+                kernels = count
             elif len(some) > 1:
                 pending += [some[len(some) // 2 :], some[: len(some) // 2]]
-            elif some:
-                parts = self._by_reader(some[0])
+            elif parts := self._by_reader(some[0]):
                 pending += [[fused] for nodes in parts if len(nodes) > 1 for fused in self.fused(nodes)]
-                if not parts:
-                    reason = "more memory would be alive at once" if cost[1] > most else "there would be no fewer kernels"
-                    self.events.append(RuleEvent(_RULE, _name(some[0][0].nodes[0]), reason))
+            else:
+                reasons[_kind(some[0])] = "more memory would be alive at once" if alive > most else "there would be no fewer kernels"
+                pending.append(some)
         return kept
 
     def _by_reader(self, bundles: Sequence[Bundle]) -> list[list[Node]]:
