@@ -17,6 +17,9 @@ from compiler.ops.support import attr_dims, attr_int, attr_ints, known
 
 Attrs = Mapping[str, Attr]
 
+_DEEPEST = 4
+"""Nodes after one another that make what is read beside parts: a scale of a quantised product is two."""
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -173,7 +176,7 @@ def _run(values: Sequence[Value | None], places: Places) -> Run | None:
     return Run(bundle, first, len(values)) if found == [(bundle, first + number) for number in range(len(values))] else None
 
 
-def _beside(values: Sequence[Value | None], axis: int, sizes: Sequence[int], graph: Graph) -> Operand | None:
+def _beside(values: Sequence[Value | None], axis: int, sizes: Sequence[int], graph: Graph, depth: int = 0) -> Operand | None:
     """What nodes read beside parts, as one operand; ``axis`` is counted from the end, and may not be one along which it differs for all."""
     given = [value for value in values if value is not None]
     if len(given) < len(values):
@@ -185,9 +188,11 @@ def _beside(values: Sequence[Value | None], axis: int, sizes: Sequence[int], gra
         return Constants(tuple(given), axis, tuple(sizes))
     nodes = [graph.producers.get(value) for value in given]
     made = [node for node in nodes if node is not None and is_elementwise(node) and node.present_inputs]
-    if not short or len(made) < len(nodes) or any((n.op, n.attrs, len(n.inputs)) != (made[0].op, made[0].attrs, len(made[0].inputs)) for n in made):
+    if not short or depth == _DEEPEST or len(made) < len(nodes) or not _same_attrs(made):
         return None
-    operands = [_beside(read, axis, sizes, graph) for read in zip(*(node.inputs for node in made), strict=True)]
+    if any((node.op, len(node.inputs)) != (made[0].op, len(made[0].inputs)) for node in made):
+        return None
+    operands = [_beside(read, axis, sizes, graph, depth + 1) for read in zip(*(node.inputs for node in made), strict=True)]
     found = [operand for operand in operands if operand is not None]
     return Repeated(tuple(made), tuple(found)) if len(found) == len(operands) else None
 
