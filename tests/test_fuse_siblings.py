@@ -212,6 +212,16 @@ def test_outputs_are_no_parts() -> None:
     assert any("is an output" in reason for reason in reasons(result))
 
 
+def test_products_of_a_part() -> None:
+    """A part that products read where it lies, which are one themselves."""
+    b = Writer()
+    x = b.input("x", f32(2, 5, 12))
+    shared, value = b.product(x, 16), b.heads(b.product(x, 12), 6)
+    graph = b.graph((b.attention(b.heads(b.product(shared, 12), 6), b.heads(b.product(shared, 12), 6), value), b.wide(x)))
+    assert ops(fused(graph).graph).count("matmul") == 3
+    check(graph)
+
+
 def test_weights_that_others_read_stay_theirs() -> None:
     b = Writer()
     x, y = (b.input(name, f32(1, 1, 6)) for name in "xy")

@@ -32,7 +32,7 @@ _RULE = "siblings"
 class FuseSiblings:
     """Products, and convolutions with the same windows, of one value by constants become one, with their weights side by side; what follows all of
     them alike follows the one: biases, activations, heads that are split off and turned. Each reader takes its part where that costs nothing: a
-    slice that is a view (of channels in blocks of ``block``), or one that attention reads where it lies. Other branches stay
+    slice that is a view (of channels in blocks of ``block``), or one that is read where it lies, as attention and products do. Other branches stay
     as they are, and so do those whose weights others read, and those that would lose arithmetic their kernels do as they store.
 
     ``%a = matmul(%x, %v); %b = matmul(%x, %w)`` becomes ``%c = matmul(%x, %vw); %a = slice(%c) {…}; %b = slice(%c) {…}``.
@@ -288,7 +288,7 @@ class _Search:
         """Whether a node is a concatenation whose operands may be made where they lie in its result."""
         made = self._graph.producers.keys() >= set(node.present_inputs) and self._graph.outputs.count(node.output) == 0
         types = [v.type for v in node.present_inputs]
-        return node.op == "concat" and made and lookup("join").held_offsets(types, node.attrs, node.output.type) is not None
+        return node.op == "concat" and made and lookup("join").held_starts(types, node.attrs, node.output.type) is not None
 
     def _is_read_strided(self, value: Value, view: Strided) -> bool:
         """Whether all readers of a value can read it as a view of something else."""
@@ -329,8 +329,13 @@ class _Writer:
         operands = [self._operand(operand) for operand in bundle.operands]
         self._made[bundle] = self._builder.emit(first.op, *operands, name=first.name, **bundle.attrs)
         for number, node in enumerate(bundle.nodes):
-            if any(user not in self._of for user in self._graph.users.get(node.output, ())):
+            if any(self._reads_part(user, node.output, bundle) for user in self._graph.users.get(node.output, ())):
                 self._twins[node.output] = self._part(bundle, number, 1, node.name)
+
+    def _reads_part(self, user: Node, value: Value, bundle: Bundle) -> bool:
+        """Whether a reader of a part of a bundle reads it apart from the others."""
+        reader = self._of.get(user)
+        return reader is None or reader.root is not bundle.root or Shared(value) in reader.operands
 
     def _operand(self, operand: Operand) -> Value:
         match operand:
