@@ -79,11 +79,7 @@ def fused(graph: Graph) -> PassResult:
     again, (once_more,) = PassManager((FUSE,)).run(after)
     assert (once_more.changed, print_graph(again)) == (False, print_graph(after))
     assert report.changed == (print_graph(after) != print_graph(graph))
-<<<<<<< HEAD
-    steps = backend_passes(TARGET, 3, 1)
-=======
-    steps = [step for step in backend_passes(TARGET, 3) if not isinstance(step, InlineGroups)]
->>>>>>> f5ec74f (Kernels are compared before small ones go into others)
+    steps = [step for step in backend_passes(TARGET, 3, 1) if not isinstance(step, InlineGroups)]
     with_it, without = (PassManager(tuple(s for s in steps if s not in left), verify=True).run(graph)[0] for left in ((), (FUSE,)))
     assert _kernels(with_it) <= _kernels(without)
     if all(v.type.is_static for v in graph.inputs):
