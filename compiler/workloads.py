@@ -15,6 +15,7 @@ from compiler.ir.graph import Constant, Graph, Node, Value, ancestors
 from compiler.ir.intexpr import Dim, floordiv
 from compiler.ir.narrow import widen, widened
 from compiler.ir.op import lookup
+from compiler.ir.pieces import Piece, moved_pieces
 from compiler.ir.places import Place, held_starts, memory_places, view_offset
 from compiler.ir.scalar import Arg, Const, Scalar, cast, divisors, rebuilt, substitute, unchecked
 from compiler.ir.shares import shares_of
@@ -72,6 +73,11 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
     held = {value: constants[outside] for value, outside in zip(region.inputs, node.present_inputs, strict=True) if outside in constants}
     inner_groups, apart = _inner(region, sources, held, shares.cut), inner_nodes(region)
     region = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in apart))
+    moved = moved_pieces(region, held, stored_strides)
+    if moved is not None:
+        workload, values = _moved(region, *moved, held, threads)
+        workload = replace(workload, stored_strides=stored_strides)
+        return LoweredGroup(workload, ("moved",), tuple(sources[value] for value in values), (), inner_groups)
     anchor = next((inner for inner in reversed(region.nodes) if not is_elementwise(inner)), None)
     brought = {} if anchor is None else strided_reads(anchor, computing(anchor, region.producers), region.producers)
     before = ancestors(region, () if anchor is None else anchor.present_inputs) - set(chain(*brought.values()))
@@ -124,6 +130,21 @@ def lower_group(node: Node, constants: Mapping[Value, Constant], threads: int, s
 
 def _numbers(values: Sequence[Value], cut: frozenset[Value]) -> frozenset[int]:
     return frozenset(number for number, value in enumerate(values) if value in cut)
+
+
+def _moved(
+    region: Graph, found: Sequence[Piece], values: tuple[Value, ...], held: Mapping[Value, Constant], threads: int
+) -> tuple[Workload, tuple[Value, ...]]:
+    """The workload of a group of nodes that move elements, and what its kernel reads."""
+    result = region.outputs[0].type
+    copies = all(isinstance(piece.element, Arg) for piece in found)
+    inputs = [Operand(v.type, v in held) if copies else _unless_coded(Operand(v.type, v in held)) for v in values]
+    written = []
+    for piece in found:
+        arrives = {k: Arg(k, inputs[read.source].type.dtype) for k, read in enumerate(piece.reads)}
+        written.append(piece._replace(element=widen(piece.element, arrives)))
+    workload = Workload("", (("pieces", tuple(written)),), tuple(inputs), result, result, Arg(0, result.dtype), threads=threads)
+    return workload, values
 
 
 def _inner(region: Graph, sources: dict[Value, Value | Made], held: Mapping[Value, Constant], cut: frozenset[Value]) -> tuple[LoweredGroup, ...]:

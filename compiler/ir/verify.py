@@ -21,6 +21,8 @@ inputs and outputs have the types of the group's own; and in the region at most 
 bring what the anchor reads into order (``strided_reads``) and inner groups of known sizes, which have one output and no inner groups, and views of
 what these make, of the same element type (``inner_nodes``). Its outputs are of one shape and layout, and nothing that makes one comes before its
 anchor. A group with the attribute ``shares`` has one output and can be computed in so many (``compiler/ir/shares.py``).
+Or any number of nodes that move elements between row-major tensors, and elementwise ones before, between and behind them, if the one
+result is few boxes of them (``pieces``).
 
 planned: as grouped, and ``arena_bytes`` is set. Every output of a group has an entry in ``offset``, a multiple of 64 (or where a join holds it) with
 the value inside the arena, or its memory is a graph output's. Two values that are alive at one node do not overlap: a value is alive from the node
@@ -38,6 +40,7 @@ from compiler.ir.control import BRANCHING, CONTROL, If, Loop, defined_symbols, o
 from compiler.ir.graph import Graph, Node, Value, ancestors, captured
 from compiler.ir.intexpr import Dim, symbols
 from compiler.ir.op import Layouts, lookup
+from compiler.ir.pieces import moved_pieces
 from compiler.ir.places import held_starts, unfit_joins, view_offset
 from compiler.ir.printer import print_node, print_value
 from compiler.ir.scalar import Arg
@@ -229,7 +232,8 @@ class _Verifier:
         if len(anchors) > 1:
             reads = strided_reads(anchors[-1], computing(anchors[-1], region.producers), region.producers)
             brought = {inner for nodes in reads.values() for inner in nodes}
-            if not brought.issuperset(anchors[:-1]):
+            rest = region.with_(nodes=tuple(inner for inner in region.nodes if inner not in before))
+            if not brought.issuperset(anchors[:-1]) and moved_pieces(rest, {}) is None:
                 raise InternalError(f"the region has more than one anchor: {', '.join(inner.op for inner in anchors)}", where=where)
         ahead = ancestors(region, anchors[-1].present_inputs) if anchors else set()
         early = next((value for value in region.outputs if value not in region.producers or region.producers[value] in ahead), None)

@@ -27,6 +27,7 @@ from compiler.ir.scalar import divisors
 from compiler.ir.strided import strided_reads
 from compiler.ir.verify import Stage, computing, is_elementwise, is_view
 from passes.analysis.estimate import estimate, expression, work
+from passes.analysis.moved import Movable
 from passes.base import PassResult, register_pass
 from passes.rewrite import builder_for, finish
 
@@ -69,8 +70,9 @@ class Group:
                 groups[node] = [node]
                 if self.fuse:
                     own, copies = finder.find(node, gone)
-                    groups[node] = finder.in_order({*own, *copies, *finder.brought(own, copies)})
-                    gone.update(own)
+                    moved, shared = finder.moved(node, own, copies, gone)
+                    groups[node] = finder.in_order({*own, *copies, *moved, *shared, *finder.brought(own, copies)})
+                    gone.update(own | moved)
                 needed.update(_read_outside(groups[node]))
         builder, times = builder_for(graph), Counter(chain(*groups.values()))
         copied = {node for node, count in times.items() if count > 1 or (is_view(node) and node not in gone)}
@@ -127,6 +129,11 @@ class _Finder:
                 budget -= cost
         found[sink] = own, copies
         return own, copies
+
+    def moved(self, sink: Node, own: set[Node], copies: set[Node], taken: set[Node]) -> tuple[set[Node], set[Node]]:
+        """The nodes that move what the group reads, and those that compute what is moved, where its kernel can do it all: as ``find`` gives them."""
+        movable = Movable(self._graph, lambda node: self.find(node, taken)[0])
+        return movable.before(sink, self.in_order(own), self.in_order(copies), taken)
 
     def brought(self, own: set[Node], copies: set[Node]) -> set[Node]:
         """The nodes that bring what the anchor among ``own`` reads into order, where its kernels can read it as it lies and no other node of the

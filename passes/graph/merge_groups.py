@@ -9,6 +9,7 @@ from typing import ClassVar
 from compiler.ir.control import CONTROL
 from compiler.ir.graph import Graph, Node, Value, reads
 from compiler.ir.op import lookup
+from compiler.ir.pieces import is_anchor, moves
 from compiler.ir.places import memory_places
 from compiler.ir.verify import Stage, inner_nodes, is_elementwise
 from passes.analysis.liveness import nodes_behind
@@ -119,6 +120,8 @@ def _fit(first: Node, second: Node) -> bool:
         return False
     one, other = first.outputs[0].type, second.outputs[0].type
     anchors = [*_anchors(first), *_anchors(second)]
+    if _is_moved(first) or _is_moved(second):
+        return False
     alike = (one.shape, one.block) == (other.shape, other.block) and not (_anchors(first) and _anchors(second))
     small = len(first.regions[0].nodes) + len(second.regions[0].nodes) <= _MAX_MEMBERS
     read = {*second.present_inputs} & {*first.outputs}
@@ -130,6 +133,12 @@ def _anchors(group: Node) -> list[Node]:
     (region,) = group.regions
     apart = inner_nodes(region)
     return [node for node in region.nodes if node not in apart and not is_elementwise(node)]
+
+
+def _is_moved(group: Node) -> bool:
+    """Whether a group's nodes move elements otherwise than one alone that is its anchor: its kernel makes one result."""
+    anchors = _anchors(group)
+    return bool(anchors) and all(map(moves, anchors)) and not is_anchor(anchors, group.regions[0])
 
 
 def _merged(graph: Graph, first: Node, second: Node) -> Node:
