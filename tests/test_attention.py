@@ -36,7 +36,16 @@ def score_of(kinds: tuple[str, ...], dtype: DType) -> Scalar:
     return score
 
 
-@settings(max_examples=40, deadline=None)
+def weight_of(kinds: tuple[str, ...], dtype: DType) -> Scalar:
+    """Nothing of what is no number, and the others twice, or as much as an operand says."""
+    weight: Scalar = Call("select", (Call("ne", (Arg(0, dtype), Arg(0, dtype)), DType.BOOL), Const(0.0, dtype), Arg(0, dtype)), dtype)
+    for number, kind in enumerate(kinds):
+        operand = Arg(1 + number, dtype if kind == "add" else DType.BOOL)
+        weight = Call("mul", (weight, operand if kind == "add" else Call("cast", (operand,), dtype)), dtype)
+    return Call("add", (weight, weight), dtype)
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.data(), st.tuples(*(st.integers(1, most) for most in (2, 2, 3, 20, 37, 20, 20))), st.sampled_from([F32, DType.FLOAT16, DType.FLOAT64]))
 def test_kernels_do_what_the_operator_means(data: st.DataObject, sizes: tuple[int, ...], dtype: DType) -> None:
     batch, groups, repeats, rows, keys, size, columns = sizes
@@ -48,6 +57,8 @@ def test_kernels_do_what_the_operator_means(data: st.DataObject, sizes: tuple[in
         shape = tuple(n if data.draw(st.booleans()) else 1 for n in (batch, groups * repeats, rows, keys))
         arrays.append(rng.normal(size=shape).astype(compute_dtype(dtype).numpy) if kind == "add" else rng.random(shape) < 0.7)
     attrs = {"score": score_of(kinds, compute_dtype(dtype)), "perm": data.draw(st.sampled_from(PERMS))}
+    if data.draw(st.booleans()):
+        attrs["weight"] = weight_of(kinds, compute_dtype(dtype))
     wide = [x.astype(compute_dtype(DType.of(x.dtype)).numpy) for x in arrays]
     (want,) = lookup("attention").evaluate(wide, attrs)
     inputs = tuple(Operand(TensorType(DType.of(x.dtype), x.shape)) for x in arrays)
@@ -107,6 +118,8 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         ([query, key, value, TensorType(F32, (2, 6, 5, 8))], attrs),
         ([query, key, value], {**attrs, "score": score_of((), DType.FLOAT64)}),
         ([query, key, value], {**attrs, "score": 1}),
+        ([query, key, value], {**attrs, "weight": score_of((), DType.FLOAT64)}),
+        ([query, key, value], {**attrs, "weight": "all"}),
     ):
         with pytest.raises(UnsupportedForm):
             lookup("attention").infer(operands, given_attrs)

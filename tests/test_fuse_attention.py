@@ -9,6 +9,7 @@ import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 import tensorsmith as ts
 from compiler.ir.builder import GraphBuilder
@@ -16,6 +17,7 @@ from compiler.ir.graph import Graph, Value
 from compiler.ir.intexpr import sym
 from compiler.ir.parser import parse_graph
 from compiler.ir.types import DType, TensorType
+from frontend.onnx.importer import import_model
 from passes.base import PassManager
 from passes.graph.attention import FuseAttention
 from passes.graph.dead_code import EliminateDeadCode
@@ -130,7 +132,16 @@ def test_what_the_epilogue_reads_too_is_brought_into_order() -> None:
 
 
 def written(
-    *, axis: int = 3, between: str = "", also: bool = False, wide: bool = False, mask: tuple[int, ...] = (), keys: int = 3, cut: int = 1
+    *,
+    axis: int = 3,
+    between: str = "",
+    also: bool = False,
+    wide: bool = False,
+    mask: tuple[int, ...] = (),
+    keys: int = 3,
+    cut: int = 1,
+    after: str | tuple[int, ...] = "",
+    twice: bool = False,
 ) -> Graph:
     """Attention of 3 heads in 2 batches, with something unusual about it."""
     b = GraphBuilder("g", folding=False)
@@ -148,6 +159,12 @@ def written(
         split = b.emit("reshape", scores, shape=(1, 2, 3, 4, 6))
         scores = b.emit("reshape", b.emit("add", split, b.input("m", f32(*mask))), shape=(2, 3, 4, 6))
     weights = b.emit("softmax", scores, axis=axis, log=False)
+    if after == "where":
+        weights = b.emit("where", b.emit("is_nan", weights), b.constant(np.zeros((), np.float32)), weights)
+    elif after:
+        weights = b.emit("mul", weights, b.input("share", f32(*after)))
+    if twice:
+        weights = b.emit("mul", weights, b.emit("softmax", b.emit("relu", scores), axis=3, log=False))
     if cut > 1:
         weights = b.emit("reshape", weights, shape=(2, 3, 4 * cut, 6 // cut))
     result = b.emit("matmul", weights, value, name="attended")
@@ -161,6 +178,10 @@ def written(
         (written(keys=1), None),
         (written(mask=(1, 2, 1, 4, 6)), None),
         (written(between="relu"), None),
+        (written(after="where"), None),
+        (written(after=(3, 1, 6)), None),
+        (written(after="where", mask=(1, 2, 1, 4, 6)), None),
+        (written(after="where", axis=2), "not a softmax along the last axis"),
         (written(wide=True), "holds f64, and the keys f32"),
         (written(axis=2), "not a softmax along the last axis"),
         (written(also=True), "is not computed from a product element by element"),
@@ -175,6 +196,38 @@ def test_near_misses_say_why(graph: Graph, reason: str | None) -> None:
     (event,) = report.events
     assert event.node == "attended"
     assert event.reason is None if reason is None else reason in str(event.reason)
+
+
+def test_two_softmaxes_are_not_one() -> None:
+    after, (report,) = PassManager((FuseAttention(),), verify=True).run(written(twice=True))
+    assert not report.changed
+    assert ops(after).count("softmax") == 2
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_rows_that_see_nothing_are_zero_where_the_model_says_so(guarded: bool) -> None:
+    guard = "n = IsNaN(w) u = Where(n, zero, w)" if guarded else "u = Where(m, w, zero)"
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[2, 2, 5, 4] q, float[2, 2, 4, 19] k, float[2, 2, 19, 3] v, bool[2, 1, 5, 19] m) => (float[2, 2, 5, 3] y)
+        <float zero = {{0.0}}, float low = {{-inf}}> {{
+          s = MatMul(q, k)
+          a = Where(m, s, low)
+          w = Softmax <axis = -1> (a)
+          {guard}
+          y = MatMul(u, v)
+        }}""")
+    rng = np.random.default_rng(0)
+    shapes = {"q": (2, 2, 5, 4), "k": (2, 2, 4, 19), "v": (2, 2, 19, 3)}
+    given_: dict[str, Any] = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    given_["m"] = rng.random((2, 1, 5, 19)) < 0.5
+    given_["m"][:, :, 1] = False
+    module = ts.compile(model, cache=False)
+    assert [found.split()[-1] for found in groups(check(import_model(model)))] == ["attention"]
+    (got,) = module.run(given_).values()
+    (want,) = ReferenceEvaluator(model).run(None, given_)
+    assert not got[:, :, 1].any()
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_a_transpose_that_is_read_twice_is_made_once() -> None:

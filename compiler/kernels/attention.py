@@ -2,7 +2,7 @@
 
 A task is some rows of queries of the heads that share one head of keys. The keys come panel by panel, brought into lanes once for all rows;
 the scores of a row with all keys become weights where they lie, and the values are summed with them. The sums are divided by the weights'
-total as they are stored.
+total as they are stored; where weights are changed first, these are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compiler.ir.intexpr import Dim, ceildiv, floordiv, minimum, product
 from compiler.ir.loop import Access, Buffer, Function, Reg, VecType
 from compiler.ir.loop_builder import LoopBuilder
 from compiler.ir.narrow import widen
-from compiler.ir.scalar import Arg, Array, Call, Const
+from compiler.ir.scalar import Arg, Array, Call, Const, Scalar
 from compiler.ir.types import DType, compute_dtype
 from compiler.kernels.base import Epilogue, Workload, declare_buffers, register_family
 from compiler.kernels.folds import LONGEST_FLOAT32_CHAIN, Fold, accumulator_dtype, identity
@@ -77,7 +77,7 @@ def _shape(workload: Workload) -> _Shape:
 
 
 class Attention:
-    """The family: params ``score`` and ``perm``, inputs as the operator's, each in whatever strides it has."""
+    """The family: params ``score``, ``weight``, which may be absent, and ``perm``, inputs as the operator's, each in whatever strides it has."""
 
     name = "attention"
 
@@ -155,6 +155,14 @@ class _Task:
     rows: Dim
 
 
+def _expression(workload: Workload, name: str) -> Scalar:
+    """The parameter ``score`` or ``weight``, of the operands as they arrive."""
+    found = workload.attrs[name]
+    if not isinstance(found, Arg | Call | Const):
+        raise InternalError(f"{found!r} is not a scalar expression", where="compiler.kernels.attention")
+    return widen(found, {1 + i: Arg(1 + i, o.type.dtype) for i, o in enumerate(workload.inputs[3:])})
+
+
 class _Writer:
     """Writes the loops of one kernel."""
 
@@ -173,10 +181,8 @@ class _Writer:
         line = max(lanes, _LINE_BYTES // shape.dtype.itemsize)
         self._stride = (floordiv(ceildiv(shape.keys, line), 2) * 2 + 1) * line
         self._perm = workload.ints("perm")
-        score = workload.attrs["score"]
-        if not isinstance(score, Arg | Call | Const):
-            raise InternalError(f"{score!r} is not a scalar expression", where="compiler.kernels.attention")
-        self._score = widen(score, {1 + i: Arg(1 + i, o.type.dtype) for i, o in enumerate(workload.inputs[3:])})
+        self._score = _expression(workload, "score")
+        self._weight = _expression(workload, "weight") if "weight" in workload.attrs else None
         self._products = Products(b, shape.dtype, lanes)
         rows = fewer(schedule.rows, shape.rows) * shape.repeats
         self._scores = self._scratch("scores", self._stride * rows)
@@ -227,6 +233,9 @@ class _Writer:
         for tiles in row_tiles(task.rows * shape.repeats, _ROWS_OF_WEIGHTS):
             with b.loop("r", 0, tiles.count) as each:
                 self._write_weights(each.var * tiles.size + tiles.start, tiles.size)
+        if self._weight is not None:
+            for repeat, row, rows in self._each_tile(task, _ROWS_OF_WEIGHTS):
+                self._change_weights(task, repeat, row, rows, self._weight)
         for first, counts in self._each_panel(shape.columns, self._schedule.sums[1]):
             values = self._in_memory(2, task.batch, task.group, 3).moved(0, first)
             if self._values is not None:
@@ -306,6 +315,23 @@ class _Writer:
             # The largest score's weight is one, so a smaller total is that of no keys at all.
             b.store(self._scales, first + r, b.cast(b.op("div", one, b.op("max", total.across(value), one)), dtype))
 
+    def _change_weights(self, task: _Task, repeat: Dim, row: Dim, rows: int, weight: Scalar) -> None:
+        """Weights of which each row's total is one, as what the values are summed with."""
+        b = self._b
+
+        def change(chunks: list[Chunk]) -> None:
+            for position, count in chunks:
+                loads: dict[object, Reg] = {}
+                for r in range(rows):
+                    place = repeat * task.rows + row + r
+                    head, query = self._head(task, repeat, row + r)
+                    scale = b.load(self._scales, place, self._lanes, stride=0)
+                    share = b.op("mul", b.load(self._scores, place * self._stride + position, self._lanes), scale)
+                    others = [self._element(n, (task.batch, head, query, position), count, loads) for n in range(3, len(self._inputs))]
+                    b.store(self._scores, place * self._stride + position, b.scalar(weight, [share, *others]))
+
+        vector_loop(b, self._shape.keys, self._lanes, 1, change)
+
     def _write_sums(self, task: _Task, repeat: Dim, row: Dim, rows: int, values: Matrix, first: Dim, counts: Counts) -> None:
         b, lanes = self._b, self._lanes
         place = repeat * task.rows + row
@@ -313,11 +339,11 @@ class _Writer:
         sums = self._products.multiply(weights, values, rows, counts, self._shape.keys)
         loads: dict[object, Reg] = {}
         for r in range(rows):
-            scale = b.load(self._scales, place + r, lanes, stride=0)
+            scale = b.load(self._scales, place + r, lanes, stride=0) if self._weight is None else None
             head, query = self._head(task, repeat, row + r)
             for v, count in enumerate(counts):
                 at = (task.batch, head, query, first + v * lanes)
-                result = b.op("mul", sums[r * len(counts) + v], scale)
+                result = sums[r * len(counts) + v] if scale is None else b.op("mul", sums[r * len(counts) + v], scale)
                 self._epilogue.store(self._out, result, [at[axis] for axis in self._perm], count, loads, self._perm.index(3))
 
     # -- operands -----------------------------------------------------------------------------------------------

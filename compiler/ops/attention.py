@@ -18,12 +18,12 @@ from compiler.ops.support import Arrays, Attrs, Types, array, attr_ints, first_t
 
 @register
 class Attention(Op):
-    """``softmax(score(query @ key^T)) @ value`` for each batch and head, its axes in the order ``perm``.
+    """``weight(softmax(score(query @ key^T))) @ value`` for each batch and head, its axes in the order ``perm``.
 
     Inputs are query ``[B, H, M, D]``, key ``[B, G, N, D]`` and value ``[B, G, N, E]``, of whose heads each serves H / G of the queries', one
     after another, and what else ``score`` reads, of shapes that broadcast to ``[B, H, M, N]``. ``score`` is the score of a query and a key from
-    ``Arg(0)``, their product in the type that is computed in, and ``Arg(i)``, the element of input 2 + i. The result is ``[B, H, M, E]``,
-    transposed by ``perm``.
+    ``Arg(0)``, their product in the type that is computed in, and ``Arg(i)``, the element of input 2 + i; ``weight``, which need not be there, is
+    what a value is summed with from ``Arg(0)``, the softmax, and the same others. The result is ``[B, H, M, E]``, transposed by ``perm``.
 
     It comes of the nodes that exporters write (``passes/graph/attention.py``) and of attention operators, which are imported as such nodes.
     """
@@ -43,8 +43,9 @@ class Attention(Op):
         if heads != groups and not (isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups == 0):
             raise UnsupportedForm(f"{heads} heads of queries are not a multiple of {groups} heads of keys")
         scores = (batch, heads, rows, keys)
-        if broadcast_shapes([scores, *(given(t).shape for t in inputs[3:])]) != scores or score_of(attrs).dtype is not compute_dtype(query.dtype):
-            raise UnsupportedForm(f"a score {score_of(attrs)} of {', '.join(map(str, inputs[3:]))} is none for {query} and {key}")
+        wide = {compute_dtype(query.dtype), *(expression_of(attrs, name).dtype for name in ("score", "weight") if name != "weight" or name in attrs)}
+        if broadcast_shapes([scores, *(given(t).shape for t in inputs[3:])]) != scores or len(wide) > 1:
+            raise UnsupportedForm(f"a score {expression_of(attrs, 'score')} of {', '.join(map(str, inputs[3:]))} is none for {query} and {key}")
         result = (batch, heads, rows, value.shape[3])
         return (TensorType(query.dtype, tuple(result[axis] for axis in attr_ints(attrs, "perm"))),)
 
@@ -54,10 +55,14 @@ class Attention(Op):
         wide_key, wide_value = (np.repeat(x.astype(np.float64), repeats, axis=1) for x in (key, value))
         with np.errstate(all="ignore"):
             products = query.astype(np.float64) @ wide_key.swapaxes(2, 3)
-            score = score_of(attrs)
+            score = expression_of(attrs, "score")
             scores = np.broadcast_to(evaluate(score, [products.astype(score.dtype.numpy), *others]), products.shape).astype(np.float64)
             weights = np.exp(scores - scores.max(3, keepdims=True, initial=-np.inf)) if scores.size else scores
-            result = (weights / weights.sum(3, keepdims=True)) @ wide_value
+            weights = weights / weights.sum(3, keepdims=True)
+            if "weight" in attrs:
+                weight = expression_of(attrs, "weight")
+                weights = np.broadcast_to(evaluate(weight, [weights.astype(weight.dtype.numpy), *others]), products.shape).astype(np.float64)
+            result = weights @ wide_value
         return (np.transpose(result, attr_ints(attrs, "perm")).astype(query.dtype),)
 
     def part(self, inputs: Sequence[TensorType], attrs: Attrs, box: Box) -> Part | None:
@@ -76,9 +81,9 @@ class Attention(Op):
         return True
 
 
-def score_of(attrs: Attrs) -> Scalar:
-    """The attribute ``score``. Raises UnsupportedForm where it is not an expression."""
-    score = attrs["score"]
-    if not isinstance(score, Arg | Call | Const):
-        raise UnsupportedForm(f"a score {score!r} is not a scalar expression")
-    return score
+def expression_of(attrs: Attrs, name: str) -> Scalar:
+    """The attribute ``score`` or ``weight``. Raises UnsupportedForm where it is not an expression."""
+    found = attrs[name]
+    if not isinstance(found, Arg | Call | Const):
+        raise UnsupportedForm(f"a {name} {found!r} is not a scalar expression")
+    return found

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from compiler.errors import InternalError
 from compiler.ir.builder import GraphBuilder
 from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import Dim, product
@@ -30,7 +31,7 @@ class FuseAttention:
 
     ``%s = matmul(%q, %k); %m = add(%s, %mask); %w = softmax(%m) {axis = 3, log = false}; %y = matmul(%w, %v)`` becomes
     ``%y = attention(%q, %t, %v, %mask) {score = add:f32($0:f32, $1:f32), perm = [0, 1, 2, 3]}``, ``%t`` the transpose of ``%k``; a transpose
-    behind it becomes its ``perm``. Heads that share keys are those along which the keys broadcast.
+    behind it becomes its ``perm``, arithmetic on the softmax its ``weight``. Heads that share keys are those along which the keys broadcast.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -95,11 +96,11 @@ def _fused(root: Node, context: _Context) -> Value | None:
     """The product ``root`` as attention, where one of its operands is a softmax."""
     left, right = root.present_inputs
     for weights, value, turned in ((left, right, False), (_turned(right, context), left, True)):
-        softmax = None if weights is None else context.maker(context.unviewed(weights), "softmax")
-        if softmax is None or weights is None:
+        changed = None if weights is None else _changed(context.unviewed(weights), context)
+        if changed is None or weights is None:
             continue
         try:
-            result = _attention(root, softmax, weights, value, turned, context)
+            result = _attention(root, changed, weights, value, turned, context)
         except _UnfitError as reason:
             context.events.append(RuleEvent(_RULE, root.name or root.output.name, str(reason)))
             return None
@@ -127,8 +128,74 @@ def _swapped(rank: int) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
 
 
-def _attention(root: Node, softmax: Node, weights: Value, value: Value, turned: bool, context: _Context) -> Value:
-    builder, (scores,) = context.builder, softmax.present_inputs
+@dataclass(frozen=True)
+class _Changed:
+    """A softmax, the arithmetic on it before the values are summed with it, and the operands that reads."""
+
+    softmax: Node
+    weight: Scalar
+    others: list[Value]
+
+
+def _changed(value: Value, context: _Context) -> _Changed | None:
+    """The softmax that weights are computed from element by element, for nothing else; None where they are not."""
+    producers: dict[Value, Node] = {}
+    others: list[Value] = []
+    pending = [value]
+    softmax = None
+    for each in pending:
+        node = context.builder.producer(each)
+        if each in producers or each in others:
+            continue
+        if node is not None and each.type.shape == value.type.shape and (node.op == "softmax" or _is_free(node)):
+            producers[each] = node
+            softmax = node if node.op == "softmax" else softmax
+            pending += () if node.op == "softmax" else node.present_inputs
+        else:
+            others.append(each)
+    inside = {*producers.values()}
+    known = softmax is not None and sum(node.op == "softmax" for node in inside) == 1
+    alone = known and all(v in context.single if v is value else _is_inside(v, inside, context) for v in producers)
+    if softmax is None or not alone:
+        return None
+    return _Changed(softmax, _expression(value, softmax, producers, others), others)
+
+
+def _is_free(node: Node) -> bool:
+    """Whether a node is elementwise and divides no integers."""
+    if not is_elementwise(node):
+        return False
+    expr = lookup(node.op).scalar([Arg(n, v.type.dtype) for n, v in enumerate(node.present_inputs)], node.attrs)
+    return expr is not None and not divisors(expr)
+
+
+def _is_inside(value: Value, nodes: set[Node], context: _Context) -> bool:
+    """Whether nodes alone read a value."""
+    made = {v for node in nodes for v in node.outputs}
+    users = context.graph.users.get(value, ())
+    return bool(users) and value not in context.graph.outputs and all(set(user.outputs) <= made for user in users)
+
+
+def _expression(value: Value, softmax: Node, producers: Mapping[Value, Node], others: Sequence[Value]) -> Scalar:
+    """An element of a value, ``Arg(0)`` that of the softmax and ``Arg(1 + i)`` that of ``others[i]``."""
+    found: dict[Value, Scalar] = {softmax.output: Arg(0, softmax.output.type.dtype)}
+    found.update((v, Arg(1 + n, v.type.dtype)) for n, v in enumerate(others))
+
+    def element(v: Value) -> Scalar:
+        if v not in found:
+            node = producers[v]
+            expr = lookup(node.op).scalar([Arg(n, x.type.dtype) for n, x in enumerate(node.present_inputs)], node.attrs)
+            if expr is None:
+                raise InternalError(f"{node.op} has no scalar expression", where="pass fuse-attention")
+            found[v] = substitute(expr, [element(x) for x in node.present_inputs])
+        return found[v]
+
+    return element(value)
+
+
+def _attention(root: Node, changed: _Changed, weights: Value, value: Value, turned: bool, context: _Context) -> Value:
+    softmax, builder = changed.softmax, context.builder
+    (scores,) = softmax.present_inputs
     shape = scores.type.shape
     if attr_int(softmax.attrs, "axis") != len(shape) - 1 or len(shape) < 2 or softmax.attrs["log"]:
         raise _UnfitError(f"%{softmax.output.name} is not a softmax along the last axis")
@@ -148,6 +215,7 @@ def _attention(root: Node, softmax: Node, weights: Value, value: Value, turned: 
     heads = _Heads.of(shape, producing, (key, value), weights, turned, context.graph.users.get(root.output, ()))
     wide = compute_dtype(query.type.dtype)
     score = widened(expr, {0: Arg(0, wide)})
+    weight = substitute(changed.weight, [Arg(0, scores.type.dtype), *(found.leaf(other, shape, context) for other in changed.others)])
     query, score = _unscaled(query, score, context)
     key, score = _unscaled(key, score, context)
     key = builder.emit("transpose", key, perm=_swapped(key.type.rank), name=producing.name)
@@ -166,7 +234,8 @@ def _attention(root: Node, softmax: Node, weights: Value, value: Value, turned: 
             raise _UnfitError(f"%{leaf.name} broadcasts to a part of the batch or the heads")
         operands.append(_reshaped(leaf, own, builder))
     perm = (0, 1, 3, 2) if turned else (0, 1, 2, 3)
-    result = builder.emit("attention", *operands, score=score, perm=perm, name=root.name)
+    attrs = {} if changed.weight == Arg(0, scores.type.dtype) else {"weight": widened(weight, {0: Arg(0, wide)})}
+    result = builder.emit("attention", *operands, score=score, perm=perm, name=root.name, **attrs)
     if root.output in context.single:
         context.single.add(result)
     return _reshaped(result, root.output.type.shape, builder)
