@@ -172,6 +172,12 @@ def test_what_a_kernel_stores_anyway_is_not_computed_behind_it() -> None:
     assert groups(check(b.graph([b.emit("mul", left, right)]))) == ["matmul gelu", "slice slice mul"]
 
 
+def test_what_two_kernels_move_is_there_for_both() -> None:
+    b = GraphBuilder("twice", folding=False)
+    wide = b.emit("expand", b.emit("neg", b.input("x", f32(1, 4))), shape=(3, 4))
+    check(b.graph([wide, b.emit("identity", wide)]))
+
+
 def test_dear_arithmetic_is_not_done_again_for_every_place() -> None:
     b = GraphBuilder("dear", folding=False)
     x = b.input("x", f32(64, 64))

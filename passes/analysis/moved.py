@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
-from compiler.ir.graph import Graph, Node
+from compiler.ir.graph import Graph, Node, Value
 from compiler.ir.intexpr import product
 from compiler.ir.op import lookup
 from compiler.ir.pieces import Piece, moves, pieces
@@ -31,10 +31,12 @@ _SMALL = 1 << 10
 
 @dataclass(frozen=True)
 class Movable:
-    """Finds such nodes in ``graph``; ``group_of`` says what would be in the group that ends in a node."""
+    """Finds such nodes in ``graph``; ``group_of`` says what would be in the group that ends in a node; ``needed`` are values that other groups
+    read, or the caller."""
 
     graph: Graph
     group_of: Callable[[Node], Collection[Node]]
+    needed: Collection[Value]
 
     def before(self, sink: Node, own: Collection[Node], copies: Collection[Node], taken: Collection[Node]) -> tuple[set[Node], set[Node]]:
         """The nodes that the group that ends in ``sink`` can do itself beside ``own`` and ``copies``, where that saves a kernel: those that nodes
@@ -54,7 +56,7 @@ class Movable:
     def _alone(self, own: Collection[Node], others: Collection[Node]) -> set[Node]:
         """The nodes of a group that need not be made for anyone else."""
         found = {*own}
-        pending = [node for node in others if node.output not in self.graph.outputs]
+        pending = [node for node in others if node.output not in self.needed]
         while added := [node for node in pending if node not in found and found.issuperset(self.graph.users.get(node.output, ()))]:
             found.update(added)
         return found

@@ -70,7 +70,7 @@ class Group:
                 groups[node] = [node]
                 if self.fuse:
                     own, copies = finder.find(node, gone)
-                    moved, shared = finder.moved(node, own, copies, gone)
+                    moved, shared = finder.moved(node, own, copies, gone, needed)
                     groups[node] = finder.in_order({*own, *copies, *moved, *shared, *finder.brought(own, copies)})
                     gone.update(own | moved)
                 needed.update(_read_outside(groups[node]))
@@ -130,9 +130,9 @@ class _Finder:
         found[sink] = own, copies
         return own, copies
 
-    def moved(self, sink: Node, own: set[Node], copies: set[Node], taken: set[Node]) -> tuple[set[Node], set[Node]]:
+    def moved(self, sink: Node, own: set[Node], copies: set[Node], taken: set[Node], needed: set[Value]) -> tuple[set[Node], set[Node]]:
         """The nodes that move what the group reads, and those that compute what is moved, where its kernel can do it all: as ``find`` gives them."""
-        movable = Movable(self._graph, lambda node: self.find(node, taken)[0])
+        movable = Movable(self._graph, lambda node: self.find(node, taken)[0], needed)
         return movable.before(sink, self.in_order(own), self.in_order(copies), taken)
 
     def brought(self, own: set[Node], copies: set[Node]) -> set[Node]:
