@@ -80,7 +80,8 @@ class Movable:
     def _fits(self, node: Node, own: Collection[Node], others: Collection[Node]) -> bool:
         """Whether a node only moves elements, or computes what is moved and is read by the group alone, without much work done twice."""
         if moves(node):
-            return not self._is_join(node) and (is_view(node) or _is_single(node) or node in self._alone(own, [*others, node]))
+            spared = _is_single(node) and node.output not in self.needed
+            return not self._is_join(node) and (is_view(node) or spared or node in self._alone(own, [*others, node]))
         if not _computes(node) or node not in self._alone(own, [*others, node]):
             return False
         around = self.group_of(node)
