@@ -9,6 +9,7 @@ import contextlib
 import gc
 import operator
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -257,7 +258,7 @@ def _uncollected() -> Iterator[None]:
 
 def lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tuple[PassReport, ...], Program]:
     """The planned graph, what each pass did, and the program; within the budget, of which scratch is only known when there is a program:
-    the first is made without one."""
+    the first is made without one, the second, if that takes too much, as under one that has no limit."""
     from compiler.lowering import lower
     from compiler.memory_budget import MemoryBudget
     from compiler.pipeline import optimize
@@ -272,7 +273,7 @@ def lowered(graph: Graph, target: Target, options: Options) -> tuple[Graph, tupl
         scratch = options.workers * (program.scratch_bytes if isinstance(program.scratch_bytes, int) else 0)
         if isinstance(program.arena_bytes, int) and program.arena_bytes + scratch <= limit:
             return planned, reports, program
-        budget = MemoryBudget(limit, 0 if budget is None else max(scratch, budget.scratch_bytes))
+        budget = MemoryBudget(sys.maxsize) if budget is None else MemoryBudget(limit, max(scratch, budget.scratch_bytes))
 
 
 def _pass_info(report: PassReport) -> artifact.PassInfo:

@@ -313,7 +313,7 @@ def test_rules_of_layouts(old: str, new: str, what: str) -> None:
         ("add(%b0, %v1)", "add(%b0, %v)", "reads %v from outside"),
         (
             "%b0: f32[4, 4] = neg(%v1)",
-            "%r: f32[4, 4] = transpose(%v1) {perm = [1, 0]} %b0: f32[4, 4] = transpose(%r) {perm = [1, 0]}",
+            "%r: f32[4, 4] = softmax(%v1) {axis = 1, log = false} %b0: f32[4, 4] = softmax(%r) {axis = 1, log = false}",
             "more than one anchor",
         ),
         ('%a: f32[16] = group(%x) {offset = [0]} "first"', "%a: f32[16], %d: f32[4, 4] = group(%x)", "not of the types of the group's"),

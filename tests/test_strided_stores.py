@@ -66,16 +66,16 @@ class BothWays(_Run):
                 if replace(built, name=function.name, params=function.params) == function:
                     self._chosen[number] = family, workload, schedule
 
-    def _call(self, call: KernelCall) -> None:
+    def _call(self, call: KernelCall, workers: int) -> None:
         found = self._chosen.get(call.function)
         function = self._kernels[call.function].function
         params = {name: self._number(param) for name, param in zip(function.params, call.params, strict=True)}
         views = self._views(call, params)
         if found is None or found[1].further or sum(view.size for view in views) > _MOST_ELEMENTS:
-            super()._call(call)
+            super()._call(call, workers)
             return
         before = [view.copy() for view in views]
-        super()._call(call)
+        super()._call(call, workers)
         after = self._views(call, params)
         (out,) = (number for number, buffer in enumerate(function.buffers) if buffer.access is Access.WRITE)
         self._in_strides(found, before, after[out], out, params)
@@ -86,8 +86,8 @@ class BothWays(_Run):
 
     def _in_strides(self, chosen: Chosen, given: list[np.ndarray], want: np.ndarray, out: int, params: dict[str, int]) -> None:
         family, workload, schedule = chosen
-        if not family.supports(replace(workload, stored_strides=workload.output_strides), TARGET):
-            return
+        if "pieces" in workload.attrs or not family.supports(replace(workload, stored_strides=workload.output_strides), TARGET):
+            return  # pieces say themselves where they are stored
         for around, begin in within(workload, self._sizes):
             work = replace(workload, stored_strides=row_major(around))
             kernel = LoopInterpreter(replace(family.build(work, schedule, TARGET, "kernel"), params=tuple(params)))

@@ -116,8 +116,8 @@ class Movable:
         """Whether a node is a concatenation whose operands kernels make in its result, one of which could not be computed where it is read."""
         if node.op != "concat" or not held_starts(replace(node, op="join")):
             return False
-        makers = [self.graph.producers.get(v) for v in node.present_inputs]
-        found = [maker for maker in makers if maker is not None and not is_view(maker) and self.graph.users[maker.output] == (node,)]
+        makers = [(self.graph.producers.get(v), v) for v in node.present_inputs]
+        found = [maker for maker, v in makers if maker is not None and not is_view(maker) and self.graph.users[v] == (node,)]
         return len(found) == len(makers) and not all(moves(n) or _computes(n) for maker in found for n in self.group_of(maker))
 
 

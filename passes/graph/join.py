@@ -57,7 +57,8 @@ class JoinInPlace:
 
 def _joins(graph: Graph) -> Iterator[tuple[Node, Node]]:
     """Groups that can be joins, and the join of each."""
-    places, known = memory_places(graph), typical_sizes(graph).keys()
+    places = memory_places(graph)
+    known = typical_sizes(graph).keys() if "input_names" in graph.attrs else set()  # a region's values have their sizes too late
     makers = {value: node for node in graph.nodes if node.op == "group" for value in node.outputs}
     outputs = {places[value].root for value in graph.outputs}
     taken = set(outputs)
